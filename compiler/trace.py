@@ -1,0 +1,59 @@
+"""From an eager module to a Program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from thresher.compiler.errors import RefusedError
+from thresher.compiler.program import Program, SourceInfo
+
+
+def trace(
+    model: nn.Module,
+    example: Mapping[str, torch.Tensor],
+    *,
+    dynamic: Mapping[str, Mapping[int, str]],
+    info: SourceInfo,
+    outputs: Sequence[str] | None = None,
+) -> Program:
+    """Trace ``model`` in evaluation mode.
+
+    Args:
+        model: returns a tensor, a tuple or a dict of tensors.
+        example: name of a ``forward`` argument to a tensor; sizes of dynamic axes must not be 0 or 1.
+        dynamic: input name to ``{axis: symbol}``; equal symbols are one dimension.
+        info: origin, kept with the Program.
+        outputs: names of the outputs; by default the dict's keys, or ``output``/``output_0`` ...
+
+    Raises:
+        RefusedError: ``torch.export`` cannot trace the model; the message carries its first line.
+    """
+    dims = {name: Dim(name, min=1) for axes in dynamic.values() for name in axes.values()}
+    shapes = {
+        name: {axis: dims[symbol] for axis, symbol in dynamic.get(name, {}).items()} for name in example
+    }
+    try:
+        exported = torch.export.export(
+            model.eval(), (), dict(example), dynamic_shapes=shapes, strict=False
+        ).run_decompositions({})
+    except Exception as error:  # torch raises many kinds, all of them about the model
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise RefusedError(
+            f"{info.source} cannot be traced by torch.export ({type(error).__name__}: {reason.strip()});"
+            " mend the model's data-dependent Python or give an ONNX file of it"
+        ) from error
+    names = tuple(outputs) if outputs else _output_names(exported)
+    return Program(exported, info, {k: dict(v) for k, v in dynamic.items()}, names)
+
+
+def _output_names(exported: ExportedProgram) -> tuple[str, ...]:
+    spec: Any = exported.call_spec.out_spec
+    count = len(exported.graph_signature.user_outputs)
+    if spec is not None and spec.type is dict and len(spec.context) == count:
+        return tuple(str(key) for key in spec.context)
+    return ("output",) if count == 1 else tuple(f"output_{index}" for index in range(count))
