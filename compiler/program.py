@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import fx
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from thresher.compiler.errors import UsageError
 from thresher.compiler.files import atomic_folder
@@ -156,18 +157,20 @@ class Program:
         return tuple(self.describe(node, name) for node, name in zip(nodes, names, strict=True))
 
     def module(self) -> torch.nn.Module:
-        """The Program as an eager module: positional inputs, tuple of outputs."""
+        """The Program as an eager module, with the calling convention of the traced model."""
         import thresher.kernels.ops  # noqa: F401  (registers the operators that the graph may call)
 
         return self.exported.module(check_guards=False)
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Run eagerly without gradients."""
-        arguments = [inputs[spec.name] for spec in self.inputs]
-        names = tuple(spec.name for spec in self.outputs)
+        """Run eagerly without gradients; inputs and outputs by name."""
+        arguments = [inputs[node.name] for node in self.input_nodes()]
+        spec = self.exported.call_spec.in_spec
+        assert spec is not None
+        args, kwargs = pytree.tree_unflatten(arguments, spec)
         with torch.inference_mode():
-            results = self.module()(*arguments)
-        return dict(zip(names, results, strict=True))
+            results = pytree.tree_leaves(self.module()(*args, **kwargs))
+        return dict(zip((spec.name for spec in self.outputs), results, strict=True))
 
     def text(self) -> str:
         """Readable listing, one line per node; weights never in it."""

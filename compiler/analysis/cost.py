@@ -1,0 +1,170 @@
+"""What a node costs: multiply-accumulates and bytes, and how both shrink with the tokens.
+
+"FLOPs" in the token-reduction literature are multiply-accumulates; so are ours.  Per block with N
+tokens of width C this counts ``4 N C^2 + 2 N^2 C`` for attention and ``8 N C^2`` for the MLP, the
+convention of ToMe, EViT and DiffRate.  Softmax, norms and activations are left out there and here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import networkx as nx
+import torch
+from torch import fx
+
+from thresher.compiler.analysis.axes import hint_of
+from thresher.compiler.analysis.sites import SDPA, Sites, dataflow
+
+aten = torch.ops.aten
+Shape = Sequence[int]
+
+
+def shape_of(value: object, batch: int | None = None) -> list[int]:
+    """Concrete shape: symbolic sizes at their traced example, a symbolic leading axis at ``batch``."""
+    if not isinstance(value, torch.Tensor):
+        return []
+    shape = [hint_of(s) for s in value.shape]
+    if batch is not None and shape and isinstance(value.shape[0], torch.SymInt):
+        shape[0] = batch
+    return shape
+
+
+def _linear(args: list[Shape], out: Shape) -> int:
+    return prod(out) * args[1][-1]
+
+
+def _matmul(args: list[Shape], out: Shape) -> int:
+    return prod(out) * args[0][-1]
+
+
+def _convolution(args: list[Shape], out: Shape) -> int:
+    return prod(out) * prod(args[1][1:])
+
+
+def _attention(args: list[Shape], out: Shape) -> int:
+    queries, keys = args[0], args[1]
+    return prod(out[:-1]) * keys[-2] * (queries[-1] + out[-1])
+
+
+def _bipartite_merge(args: list[Shape], out: Shape) -> int:
+    """Similarity of every source to every destination, plus the merge of r rows."""
+    (batch, tokens, width), dim = args[0], args[2][-1]
+    removed = tokens - out[1]
+    return batch * ((tokens // 2) ** 2 * dim + removed * removed * width)
+
+
+def _class_attention(args: list[Shape], out: Shape) -> int:
+    return prod(args[1])
+
+
+def _keep_tokens(args: list[Shape], out: Shape) -> int:
+    return prod(args[0]) - prod(out)
+
+
+_MACS: dict[object, Callable[[list[Shape], Shape], int]] = {
+    aten.linear.default: _linear,
+    aten.matmul.default: _matmul,
+    aten.bmm.default: _matmul,
+    aten.mm.default: _matmul,
+    aten.conv1d.default: _convolution,
+    aten.conv2d.default: _convolution,
+    aten.convolution.default: _convolution,
+    SDPA: _attention,
+}
+_OURS = {
+    "thresher::bipartite_merge": _bipartite_merge,
+    "thresher::class_attention": _class_attention,
+    "thresher::keep_tokens": _keep_tokens,
+}
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """MACs and bytes moved (operands read, results written) by one node."""
+
+    macs: int
+    bytes: int
+
+
+def node_cost(node: fx.Node, batch: int = 1) -> NodeCost:
+    """Cost of one call for ``batch`` items; other symbolic sizes are those of the traced example."""
+    values = [n.meta.get("val") for n in node.all_input_nodes]
+    result = node.meta.get("val")
+    results = list(result) if isinstance(result, (tuple, list)) else [result]
+    schema = getattr(node.target, "_schema", None)
+    rule = _MACS.get(node.target) or _OURS.get(schema.name if schema is not None else "")
+    shapes: list[Shape] = [
+        shape_of(a.meta.get("val"), batch) if isinstance(a, fx.Node) else [] for a in node.args
+    ]
+    macs = rule(shapes, shape_of(results[0], batch)) if rule else 0
+    moved = sum(
+        prod(shape_of(v, batch)) * v.element_size() for v in [*values, *results] if isinstance(v, torch.Tensor)
+    )
+    return NodeCost(macs, moved)
+
+
+def total_macs(graph: fx.Graph, batch: int = 1) -> int:
+    """MACs of a whole graph for ``batch`` items."""
+    return sum(node_cost(n, batch).macs for n in graph.nodes if n.op == "call_function")
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """MACs of one item as a function of the tokens after each site.
+
+    ``terms[segment][degree]`` are MACs at full token count of the nodes that lie behind exactly
+    ``segment`` sites and grow with the count to that power; ``segment`` 0 is before the first.
+    """
+
+    tokens: int
+    terms: Mapping[int, Mapping[int, int]]
+    dense: int
+
+    def macs(self, counts: Sequence[int]) -> int:
+        """MACs with ``counts[i]`` tokens behind site i."""
+        seen = [self.tokens, *counts]
+        total = 0.0
+        for segment, degrees in self.terms.items():
+            share = seen[segment] / self.tokens
+            total += sum(macs * share**degree for degree, macs in degrees.items())
+        return round(total)
+
+    def ideal(self, counts: Sequence[int]) -> float:
+        """Ideal speed-up: dense MACs over reduced MACs."""
+        return self.dense / self.macs(counts)
+
+
+def cost_model(graph: fx.Graph, sites: Sites) -> CostModel:
+    """Analytic cost of a dense graph under token reduction at its sites, for one item.
+
+    Exact for linear layers and attention over the token axis; a node with a prefix cut off counts
+    as if it scaled with the whole sequence.
+    """
+    flow = dataflow(graph)
+    behind = {site.layer: nx.descendants(flow, site.stream) for site in sites.sites}
+    restored: set[fx.Node] = set(sites.late)
+    for node in sites.late:
+        restored |= nx.descendants(flow, node)
+    terms: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    dense = 0
+    for node in graph.nodes:
+        macs = node_cost(node).macs if node.op == "call_function" else 0
+        if not macs:
+            continue
+        dense += macs
+        segment = 0 if node in restored else sum(node in nodes for nodes in behind.values())
+        terms[segment][_degree(sites, node) if segment else 0] += macs
+    return CostModel(hint_of(sites.tokens) if sites.sites else 1, {s: dict(d) for s, d in terms.items()}, dense)
+
+
+def _degree(sites: Sites, node: fx.Node) -> int:
+    if node.target is SDPA:
+        operands = [a for a in node.args[:2] if isinstance(a, fx.Node)]
+        return sum(any(axis == a.meta["val"].dim() - 2 for axis in sites.token_axes(a)) for a in operands)
+    return min(1, len(sites.token_axes(node))) or int(
+        any(sites.token_axes(a) for a in node.args[:1] if isinstance(a, fx.Node)) and bool(sites.token_axes(node))
+    )

@@ -1,0 +1,295 @@
+"""Where tokens may be reduced: attention sites, the residual stream, and reasons for refusals.
+
+A *site* is the residual add after a self-attention (after the LayerNorm behind it in post-norm
+models): from there on fewer tokens may flow.  A site is refused when a later node needs every
+token in its place, and the refusal names that node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import networkx as nx
+import torch
+from torch import fx
+
+from thresher.compiler.analysis.axes import Axes, Use, infer, size_of
+from thresher.compiler.program import Program, Refusal, module_path
+
+TOKEN_AXIS = 1  # of the residual stream [batch, token, channel]
+SDPA = torch.ops.aten.scaled_dot_product_attention.default
+_ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
+_NORMS = (torch.ops.aten.layer_norm.default, torch.ops.aten.rms_norm.default)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Operands of one attention node: q, k, v ``[B, H, N, d]``, optional mask, scale."""
+
+    node: fx.Node
+
+    @property
+    def q(self) -> fx.Node:
+        return self._operand(0)
+
+    @property
+    def k(self) -> fx.Node:
+        return self._operand(1)
+
+    @property
+    def mask(self) -> fx.Node | None:
+        value = self.node.args[3] if len(self.node.args) > 3 else self.node.kwargs.get("attn_mask")
+        return value if isinstance(value, fx.Node) else None
+
+    @property
+    def scale(self) -> float:
+        value = self.node.args[6] if len(self.node.args) > 6 else self.node.kwargs.get("scale")
+        return float(value) if isinstance(value, (int, float)) else float(self.q.meta["val"].shape[-1]) ** -0.5
+
+    def _operand(self, position: int) -> fx.Node:
+        operand = self.node.args[position]
+        assert isinstance(operand, fx.Node)
+        return operand
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where the token count may drop: after ``stream`` of block ``layer``."""
+
+    layer: int
+    attention: Attention
+    stream: fx.Node
+    path: str
+
+
+@dataclass
+class Sites:
+    """Result of the search: usable sites, refusals, and facts about the token sequence.
+
+    Attributes:
+        token: dimension variable of the token axis, or None when no self-attention was found.
+        protected: number of prefix tokens (class, distillation, registers) that never go.
+        class_token: index of the prefix token that the model reads out, or None.
+        root: the residual stream before the first block; what does not depend on it is side
+            information (position tables, masks) and follows the tokens.
+        late: nodes behind the last attention that need every token: tokens are restored for them.
+    """
+
+    axes: Axes
+    token: int | None = None
+    tokens: int | torch.SymInt = 0
+    protected: int = 0
+    class_token: int | None = None
+    root: fx.Node | None = None
+    blocks: int = 0
+    sites: list[Site] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    late: set[fx.Node] = field(default_factory=set)
+    padding: fx.Node | None = None
+
+    def offsets(self) -> dict[int, int]:
+        """Token-like variables to their length less the token count (0: the axis itself)."""
+        return {} if self.token is None else self.axes.variables.offsets(self.token)
+
+    def token_axes(self, node: fx.Node) -> dict[int, int]:
+        """Axes of a tensor that run over tokens: axis to offset."""
+        offsets = self.offsets()
+        if not self.axes.has(node):
+            return {}
+        return {i: offsets[v] for i, v in enumerate(self.axes.of(node)) if v in offsets}
+
+
+def dataflow(graph: fx.Graph) -> nx.DiGraph:
+    """The graph's data flow, nodes in program order."""
+    flow = nx.DiGraph()
+    for node in graph.nodes:
+        flow.add_node(node)
+        flow.add_edges_from((operand, node) for operand in node.all_input_nodes)
+    return flow
+
+
+def find_sites(program: Program) -> Sites:
+    """Search a Program for reduction sites; never raises: what is wrong is in ``refusals``."""
+    axes = infer(program.graph)
+    found = Sites(axes)
+    attentions = [Attention(n) for n in program.graph.nodes if n.target is SDPA]
+    if not attentions:
+        found.refusals.append(Refusal("(graph)", _no_attention(program.graph)))
+        return found
+    flow = dataflow(program.graph)
+    selves = [a for a in attentions if _is_self(axes, a)]
+    _choose_token(found, selves)
+    for attention in selves:
+        _place(found, flow, attention)
+    if not found.sites:
+        if not found.refusals:
+            found.refusals.append(Refusal(attentions[0].node.name, _no_attention(program.graph)))
+        return found
+    found.root = _stream_root(flow, found.sites[0])
+    _prefix(found, flow)
+    _barriers(found, flow)
+    found.padding = _padding(program, flow, found)
+    return found
+
+
+def _no_attention(graph: fx.Graph) -> str:
+    for node in graph.nodes:
+        if node.target in (torch.ops.aten._softmax.default, torch.ops.aten.softmax.int):
+            return (
+                f"no fused self-attention was found; the softmax at {node.name} ({module_path(node) or 'top level'}) looks like"
+                " attention whose logits are changed in between (talking heads, windows), which leaves no q, k, v to reduce by"
+            )
+    return "no attention was found: this is not a transformer that thresher can reduce"
+
+
+def _is_self(axes: Axes, attention: Attention) -> bool:
+    return axes.of(attention.q)[-2] == axes.of(attention.k)[-2]
+
+
+def _choose_token(found: Sites, attentions: list[Attention]) -> None:
+    """The token axis is the one that most attention nodes run over and that a residual stream has."""
+    counts: dict[int, int] = {}
+    for attention in attentions:
+        variable = found.axes.of(attention.q)[-2]
+        counts[variable] = counts.get(variable, 0) + 1
+    if counts:
+        found.token = max(counts, key=lambda v: counts[v])
+
+
+def _place(found: Sites, flow: nx.DiGraph, attention: Attention) -> None:
+    node = attention.node
+    if found.axes.of(attention.q)[-2] != found.token:
+        found.refusals.append(Refusal(node.name, _where(node) + "attends over another axis than the other blocks (window or grouped attention)"))
+        return
+    if any(u.node is node and u.kind == "mix" for u in found.axes.uses):
+        found.refusals.append(Refusal(node.name, _where(node) + "is causal: later tokens depend on the order of earlier ones"))
+        return
+    stream = _residual(found, flow, node)
+    if stream is None:
+        found.refusals.append(
+            Refusal(node.name, _where(node) + "has no residual add over its token axis behind it (window attention or tokens on a grid)")
+        )
+        return
+    found.tokens = stream.meta["val"].shape[TOKEN_AXIS]
+    found.sites.append(Site(len(found.sites), attention, stream, module_path(node)))
+    found.blocks = len(found.sites)
+
+
+def _where(node: fx.Node) -> str:
+    path = module_path(node)
+    return f"attention in {path} " if path else "attention "
+
+
+def _residual(found: Sites, flow: nx.DiGraph, attention: fx.Node) -> fx.Node | None:
+    """The first add behind the attention whose other operand the attention was computed from."""
+    before = nx.ancestors(flow, attention)
+    for node in _forward(flow, attention):
+        operands = [a for a in node.args[:2] if isinstance(a, fx.Node)]
+        if node.target in _ADDS and len(operands) == 2 and any(o in before for o in operands):
+            value = node.meta["val"]
+            if value.dim() != 3 or found.axes.of(node)[TOKEN_AXIS] != found.token:
+                return None
+            users = list(node.users)
+            if len(users) == 1 and users[0].target in _NORMS:
+                return users[0]  # post-norm: the normed tensor is the residual stream
+            return node
+    return None
+
+
+def _forward(flow: nx.DiGraph, start: fx.Node) -> list[fx.Node]:
+    """Descendants in program order."""
+    behind = nx.descendants(flow, start)
+    return [n for n in flow if n in behind]
+
+
+def _stream_root(flow: nx.DiGraph, site: Site) -> fx.Node:
+    add = site.stream if site.stream.target in _ADDS else site.stream.args[0]
+    assert isinstance(add, fx.Node)
+    before = nx.ancestors(flow, site.attention.node)
+    return next(a for a in add.args[:2] if isinstance(a, fx.Node) and a in before)
+
+
+def _prefix(found: Sites, flow: nx.DiGraph) -> None:
+    """Protected prefix and class token, from how the model builds and reads its tokens."""
+    assert found.root is not None
+    offsets = found.offsets()
+    behind = nx.descendants(flow, found.root) | {found.root}
+    last = found.sites[-1].attention.node
+    final = nx.descendants(flow, last)
+    protected, reads = 0, []
+    for use in found.axes.uses:
+        offset = offsets.get(_variable(found.axes, use))
+        if offset is None:
+            continue
+        if use.kind in ("head", "tail") and use.operand in behind:
+            protected = max(protected, use.index + offset * -1 if offset < 0 else use.index)
+        elif use.kind == "read" and use.node in final:
+            reads.append(use.index)
+            protected = max(protected, use.index + 1)
+        elif use.kind == "part" and use.node not in behind | {found.root}:
+            size = size_of(use.operand.meta["val"].shape[use.axis])
+            protected = max(protected, size if isinstance(size, int) else 0)
+    built = [-offset for offset in offsets.values() if offset < 0]
+    found.protected = max([protected, *built])
+    found.class_token = min(reads) if reads else None
+
+
+def _variable(axes: Axes, use: Use) -> int:
+    variables = axes.of(use.operand)
+    return variables[use.axis] if use.axis < len(variables) else -1
+
+
+def _barriers(found: Sites, flow: nx.DiGraph) -> None:
+    """Nodes that need every token: refuse the sites they stand behind, or restore tokens late."""
+    assert found.root is not None
+    offsets = found.offsets()
+    behind = nx.descendants(flow, found.root) | {found.root}
+    later = {s.attention.node for s in found.sites}
+    refused: dict[fx.Node, str] = {}
+    for use in found.axes.uses:
+        if use.operand not in behind or _variable(found.axes, use) not in offsets:
+            continue
+        if use.kind == "output" or (use.kind == "mix" and not _is_attention(use.node)):
+            if use.kind == "mix" and (nx.descendants(flow, use.node) & later):
+                refused[use.node] = use.why
+            else:
+                found.late.add(use.node)
+    for node, why in refused.items():
+        upstream = nx.ancestors(flow, node)
+        for site in [s for s in found.sites if s.stream in upstream]:
+            found.sites.remove(site)
+            found.refusals.append(
+                Refusal(site.stream.name, f"{node.name} ({module_path(node) or node.target}) stands between this block and later"
+                        f" attention and needs every token in place: it {why}")
+            )
+
+
+def _is_attention(node: fx.Node) -> bool:
+    return node.target is SDPA
+
+
+def _padding(program: Program, flow: nx.DiGraph, found: Sites) -> fx.Node | None:
+    """The first attention mask that depends on a user input: it says which tokens are padding."""
+    if not found.sites:
+        return None
+    mask = found.sites[0].attention.mask
+    inputs = set(program.input_nodes())
+    if mask is None or not (nx.ancestors(flow, mask) | {mask}) & inputs:
+        return None
+    if not _depends_on_values(mask, inputs):
+        return None
+    return mask
+
+
+def _depends_on_values(mask: fx.Node, inputs: set[fx.Node]) -> bool:
+    """Whether a mask is computed from an input's values and not only from its sizes."""
+    frontier, seen = [mask], set()
+    while frontier:
+        node = frontier.pop()
+        if node in inputs:
+            return True
+        for operand in node.all_input_nodes:
+            if operand not in seen and isinstance(operand.meta.get("val"), torch.Tensor):
+                seen.add(operand)
+                frontier.append(operand)
+    return False
