@@ -59,8 +59,9 @@ class PassRecord:
 class LedgerEntry:
     """How one reduction site maps tokens.
 
-    ``slot`` and ``kept`` name graph nodes: ``slot[b, i]`` is the position at which incoming token i
-    lives afterwards (-1: dropped), ``kept[b, j]`` the incoming position that token j stands for.
+    ``node`` names the step's node; its outputs number ``slot`` and ``kept`` are int64 tensors:
+    ``slot[b, i]`` is the position at which incoming token i lives afterwards (-1: dropped),
+    ``kept[b, j]`` the incoming position that token j stands for.
     """
 
     site: str
@@ -69,9 +70,10 @@ class LedgerEntry:
     combine: str
     tokens_in: int | str
     tokens_out: int | str
-    slot: str
-    kept: str
     protected: int
+    node: str
+    slot: int
+    kept: int
 
 
 @dataclass(frozen=True)

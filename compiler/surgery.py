@@ -84,6 +84,13 @@ class Rewriter:
         self.map[node] = new
         return new
 
+    def call_like(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fx.Node:
+        """Copy a node of the old graph with all its arguments given in terms of new nodes."""
+        new = self._call(node.target, args, kwargs, node.name)  # type: ignore[arg-type]
+        new.meta = {k: v for k, v in node.meta.items() if k not in ("val", "tensor_meta")} | {"val": new.meta["val"]}
+        self.map[node] = new
+        return new
+
     # --- emitting -----------------------------------------------------------------------------
 
     def at(self, node: fx.Node, **note: Any) -> None:

@@ -1,0 +1,305 @@
+"""Rewrites a Program so that tokens leave at its sites.
+
+The old graph is copied node by node.  Every tensor that runs over tokens carries a *version*: the
+number of reductions it has been through.  Where versions meet, side information (position tables,
+masks) follows the tokens; where a node needs every token in its place, tokens are restored.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from thresher.compiler.analysis.sites import SDPA, TOKEN_AXIS, Attention, Site, Sites, dataflow
+from thresher.compiler.errors import RefusedError
+from thresher.compiler.program import LedgerEntry, Program, module_path
+from thresher.compiler.surgery import Rewriter
+from thresher.passes.tokens import follow, restore
+from thresher.passes.tokens.budget import Schedule
+from thresher.passes.tokens.sizes import add_log_size, initial_sizes, validity, weighted_mean
+from thresher.passes.tokens.step import Step, StepResult
+from thresher.passes.tokens.view import SiteView
+
+aten = torch.ops.aten
+_SHAPED = (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default)
+_TO_END = 2**63 - 1
+
+
+@dataclass
+class Version:
+    """The tokens after one reduction (version 0: all of them)."""
+
+    x: fx.Node
+    count: fx.Node | int
+    size: fx.Node | None
+    step: StepResult | None = None
+    before: fx.Node | None = None
+    followers: dict[tuple[fx.Node, int], fx.Node] = field(default_factory=dict)
+    positions: fx.Node | None = None
+
+
+class Reduction:
+    """One run of a token-reduction method over a Program.
+
+    Args:
+        step: what happens at a site.
+        schedule: a Count, or None, per site.
+        proportional: add log sizes to the logits of every attention behind a merge
+            (proportional attention, ToMe section 3).
+    """
+
+    def __init__(self, program: Program, sites: Sites, step: Step, schedule: Schedule, name: str, proportional: bool) -> None:
+        self.program, self.sites, self.step, self.name = program, sites, step, name
+        self.schedule = dict(zip((s.stream for s in sites.sites), zip(sites.sites, schedule, strict=True), strict=True))
+        self.proportional = proportional and step.merges
+        self.rewriter = Rewriter(program, name)
+        self.versions: list[Version] = []
+        self.version_of: dict[fx.Node, int] = {}
+        self.masks: dict[fx.Node, fx.Node | None] = {}
+        self.dense_map: dict[fx.Node, fx.Node] = {}
+        self.ledger: list[LedgerEntry] = []
+        flow = dataflow(program.graph)
+        assert sites.root is not None
+        self.stream = {n for n in flow if n in _behind(flow, sites.root)}
+        self.trunk = restore.trunk(flow, sites)
+
+    def run(self) -> tuple[Any, tuple[LedgerEntry, ...]]:
+        """The rewritten ExportedProgram and its ledger."""
+        for node in self.program.graph.nodes:
+            if node.op == "output":
+                continue
+            if node is self.sites.root:
+                self.rewriter.copy(node)
+                self._begin(node)
+            else:
+                self._visit(node)
+            if node in self.schedule:
+                self._reduce(node, *self.schedule[node])
+        outputs = [self._dense(n) if self._version(n) else self.rewriter.map[n] for n in self.program.output_nodes()]
+        return self.rewriter.finish(outputs), tuple(self.ledger)
+
+    # --- copying under versions ---------------------------------------------------------------
+
+    def _begin(self, root: fx.Node) -> None:
+        new = self.rewriter.map[root]
+        self.versions = [Version(new, new.meta["val"].shape[TOKEN_AXIS], None)]
+
+    def _version(self, node: fx.Node) -> int:
+        return self.version_of.get(node, 0)
+
+    def _carries(self, node: fx.Node) -> bool:
+        return bool(self.sites.token_axes(node)) or node in self.version_of
+
+    def _visit(self, node: fx.Node) -> None:
+        tokens = [n for n in node.all_input_nodes if self._carries(n)]
+        version = max((self._version(n) for n in tokens), default=0)
+        if node.op == "placeholder" or version == 0:
+            if node.target is SDPA and self.versions:
+                self.masks[node] = self._plain_mask(node)
+            self.rewriter.copy(node)
+            return
+        self.rewriter.at(node)
+        if node in self.sites.late:
+            self.rewriter.copy(node, {n: self._dense(n) for n in tokens})
+            return
+        replace = {n: self._follow(n, version, node) for n in tokens if self._version(n) != version}
+        if node.target is SDPA:
+            self._attend(node, replace, version)
+        elif node.target is aten.mean.dim and self.versions[version].size is not None and self._pools(node):
+            self._pool(node, version)
+        else:
+            self.rewriter.copy(node, replace, self._arguments(node, version, replace))
+        self.version_of[node] = version
+
+    def _follow(self, node: fx.Node, version: int, user: fx.Node) -> fx.Node:
+        """Side information at the tokens of ``version``."""
+        if node in self.stream:
+            raise RefusedError(
+                f"{self.name}: {user.name} ({module_path(user) or user.target}) joins tokens from before and after a"
+                f" reduction ({node.name}); choose sites on one side of it with layers=..."
+            )
+        rank = user.meta["val"].dim() if isinstance(user.meta["val"], torch.Tensor) else node.meta["val"].dim()
+        current = self.versions[version]
+        key = (node, rank)
+        if key not in current.followers:
+            axes = self.sites.token_axes(node)
+            current.followers[key] = follow.follow(
+                self.rewriter, self.rewriter.map[node], axes, rank, self._positions(version), self._batched(node)
+            )
+        return current.followers[key]
+
+    def _batched(self, node: fx.Node) -> bool:
+        """Whether a tensor has one row per item of the batch."""
+        assert self.sites.root is not None
+        batch = self.sites.axes.of(self.sites.root)[0]
+        variables = self.sites.axes.of(node)
+        return bool(variables) and variables[0] == batch
+
+    def _positions(self, version: int) -> fx.Node:
+        """``[B, N]`` int64: the original position that each token of a version stands for."""
+        current = self.versions[version]
+        if current.positions is None:
+            assert current.step is not None
+            kept = current.step.kept
+            current.positions = (
+                kept if version == 1 else self.rewriter.emit(aten.gather.default, self._positions(version - 1), 1, kept)
+            )
+        return current.positions
+
+    def _arguments(self, node: fx.Node, version: int, replace: dict[fx.Node, fx.Node]) -> tuple[Any, ...] | None:
+        """Positional arguments with token counts of this version, or None to take them as they are."""
+        axes = self.sites.token_axes(node)
+        mapped = fx.node.map_arg(node.args, lambda n: replace.get(n) or self.rewriter.map[n])
+        if node.target in _SHAPED:
+            shape = [self._length(node, axis, size, version) for axis, size in enumerate(mapped[1])]
+            return (mapped[0], shape, *mapped[2:])
+        if node.target is aten.slice.Tensor and len(mapped) > 3:
+            operand = node.args[0]
+            assert isinstance(operand, fx.Node)
+            axis = mapped[1] % operand.meta["val"].dim()
+            if axis in axes and axis in self.sites.token_axes(operand):
+                return (*mapped[:3], _TO_END, *mapped[4:])
+        if node.target is aten.split_with_sizes.default and isinstance(mapped[1][0], int):
+            operand = node.args[0]
+            assert isinstance(operand, fx.Node)
+            axis = (mapped[2] if len(mapped) > 2 else 0) % operand.meta["val"].dim()
+            source = self.sites.token_axes(operand)
+            if axis in source:
+                whole = self._plus(self.versions[version].count, source[axis])
+                return (mapped[0], [mapped[1][0], self._plus(whole, -mapped[1][0])], *mapped[2:])
+        return None
+
+    def _length(self, node: fx.Node, axis: int, given: Any, version: int) -> Any:
+        """Length of an output axis: recomputed where it is, or contains, a token axis."""
+        offsets = self.sites.offsets()
+        variable = self.sites.axes.of(node)[axis]
+        if variable in offsets:
+            return self._plus(self.versions[version].count, offsets[variable])
+        factors = self.sites.axes.variables.factors(variable) or ()
+        if not any(f in offsets for f in factors):
+            return given
+        length: Any = 1
+        for factor in factors:
+            size = self.sites.axes.variables.size(factor)
+            part = self._plus(self.versions[version].count, offsets[factor]) if factor in offsets else size
+            if not isinstance(part, (int, fx.Node)):
+                return -1
+            length = part if length == 1 else self._times(length, part)
+        return length
+
+    def _plus(self, count: fx.Node | int, offset: int) -> fx.Node | int:
+        if isinstance(count, int) or offset == 0:
+            return count + offset if isinstance(count, int) else count
+        return self.rewriter.emit(operator.add, count, offset)
+
+    def _times(self, a: fx.Node | int, b: fx.Node | int) -> fx.Node | int:
+        return a * b if isinstance(a, int) and isinstance(b, int) else self.rewriter.emit(operator.mul, a, b)
+
+    # --- attention and pooling ----------------------------------------------------------------
+
+    def _plain_mask(self, node: fx.Node) -> fx.Node | None:
+        mask = Attention(node).mask
+        return self.rewriter.map[mask] if mask is not None else None
+
+    def _attend(self, node: fx.Node, replace: dict[fx.Node, fx.Node], version: int) -> None:
+        attention = Attention(node)
+        mask = attention.mask
+        new_mask = (replace.get(mask) or self.rewriter.map[mask]) if mask is not None else None
+        keys = replace.get(attention.k) or self.rewriter.map[attention.k]
+        self.masks[node] = new_mask
+        size = self.versions[version].size
+        if self.proportional and size is not None and self._version(attention.k) == version:
+            new_mask = add_log_size(self.rewriter, new_mask, size, keys)
+        args = [replace.get(a) or self.rewriter.map[a] for a in node.args[:3] if isinstance(a, fx.Node)]
+        rest = list(node.args[4:])
+        kwargs = {k: v for k, v in node.kwargs.items() if k != "attn_mask"}
+        self.rewriter.call_like(node, (*args, new_mask, *rest), kwargs)
+
+    def _pools(self, node: fx.Node) -> bool:
+        operand = node.args[0]
+        assert isinstance(operand, fx.Node)
+        dims = {d % operand.meta["val"].dim() for d in node.args[1]}  # type: ignore[union-attr, operator]
+        return bool(dims & set(self.sites.token_axes(operand)))
+
+    def _pool(self, node: fx.Node, version: int) -> None:
+        operand = node.args[0]
+        assert isinstance(operand, fx.Node)
+        ((axis, offset),) = self.sites.token_axes(operand).items()
+        size = self.versions[version].size
+        assert size is not None
+        keep = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
+        self.rewriter.map[node] = weighted_mean(self.rewriter, self.rewriter.map[operand], size, axis, -offset, keep)
+
+    # --- reducing and restoring ---------------------------------------------------------------
+
+    def _reduce(self, stream: fx.Node, site: Site, count: Any) -> None:
+        version = self._version(stream)
+        current = self.versions[version]
+        x = self.rewriter.map[stream]
+        limits = self.step.limits(self.sites.protected)
+        self.rewriter.at(stream, site=site.layer, path=site.path)
+        if count is None:
+            return
+        tokens = self.rewriter.size(x, TOKEN_AXIS)
+        keep = count.of(tokens, limits) if isinstance(tokens, int) else count.emit(self.rewriter, tokens, limits)
+        if keep == tokens:
+            return
+        result = self.step.emit(self._site_view(site, current, x), keep)
+        self.versions.append(
+            Version(result.x, self.rewriter.size(result.x, TOKEN_AXIS), result.size, result, before=x)
+        )
+        self.version_of[stream] = len(self.versions) - 1
+        self.rewriter.map[stream] = result.x
+        self.ledger.append(
+            LedgerEntry(
+                site.path, site.layer, self.name, self.step.combine, _plain(tokens), _plain(keep),
+                self.sites.protected, result.node.name, result.slot_output, result.kept_output,
+            )
+        )  # fmt: skip
+
+    def _site_view(self, site: Site, current: Version, x: fx.Node) -> SiteView:
+        attention = site.attention
+        if current.size is None:
+            current.size = self._first_sizes(x)
+        return SiteView(
+            self.rewriter, x, self.rewriter.map[attention.q], self.rewriter.map[attention.k],
+            self.masks.get(attention.node), current.size, attention.scale, site.layer,
+            self.sites.protected, self.sites.class_token,
+        )  # fmt: skip
+
+    def _first_sizes(self, x: fx.Node) -> fx.Node | None:
+        if self.sites.padding is not None:
+            return validity(self.rewriter, self.rewriter.map[self.sites.padding])
+        return initial_sizes(self.rewriter, x) if self.step.merges else None
+
+    def _dense(self, node: fx.Node) -> fx.Node:
+        """A node's value with every token in its place again."""
+        if node in self.dense_map:
+            return self.dense_map[node]
+        version = self._version(node)
+        if version == 0:
+            return self.rewriter.map[node]
+        self.rewriter.at(node)
+        reduced = self.rewriter.map[node]
+        if node in self.trunk or node in self.schedule:
+            dense = restore.restore(self.rewriter, reduced, self.versions[1 : version + 1], self.step.merges)
+        else:
+            operands = {n: self._dense(n) for n in node.all_input_nodes if self._carries(n)}
+            dense = self.rewriter.copy(node, operands)
+            self.rewriter.map[node] = reduced
+        self.dense_map[node] = dense
+        return dense
+
+
+def _behind(flow: Any, root: fx.Node) -> set[fx.Node]:
+    import networkx as nx
+
+    return nx.descendants(flow, root) | {root}
+
+
+def _plain(size: fx.Node | int) -> int | str:
+    return size if isinstance(size, int) else str(size.meta["val"])

@@ -1,0 +1,47 @@
+"""Every token back in its place, for outputs and heads that need the whole grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import networkx as nx
+import torch
+from torch import fx
+
+from thresher.compiler.analysis.sites import _ADDS, _NORMS, Sites
+from thresher.compiler.surgery import Rewriter
+
+if TYPE_CHECKING:
+    from thresher.passes.tokens.reduce import Version
+
+
+def trunk(flow: nx.DiGraph, sites: Sites) -> set[fx.Node]:
+    """The residual stream: the sites' tensors and every residual add between and behind them."""
+    current = sites.sites[0].stream
+    normed = current.target in _NORMS
+    found = {current}
+    behind = nx.descendants(flow, current)
+    for node in flow:
+        operands = [a for a in node.args[:2] if isinstance(a, fx.Node)] if node.target in _ADDS else []
+        if node not in behind or current not in operands or len(operands) < 2:
+            continue
+        users = list(node.users)
+        current = users[0] if normed and len(users) == 1 and users[0].target in _NORMS else node
+        found.add(current)
+    return found
+
+
+def restore(rewriter: Rewriter, x: fx.Node, versions: Sequence[Version], merges: bool) -> fx.Node:
+    """``[B, N', C] -> [B, N, C]``: merged tokens read their group, dropped ones what they last were."""
+    steps = [v.step for v in versions]
+    if merges:
+        slot = None
+        for step in steps:
+            assert step is not None
+            slot = step.slot if slot is None else rewriter.emit(torch.ops.aten.gather.default, step.slot, 1, slot)
+        return rewriter.emit(torch.ops.thresher.gather_tokens.default, x, slot)
+    for version in reversed(versions):
+        assert version.step is not None
+        x = rewriter.emit(torch.ops.thresher.restore_tokens.default, x, version.step.slot, version.before)
+    return x

@@ -1,0 +1,90 @@
+"""What a token is worth: scorers yield ``[B, N]`` float32, larger is kept.
+
+A new one is a class with a ``name``, what it ``needs``, and ``emit``; most are one call of
+:meth:`SiteView.inline` with a plain torch function.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from thresher.compiler.analysis.sites import Sites
+from thresher.passes.tokens.view import SiteView
+
+
+class Scorer(ABC):
+    """Scores the tokens of one site."""
+
+    name: ClassVar[str]
+
+    def objection(self, sites: Sites) -> str | None:
+        """Why this scorer cannot work on a model, in words, or None."""
+        return None
+
+    @abstractmethod
+    def emit(self, site: SiteView) -> fx.Node:
+        """Append the score ``[B, N]`` (float32) to the graph and return its node."""
+
+
+class ClassAttention(Scorer):
+    """Attention that the class token pays to each token, averaged over heads.
+
+    EViT (Liang et al., 2022), section 3.1.  Only the class row is computed: H N d multiplications.
+    """
+
+    name = "class-attention"
+
+    def objection(self, sites: Sites) -> str | None:
+        if sites.class_token is None:
+            return (
+                "the model reads no class token out, so there is no class row to score by:"
+                " use tome (merges by similarity), topk-norm or random"
+            )
+        return None
+
+    def emit(self, site: SiteView) -> fx.Node:
+        assert site.class_token is not None
+        return site.emit(
+            torch.ops.thresher.class_attention.default, site.q, site.k, site.mask, site.scale, site.class_token
+        )
+
+
+class Norm(Scorer):
+    """Euclidean norm of the token: a baseline that a method must beat."""
+
+    name = "norm"
+
+    def emit(self, site: SiteView) -> fx.Node:
+        return site.inline(lambda x: x.float().square().sum(-1).sqrt(), site.x)
+
+
+class Random(Scorer):
+    """A fixed pseudo-random order per layer, the same for every input: the control.
+
+    ``((7919 i + seed) 104729) mod 65521`` for the token at position i, exact in int64, so every
+    back end drops the same tokens.
+    """
+
+    name = "random"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def emit(self, site: SiteView) -> fx.Node:
+        seed = layer_seed(self.seed, site.layer)
+        return site.inline(lambda x: random_score(x.shape[1], seed).expand(x.shape[0], -1), site.x)
+
+
+def layer_seed(seed: int, layer: int) -> int:
+    """Seed of one layer."""
+    return seed + 1_000_003 * layer
+
+
+def random_score(tokens: int, seed: int) -> torch.Tensor:
+    """``[1, N]`` float32 scores in [0, 65521)."""
+    position = torch.arange(tokens, dtype=torch.int64).unsqueeze(0)
+    return (((position * 7919 + seed) * 104729) % 65521).float()

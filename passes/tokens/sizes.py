@@ -1,0 +1,57 @@
+"""Token sizes: how many input tokens each token stands for, and where that number matters."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from thresher.compiler.surgery import Rewriter
+
+MASKED = -1e4  # additive masks at or below this hide a key; the same in float16
+
+
+def initial_sizes(rewriter: Rewriter, x: fx.Node) -> fx.Node:
+    """``[B, N]`` float32 ones."""
+    return rewriter.inline(lambda x: torch.ones((x.shape[0], x.shape[1]), dtype=torch.float32), x)
+
+
+def validity(rewriter: Rewriter, mask: fx.Node) -> fx.Node:
+    """``[B, N]`` float32 from an attention mask ``[B, 1, 1|N, N]``: 0 for keys that no query may see."""
+
+    def visible(mask: torch.Tensor) -> torch.Tensor:
+        seen = mask if mask.dtype == torch.bool else mask > MASKED
+        return seen[:, 0].float().amax(dim=-2)
+
+    return rewriter.inline(visible, mask)
+
+
+def add_log_size(rewriter: Rewriter, mask: fx.Node | None, size: fx.Node, like: fx.Node) -> fx.Node:
+    """Attention bias ``log s_j`` for every column j, added to a mask if there is one.
+
+    Proportional attention (ToMe, section 3): softmax(q k / sqrt(d) + log s).  Sizes below one
+    (padding, 0) count as one here; their mask hides them.
+    """
+    dtype = like.meta["val"].dtype
+
+    def bias(size: torch.Tensor) -> torch.Tensor:
+        return size.clamp(min=1.0).log()[:, None, None, :].to(dtype)
+
+    def with_mask(size: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if mask.dtype == torch.bool:
+            mask = torch.where(mask, 0.0, torch.finfo(dtype).min / 2).to(dtype)
+        return mask + bias(size)
+
+    return rewriter.inline(bias, size) if mask is None else rewriter.inline(with_mask, size, mask)
+
+
+def weighted_mean(rewriter: Rewriter, x: fx.Node, size: fx.Node, axis: int, prefix: int, keepdim: bool) -> fx.Node:
+    """Mean over the token axis, each token counted as often as its size; ``x`` lacks ``prefix`` tokens."""
+
+    def mean(x: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+        weight = size[:, prefix:] if prefix else size
+        shape = [1] * x.dim()
+        shape[0], shape[axis] = x.shape[0], x.shape[axis]
+        weight = weight / weight.sum(dim=1, keepdim=True)
+        return (x * weight.reshape(shape).to(x.dtype)).sum(dim=axis, keepdim=keepdim)
+
+    return rewriter.inline(mean, x, size)

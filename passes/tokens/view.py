@@ -1,0 +1,48 @@
+"""What a scorer or a step sees of a site while the graph is being rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from thresher.compiler.surgery import Rewriter
+
+
+@dataclass(frozen=True)
+class SiteView:
+    """Tensors of one site, all at the current token count N.
+
+    Attributes:
+        x: residual stream ``[B, N, C]``.
+        q, k: ``[B, H, N, d]`` of the block's attention, as the attention sees them.
+        mask: additive or boolean mask of that attention, or None.
+        size: ``[B, N]`` float32, how many input tokens each token stands for (0: padding), or None
+            when every token stands for itself.
+        scale: the attention's scale.
+        layer: number of the block, from 0.
+        protected: number of prefix tokens that never go.
+        class_token: index of the class token, or None.
+    """
+
+    rewriter: Rewriter
+    x: fx.Node
+    q: fx.Node
+    k: fx.Node
+    mask: fx.Node | None
+    size: fx.Node | None
+    scale: float
+    layer: int
+    protected: int
+    class_token: int | None
+
+    def emit(self, target: Callable[..., Any], *args: Any) -> fx.Node:
+        """Append one operator call."""
+        return self.rewriter.emit(target, *args)
+
+    def inline(self, function: Callable[..., torch.Tensor], *nodes: fx.Node) -> fx.Node:
+        """Append what a plain torch function of these nodes' tensors does."""
+        return self.rewriter.inline(function, *nodes)
