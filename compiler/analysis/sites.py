@@ -69,7 +69,8 @@ class Sites:
     Attributes:
         token: dimension variable of the token axis, or None when no self-attention was found.
         protected: number of prefix tokens (class, distillation, registers) that never go.
-        class_token: index of the prefix token that the model reads out, or None.
+        class_token: index of the prefix token that the model reads out, or that a parameter's name
+            calls a class token; None where there is neither.
         root: the residual stream before the first block; what does not depend on it is side
             information (position tables, masks) and follows the tokens.
         late: nodes behind the last attention that need every token: tokens are restored for them.
@@ -231,7 +232,18 @@ def _prefix(found: Sites, flow: nx.DiGraph) -> None:
             protected = max(protected, size if isinstance(size, int) else 0)
     built = [-offset for offset in offsets.values() if offset < 0]
     found.protected = max([protected, *built])
-    found.class_token = min(reads) if reads else None
+    found.class_token = min(reads) if reads else _named_class_token(found, flow)
+
+
+def _named_class_token(found: Sites, flow: nx.DiGraph) -> int | None:
+    """Index 0 when the first prefix token is a parameter that its model calls a class token."""
+    offsets = found.offsets()
+    for use in found.axes.uses:
+        if use.kind == "part" and use.axis == TOKEN_AXIS and found.axes.of(use.node)[TOKEN_AXIS] in offsets:
+            sources = nx.ancestors(flow, use.operand) | {use.operand}
+            if any("cls" in n.name or "class" in n.name for n in sources if n.op == "placeholder"):
+                return 0
+    return None
 
 
 def _variable(axes: Axes, use: Use) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.export import ExportedProgram
 
 from thresher.compiler.analysis.sites import SDPA, TOKEN_AXIS, Attention, Site, Sites, dataflow
 from thresher.compiler.errors import RefusedError
@@ -67,7 +68,7 @@ class Reduction:
         self.stream = {n for n in flow if n in _behind(flow, sites.root)}
         self.trunk = restore.trunk(flow, sites)
 
-    def run(self) -> tuple[Any, tuple[LedgerEntry, ...]]:
+    def run(self, *, restore_outputs: bool = True) -> tuple[ExportedProgram, tuple[LedgerEntry, ...]]:
         """The rewritten ExportedProgram and its ledger."""
         for node in self.program.graph.nodes:
             if node.op == "output":
@@ -79,7 +80,10 @@ class Reduction:
                 self._visit(node)
             if node in self.schedule:
                 self._reduce(node, *self.schedule[node])
-        outputs = [self._dense(n) if self._version(n) else self.rewriter.map[n] for n in self.program.output_nodes()]
+        outputs = [
+            self._dense(n) if restore_outputs and self._carries(n) else self.rewriter.map[n]
+            for n in self.program.output_nodes()
+        ]
         return self.rewriter.finish(outputs), tuple(self.ledger)
 
     # --- copying under versions ---------------------------------------------------------------

@@ -1,0 +1,192 @@
+"""The methods: named compositions of a score, a budget, a selection and a combination."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from thresher.compiler.analysis.axes import hint_of
+from thresher.compiler.analysis.cost import CostModel, cost_model, total_macs
+from thresher.compiler.analysis.sites import Sites, find_sites
+from thresher.compiler.contract import Context, Pass, PassResult
+from thresher.compiler.program import Program, Refusal
+from thresher.passes.tokens.budget import Schedule, resolve
+from thresher.passes.tokens.options import TokenOptions, schedule
+from thresher.passes.tokens.reduce import Reduction
+from thresher.passes.tokens.score import ClassAttention, Norm, Random, Scorer
+from thresher.passes.tokens.step import Keep, Merge, Step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method would do to a Program, before anything is rewritten."""
+
+    sites: Sites
+    refused: tuple[Refusal, ...]
+    schedule: Schedule = ()
+    counts: tuple[int, ...] = ()
+    cost: CostModel | None = None
+
+    @property
+    def applied(self) -> int:
+        """Sites at which tokens leave."""
+        before = [hint_of(self.sites.tokens), *self.counts]
+        return sum(a != b for a, b in zip(before, self.counts, strict=False))
+
+    def details(self) -> dict[str, Any]:
+        """Token counts and the predicted cost of one item."""
+        if self.cost is None or not self.counts:
+            return {}
+        return {
+            "tokens": [hint_of(self.sites.tokens), *self.counts],
+            "schedule": [str(count) if count else "" for count in self.schedule],
+            "protected": self.sites.protected,
+            "dense_macs": self.cost.dense,
+            "macs": self.cost.macs(self.counts),
+            "ideal": self.cost.ideal(self.counts),
+        }
+
+
+class TokenReduction(Pass[TokenOptions]):
+    """A token-reduction method; subclasses say which :class:`Step` it takes."""
+
+    Options: ClassVar[type[TokenOptions]] = TokenOptions
+    by_share: ClassVar[bool] = True
+    ensures = frozenset({"tokens-reduced"})
+
+    @abstractmethod
+    def step(self, sites: Sites) -> Step:
+        """The step taken at every site of a model."""
+
+    def plan(self, program: Program) -> Plan:
+        """Sites, counts and predicted cost; refusals instead of exceptions for what the model lacks."""
+        sites = find_sites(program)
+        if not sites.sites:
+            return Plan(sites, tuple(sites.refusals))
+        step = self.step(sites)
+        objection = step.objection(sites)
+        if objection:
+            return Plan(sites, (Refusal(sites.sites[0].attention.node.name, objection), *sites.refusals))
+        cost = cost_model(program.graph, sites)
+        limits = step.limits(sites.protected)
+        chosen = schedule(self.options, sites, limits, cost, by_share=self.by_share)
+        counts = resolve(chosen, hint_of(sites.tokens), limits)
+        return Plan(sites, tuple(sites.refusals), chosen, tuple(counts), cost)
+
+    def match(self, program: Program, context: Context) -> PassResult:
+        """What :meth:`run` would do, without doing it."""
+        plan = self.plan(program)
+        return PassResult(program, len(plan.sites.sites), plan.applied, plan.refused, plan.details())
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        plan = self.plan(program)
+        if not plan.applied:
+            return PassResult(program, len(plan.sites.sites), 0, plan.refused, plan.details())
+        step = self.step(plan.sites)
+        rewritten, ledger = Reduction(
+            program, plan.sites, step, plan.schedule, self.name, self.proportional
+        ).run(restore_outputs=self.options.restore)
+        reduced = dataclasses.replace(program, exported=rewritten, ledger=(*program.ledger, *ledger))
+        details = plan.details() | {"inserted_macs": total_macs(reduced.graph) - details_macs(plan)}
+        return PassResult(reduced, len(plan.sites.sites), len(ledger), plan.refused, details)
+
+    @property
+    def proportional(self) -> bool:
+        """Whether attention behind a step counts tokens by their size."""
+        return True
+
+
+def details_macs(plan: Plan) -> int:
+    """Predicted MACs of a plan."""
+    assert plan.cost is not None
+    return plan.cost.macs(plan.counts)
+
+
+class TomeOptions(TokenOptions):
+    """Options of ToMe."""
+
+    prop_attn: Annotated[
+        bool, Field(description="count merged tokens by their size in attention (off for MAE checkpoints)")
+    ] = True
+
+
+class Tome(TokenReduction):
+    """Token merging: the most similar pairs of tokens become their size-weighted mean.
+
+    Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023.  Training-free.
+    """
+
+    name = "tome"
+    summary = "merge the most similar tokens at every block (ToMe)"
+    Options = TomeOptions
+    by_share = False
+
+    def step(self, sites: Sites) -> Step:
+        return Merge(by_index=sites.protected > 0)
+
+    @property
+    def proportional(self) -> bool:
+        return bool(getattr(self.options, "prop_attn", True))
+
+
+class EvitOptions(TokenOptions):
+    """Options of EViT."""
+
+    fuse: Annotated[bool, Field(description="fuse the dropped tokens into one, weighted by their score")] = True
+
+
+class Evit(TokenReduction):
+    """Keep the tokens that the class token attends to, fuse the rest.
+
+    Liang et al., "Not All Patches Are What You Need: Expediting Vision Transformers via Token
+    Reorganizations", ICLR 2022.
+    """
+
+    name = "evit"
+    summary = "keep the tokens that the class token attends to, fuse the rest (EViT)"
+    Options = EvitOptions
+
+    def step(self, sites: Sites) -> Step:
+        return Keep(ClassAttention(), fuse=bool(getattr(self.options, "fuse", True)))
+
+
+class ScoreReduction(TokenReduction):
+    """Top-k by a score, the rest dropped: what most pruning methods are."""
+
+    @abstractmethod
+    def scorer(self) -> Scorer:
+        """The score to rank by."""
+
+    def step(self, sites: Sites) -> Step:
+        return Keep(self.scorer())
+
+
+class TopkNorm(ScoreReduction):
+    """Keep the tokens of largest norm: a baseline."""
+
+    name = "topk-norm"
+    summary = "keep the tokens of largest norm (baseline)"
+
+    def scorer(self) -> Scorer:
+        return Norm()
+
+
+class RandomOptions(TokenOptions):
+    """Options of the control."""
+
+    seed: Annotated[int, Field(ge=0, description="which random order")] = 0
+
+
+class RandomDrop(ScoreReduction):
+    """Keep random tokens: the control that every score must beat."""
+
+    name = "random"
+    summary = "keep random tokens (the control that a score must beat)"
+    Options = RandomOptions
+
+    def scorer(self) -> Scorer:
+        return Random(int(getattr(self.options, "seed", 0)))
