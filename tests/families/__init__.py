@@ -1,0 +1,1 @@
+"""Model families: a zoo of small models and an independent oracle for token reduction."""
