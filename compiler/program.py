@@ -113,7 +113,7 @@ class Program:
 
     @property
     def graph(self) -> fx.Graph:
-        return self.exported.graph
+        return cast(fx.Graph, self.exported.graph)
 
     @property
     def stage(self) -> str:

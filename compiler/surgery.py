@@ -72,7 +72,7 @@ class Rewriter:
             new.meta = copy.copy(node.meta)
             self.map[node] = new
             return new
-        chosen = target or (aten.reshape.default if node.target is aten.view.default else node.target)
+        chosen: Any = target or (aten.reshape.default if node.target is aten.view.default else node.target)
 
         def mapped(n: fx.Node) -> fx.Node:
             return replace[n] if replace and n in replace else self.map[n]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -33,7 +33,7 @@ def size_of(value: int | torch.SymInt) -> Size:
 
 def hint_of(value: int | torch.SymInt) -> int:
     """The size in the traced example."""
-    return value if isinstance(value, int) else int(value.node.hint)
+    return value if isinstance(value, int) else int(cast(int, value.node.hint))
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Variables:
         self._size: list[Size] = []
         self._suffix: dict[tuple[int, int], int] = {}
         self._product: dict[tuple[int, ...], int] = {}
+        self._grids: set[tuple[int, ...]] = set()
         self.unions = 0
 
     def new(self, size: Size) -> int:
@@ -106,11 +107,17 @@ class Variables:
         return self._product[key]
 
     def factors(self, v: int) -> tuple[int, ...] | None:
+        """The axes that were merged into ``v``, or None."""
         root = self.find(v)
-        return next((key for key, whole in self._product.items() if self.find(whole) == root), None)
+        merged = (key for key, whole in self._product.items() if self.find(whole) == root)
+        return next((key for key in merged if key not in self._grids), None)
 
-    def declare_product(self, parts: Sequence[int], whole: int) -> None:
-        self._product.setdefault(tuple(self.find(p) for p in parts), whole)
+    def declare_grid(self, parts: Sequence[int], whole: int) -> None:
+        """``whole`` is taken apart into ``parts``: merging them gives it back."""
+        key = tuple(self.find(p) for p in parts)
+        if key not in self._product:
+            self._product[key] = whole
+            self._grids.add(key)
 
     def close(self) -> None:
         """Restore congruence after unions: equal keys have equal values, and the inverse holds."""
@@ -133,6 +140,7 @@ class Variables:
                 self.union(product[roots], whole)
             product.setdefault(roots, whole)
         self._product = product
+        self._grids = {tuple(self.find(p) for p in parts) for parts in self._grids}
 
     def offsets(self, v: int) -> dict[int, int]:
         """Every variable tied to ``v`` by a constant difference of length: root to ``len - len(v)``."""

@@ -281,7 +281,7 @@ def _split_axis(axes: Axes, node: fx.Node, operand: fx.Node, axis: int, out: lis
     if known is not None and [axes.variables.size(v) for v in known] == sizes:
         _equal(axes, out, known)
     else:
-        axes.variables.declare_product(out, whole)
+        axes.variables.declare_grid(out, whole)
         _mix(axes, node, operand, [axis], "splits it into a grid")
 
 

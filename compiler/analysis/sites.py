@@ -100,9 +100,9 @@ class Sites:
         return {i: offsets[v] for i, v in enumerate(self.axes.of(node)) if v in offsets}
 
 
-def dataflow(graph: fx.Graph) -> nx.DiGraph:
+def dataflow(graph: fx.Graph) -> nx.DiGraph[fx.Node]:
     """The graph's data flow, nodes in program order."""
-    flow = nx.DiGraph()
+    flow: nx.DiGraph[fx.Node] = nx.DiGraph()
     for node in graph.nodes:
         flow.add_node(node)
         flow.add_edges_from((operand, node) for operand in node.all_input_nodes)
@@ -157,7 +157,7 @@ def _choose_token(found: Sites, attentions: list[Attention]) -> None:
         found.token = max(counts, key=lambda v: counts[v])
 
 
-def _place(found: Sites, flow: nx.DiGraph, attention: Attention) -> None:
+def _place(found: Sites, flow: nx.DiGraph[fx.Node], attention: Attention) -> None:
     node = attention.node
     if found.axes.of(attention.q)[-2] != found.token:
         found.refusals.append(Refusal(node.name, _where(node) + "attends over another axis than the other blocks (window or grouped attention)"))
@@ -181,7 +181,7 @@ def _where(node: fx.Node) -> str:
     return f"attention in {path} " if path else "attention "
 
 
-def _residual(found: Sites, flow: nx.DiGraph, attention: fx.Node) -> fx.Node | None:
+def _residual(found: Sites, flow: nx.DiGraph[fx.Node], attention: fx.Node) -> fx.Node | None:
     """The first add behind the attention whose other operand the attention was computed from."""
     before = nx.ancestors(flow, attention)
     for node in _forward(flow, attention):
@@ -197,20 +197,20 @@ def _residual(found: Sites, flow: nx.DiGraph, attention: fx.Node) -> fx.Node | N
     return None
 
 
-def _forward(flow: nx.DiGraph, start: fx.Node) -> list[fx.Node]:
+def _forward(flow: nx.DiGraph[fx.Node], start: fx.Node) -> list[fx.Node]:
     """Descendants in program order."""
     behind = nx.descendants(flow, start)
     return [n for n in flow if n in behind]
 
 
-def _stream_root(flow: nx.DiGraph, site: Site) -> fx.Node:
+def _stream_root(flow: nx.DiGraph[fx.Node], site: Site) -> fx.Node:
     add = site.stream if site.stream.target in _ADDS else site.stream.args[0]
     assert isinstance(add, fx.Node)
     before = nx.ancestors(flow, site.attention.node)
     return next(a for a in add.args[:2] if isinstance(a, fx.Node) and a in before)
 
 
-def _prefix(found: Sites, flow: nx.DiGraph) -> None:
+def _prefix(found: Sites, flow: nx.DiGraph[fx.Node]) -> None:
     """Protected prefix and class token, from how the model builds and reads its tokens."""
     assert found.root is not None
     offsets = found.offsets()
@@ -235,7 +235,7 @@ def _prefix(found: Sites, flow: nx.DiGraph) -> None:
     found.class_token = min(reads) if reads else _named_class_token(found, flow)
 
 
-def _named_class_token(found: Sites, flow: nx.DiGraph) -> int | None:
+def _named_class_token(found: Sites, flow: nx.DiGraph[fx.Node]) -> int | None:
     """Index 0 when the first prefix token is a parameter that its model calls a class token."""
     offsets = found.offsets()
     for use in found.axes.uses:
@@ -251,7 +251,7 @@ def _variable(axes: Axes, use: Use) -> int:
     return variables[use.axis] if use.axis < len(variables) else -1
 
 
-def _barriers(found: Sites, flow: nx.DiGraph) -> None:
+def _barriers(found: Sites, flow: nx.DiGraph[fx.Node]) -> None:
     """Nodes that need every token: refuse the sites they stand behind, or restore tokens late."""
     assert found.root is not None
     offsets = found.offsets()
@@ -280,7 +280,7 @@ def _is_attention(node: fx.Node) -> bool:
     return node.target is SDPA
 
 
-def _padding(program: Program, flow: nx.DiGraph, found: Sites) -> fx.Node | None:
+def _padding(program: Program, flow: nx.DiGraph[fx.Node], found: Sites) -> fx.Node | None:
     """The first attention mask that depends on a user input: it says which tokens are padding."""
     if not found.sites:
         return None

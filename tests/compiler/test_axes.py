@@ -1,0 +1,81 @@
+"""Dimension variables: equalities that operators imply, and the derived forms."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from thresher.compiler.analysis.axes import Axes, infer
+from thresher.compiler.program import Program, SourceInfo
+from thresher.compiler.trace import trace
+
+
+def axes_of(module: nn.Module, *shape: int) -> tuple[Program, Axes]:
+    program = trace(module, {"x": torch.randn(*shape)}, dynamic={"x": {0: "batch"}}, info=SourceInfo("toy"))
+    return program, infer(program.graph)
+
+
+def node(program: Program, name: str) -> fx.Node:
+    return next(n for n in program.graph.nodes if n.name == name)
+
+
+class Fn(nn.Module):
+    def __init__(self, function: object) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)  # type: ignore[operator, no-any-return]
+
+
+def test_split_heads_and_back_is_the_same_axis() -> None:
+    program, axes = axes_of(Fn(lambda x: x.reshape(-1, 5, 2, 4).transpose(1, 2).transpose(1, 2).reshape(-1, 5, 8)), 2, 5, 8)
+    source, result = program.input_nodes()[0], program.output_nodes()[0]
+    assert axes.of(result) == axes.of(source)
+
+
+def test_prefix_cut_off_and_put_back_is_the_same_axis() -> None:
+    program, axes = axes_of(Fn(lambda x: torch.cat([x[:, :1], x[:, 1:] * 2.0], dim=1)), 2, 5, 8)
+    source, result = program.input_nodes()[0], program.output_nodes()[0]
+    assert axes.of(result) == axes.of(source)
+
+
+def test_suffix_knows_its_offset() -> None:
+    program, axes = axes_of(Fn(lambda x: x[:, 2:].mean(dim=1)), 2, 5, 8)
+    source = program.input_nodes()[0]
+    cut = next(n for n in program.graph.nodes if n.target is torch.ops.aten.slice.Tensor and n.meta["val"].shape[1] == 3)
+    offsets = axes.variables.offsets(axes.of(source)[1])
+    assert offsets[axes.of(cut)[1]] == -2
+
+
+def test_merged_batch_and_tokens_come_apart_again() -> None:
+    program, axes = axes_of(Fn(lambda x: x.flatten(0, 1).relu().unflatten(0, (-1, 5))), 2, 5, 8)
+    source, result = program.input_nodes()[0], program.output_nodes()[0]
+    assert axes.of(result)[1:] == axes.of(source)[1:]
+
+
+def test_reshape_to_a_grid_is_a_mix_with_its_reason() -> None:
+    program, axes = axes_of(Fn(lambda x: x.reshape(-1, 2, 3, 8)), 2, 6, 8)
+    source = program.input_nodes()[0]
+    uses = [u for u in axes.uses if u.operand is source and u.axis == 1]
+    assert [u.kind for u in uses] == ["mix"]
+    assert "grid" in uses[0].why
+
+
+def test_unknown_operator_mixes_everything() -> None:
+    program, axes = axes_of(Fn(lambda x: torch.cdist(x, x)), 2, 6, 8)
+    source = program.input_nodes()[0]
+    assert any(u.kind == "mix" and "does not know" in u.why for u in axes.uses if u.operand is source and u.axis == 1)
+
+
+def test_elementwise_broadcast_ties_axes() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(1, 6, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.table
+
+    program, axes = axes_of(Table(), 2, 6, 8)
+    assert axes.of(node(program, "p_table"))[1] == axes.of(program.input_nodes()[0])[1]

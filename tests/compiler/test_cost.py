@@ -1,0 +1,53 @@
+"""The cost model against the closed form of the literature and against rewritten graphs."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.compiler.toys import TOKENS, WIDTH, Block, Toy, traced
+from thresher.compiler.analysis.cost import cost_model, node_cost, total_macs
+from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.contract import Context
+from thresher.passes.tokens.methods import TopkNorm
+from thresher.passes.tokens.options import TokenOptions
+
+N = TOKENS + 1
+HEAD = WIDTH * 4
+
+
+def by_hand(counts: list[int]) -> int:
+    """4NC^2 + 2N^2C for attention at the incoming count, 4N'C^2 for this toy's MLP at the outgoing one."""
+    total, tokens = HEAD, N
+    for left in counts:
+        total += 4 * tokens * WIDTH**2 + 2 * tokens**2 * WIDTH
+        tokens = left
+        total += 4 * tokens * WIDTH**2
+    return total
+
+
+PROGRAM = traced(Toy(Block(), Block(), Block()))
+MODEL = cost_model(PROGRAM.graph, find_sites(PROGRAM))
+
+
+def test_dense_cost_is_the_sum_over_nodes() -> None:
+    assert MODEL.dense == total_macs(PROGRAM.graph) == by_hand([N, N, N])
+    assert MODEL.macs([N, N, N]) == MODEL.dense
+    assert MODEL.ideal([N, N, N]) == 1.0
+
+
+@given(st.lists(st.integers(2, N), min_size=3, max_size=3))
+@settings(max_examples=50, deadline=None)
+def test_reduced_cost_is_the_closed_form(counts: list[int]) -> None:
+    counts = [min(counts[: i + 1]) for i in range(3)]
+    assert MODEL.macs(counts) == by_hand(counts)
+
+
+@pytest.mark.parametrize("counts", [(8, 6, 4), (10, 5, 5), (9, 9, 9)])
+def test_prediction_equals_the_rewritten_graph(counts: tuple[int, ...]) -> None:
+    result = TopkNorm(TokenOptions(counts=counts))(PROGRAM, Context())
+    inserted = sum(
+        node_cost(n).macs for n in result.program.graph.nodes if "thresher" in str(n.target) and n.op == "call_function"
+    )
+    assert total_macs(result.program.graph) - inserted == MODEL.macs(counts) == result.details["macs"]
