@@ -1,0 +1,1 @@
+"""Bipartite soft matching and size-weighted merging of tokens (ToMe)."""

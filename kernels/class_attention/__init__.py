@@ -1,0 +1,1 @@
+"""The class token's row of the attention map, averaged over heads."""

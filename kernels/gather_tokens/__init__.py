@@ -1,0 +1,1 @@
+"""Rows of each batch item by index."""

@@ -1,0 +1,1 @@
+"""Top-k by score in index order, with an optional fused token."""

@@ -1,0 +1,1 @@
+"""Reduced tokens back in their places, dropped ones from aside."""
