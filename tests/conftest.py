@@ -1,0 +1,21 @@
+"""Lets the tests import ``thresher.*`` from a checkout that was never installed; keeps them small.
+
+Environment variables are set before torch or ONNX Runtime is first imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import types
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever fetched
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+if importlib.util.find_spec("thresher") is None:
+    _package = types.ModuleType("thresher")
+    _package.__path__ = [str(Path(__file__).resolve().parent.parent)]
+    sys.modules["thresher"] = _package
