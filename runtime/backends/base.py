@@ -1,0 +1,143 @@
+"""What a back end is: one class in one file of this folder, found by its target name.
+
+A new back end subclasses :class:`Backend` and gets a line in ``backends/__init__.py``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from numpy.typing import NDArray
+from thresher.compiler.errors import MissingRequirementError, RefusedError
+from thresher.runtime.manifest import installed
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = NDArray[Any]
+Feeds = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A node that a back end will not take, and why."""
+
+    node: str
+    op: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.node or 'a node'} ({self.op}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a back end can run here; if not, the reason and the command that mends it."""
+
+    ok: bool
+    version: str | None = None
+    reason: str = ""
+    install: str = ""
+
+
+class Session(Protocol):
+    """A loaded engine.  ``run`` takes checked arrays and returns all outputs by name."""
+
+    details: dict[str, str]
+
+    def run(self, feeds: Feeds) -> dict[str, Array]: ...
+
+    def close(self) -> None: ...
+
+
+class Backend(ABC):
+    """Builds and opens engines for one target."""
+
+    target: ClassVar[str]
+    summary: ClassVar[str]
+    package: ClassVar[str]
+    install: ClassVar[str]
+    prefix: ClassVar[str]  # of the files in the folder that it loads
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+
+    def available(self) -> Availability:
+        """Import the package; a failure carries the loader's own words."""
+        try:
+            importlib.import_module(self.package)
+        except ImportError as error:
+            return Availability(False, None, str(error), self.install)
+        return Availability(True, installed(self.package))
+
+    def demand(self) -> None:
+        """Raise MissingRequirementError unless the back end can run here."""
+        state = self.available()
+        if not state.ok:
+            raise MissingRequirementError(
+                f"target {self.target!r} cannot run here ({state.reason}): {state.install}"
+            )
+
+    @abstractmethod
+    def can_take(self, node: onnx.NodeProto, opset: int) -> str | None:
+        """None when the back end takes this node, else the reason; a pure predicate.
+
+        ``opset`` is the version of the node's domain that the model imports.
+        """
+
+    def problems(self, model: onnx.ModelProto) -> list[Problem]:
+        """Every node that the back end refuses, function bodies and branches included."""
+        known = {(function.domain, function.name) for function in model.functions}
+        found: list[Problem] = []
+        for node, opset in _nodes(model):
+            if (node.domain, node.op_type) in known:
+                continue
+            reason = self.can_take(node, opset)
+            if reason:
+                op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+                found.append(Problem(node.name, op, reason))
+        return found
+
+    def refuse_problems(self, model: onnx.ModelProto) -> None:
+        """Raise RefusedError listing the first problems, if there are any."""
+        found = self.problems(model)
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise RefusedError(
+                f"target {self.target!r} does not take {'; '.join(map(str, found[:3]))}{more}:"
+                " choose another target or another recipe"
+            )
+
+    @abstractmethod
+    def requires(self, model: onnx.ModelProto) -> dict[str, str]:
+        """Packages an engine of this model needs where it runs, as ``{"name": ">=1.18"}``."""
+
+    def build(self, folder: Path, precision: str) -> Sequence[str]:
+        """Turn ``folder/model.onnx`` into the back end's own files; returns their names."""
+        return ()
+
+    @abstractmethod
+    def open(self, folder: Path, precision: str, threads: int) -> Session:
+        """Load the engine in ``folder``; the manifest has been checked by the caller."""
+
+
+def _nodes(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, int]]:
+    """All nodes with the opset version of their domain."""
+    yield from _walk(
+        model.graph.node, {entry.domain: entry.version for entry in model.opset_import}
+    )
+    for function in model.functions:
+        yield from _walk(
+            function.node, {entry.domain: entry.version for entry in function.opset_import}
+        )
+
+
+def _walk(nodes: Any, opsets: Mapping[str, int]) -> Iterator[tuple[onnx.NodeProto, int]]:
+    for node in nodes:
+        yield node, opsets.get(node.domain, 1)
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _walk(graph.node, opsets)

@@ -1,0 +1,114 @@
+"""OpenVINO on the CPU.  It knows no model-local functions, so they are inlined when building."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thresher.compiler.errors import RefusedError
+from thresher.runtime.backends.base import Array, Backend, Feeds
+from thresher.runtime.manifest import MODEL
+
+if TYPE_CHECKING:
+    import onnx
+
+DEVICE = "CPU"
+IR = "openvino.xml"
+WEIGHTS = "openvino.bin"
+
+
+class OpenVino(Backend):
+    """OpenVINO's CPU plugin, with full float32 arithmetic for fp32 engines."""
+
+    target = "openvino"
+    summary = "OpenVINO on the CPU"
+    package = "openvino"
+    install = "pip install 'thresher[openvino]'"
+    prefix = "openvino."
+
+    def can_take(self, node: onnx.NodeProto, opset: int) -> str | None:
+        if node.domain not in ("", "ai.onnx.ml", "com.microsoft"):
+            return "no conversion rule for its domain and no function body of that name"
+        if node.op_type.startswith("Scatter") and _reduction(node) == "mean":
+            return "the reduction 'mean' is not ONNX"
+        return None
+
+    def requires(self, model: onnx.ModelProto) -> dict[str, str]:
+        import openvino as ov
+
+        release = ov.__version__.split("-")[0]
+        return {"openvino": f">={release}"}  # an older release may lack an operator of the IR
+
+    def build(self, folder: Path, precision: str) -> tuple[str, ...]:
+        import onnx
+        import openvino as ov
+        from thresher.compiler.lowering.inline import inlined
+
+        flat = folder / "inlined.onnx"
+        data = flat.with_suffix(".data")
+        model = inlined(onnx.load(folder / MODEL))
+        onnx.save(model, flat, save_as_external_data=True, location=data.name)
+        try:
+            ov.save_model(ov.Core().read_model(flat), folder / IR, compress_to_fp16=False)
+        except RuntimeError as error:
+            raise RefusedError(f"OpenVINO does not take the model: {_reason(error)}") from error
+        finally:
+            flat.unlink()
+            data.unlink(missing_ok=True)
+        return IR, WEIGHTS
+
+    def open(self, folder: Path, precision: str, threads: int) -> OpenVinoSession:
+        return OpenVinoSession(folder / IR, precision, threads)
+
+
+class OpenVinoSession:
+    """One compiled model with one request."""
+
+    def __init__(self, model: Path, precision: str, threads: int) -> None:
+        import openvino as ov
+
+        core = ov.Core()
+        hint = _hint(core, precision)
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": hint,
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+        }
+        try:
+            compiled = core.compile_model(str(model), DEVICE, settings)
+        except RuntimeError as error:
+            raise RefusedError(f"OpenVINO refuses {model}: {_reason(error)}") from error
+        self.details = {
+            "provider": f"OpenVINO {DEVICE}",
+            "threads": str(threads),
+            "arithmetic": hint,
+        }
+        self._outputs = [port.any_name for port in compiled.outputs]
+        self._request: Any = compiled.create_infer_request()
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        assert self._request is not None, "the engine is closed"
+        # Inputs are read in place; outputs are copied, as the request reuses its buffers.
+        results = self._request.infer(dict(feeds), share_inputs=True, share_outputs=False)
+        return {name: results[index] for index, name in enumerate(self._outputs)}
+
+    def close(self) -> None:
+        self._request = None
+
+
+def _hint(core: Any, precision: str) -> str:
+    """Arithmetic asked for: half only where the CPU has it, as fp16 also means small weights."""
+    if precision == "fp32":
+        return "f32"
+    return "f16" if "FP16" in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES") else "f32"
+
+
+def _reduction(node: onnx.NodeProto) -> str:
+    return next((a.s.decode() for a in node.attribute if a.name == "reduction"), "none")
+
+
+def _reason(error: Exception) -> str:
+    """The last non-empty line: OpenVINO puts source positions first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)

@@ -1,0 +1,107 @@
+"""An engine: a folder that ``export`` wrote, loaded and ready to run.  Needs no torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from thresher.compiler.errors import UsageError
+from thresher.runtime import manifest as manifests
+from thresher.runtime.backends import Session, backend
+from thresher.runtime.conditions import default_threads
+from thresher.runtime.feeds import Array, Ranges, checked
+from thresher.runtime.manifest import Manifest, TensorInfo
+
+
+class Engine:
+    """A loaded engine.  Fulfils :class:`~thresher.runtime.runner.Runnable`.
+
+    ``details`` says what really runs: provider, threads, arithmetic.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, session: Session, threads: int) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.threads = threads
+        self.name = folder.name.removesuffix(".engine")
+        self.load_seconds = 0.0
+        self._session: Session | None = session
+
+    @staticmethod
+    def load(folder: Path | str, *, threads: int | None = None) -> Engine:
+        """Check the manifest, the files and the installed packages, then load.
+
+        Args:
+            folder: an engine folder.
+            threads: CPU threads; by default :func:`~thresher.runtime.conditions.default_threads`.
+
+        Raises:
+            UsageError: not an engine, another schema, or a file that has changed.
+            MissingRequirementError: the back end or the right version of it is not installed.
+            RefusedError: the back end refuses the model.
+        """
+        folder = Path(folder)
+        manifest = manifests.read(folder)
+        maker = backend(manifest.target)
+        manifests.check_files(manifest, folder)
+        maker.demand()
+        manifests.check_versions(manifest, folder)
+        threads = default_threads() if threads is None else threads
+        if threads < 1:
+            raise UsageError(f"threads must be at least 1, not {threads}")
+        start = time.perf_counter()
+        engine = Engine(folder, manifest, maker.open(folder, manifest.precision, threads), threads)
+        engine.load_seconds = time.perf_counter() - start
+        return engine
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        return self.manifest.outputs
+
+    @property
+    def ranges(self) -> Ranges:
+        """Allowed sizes of the symbolic axes."""
+        return self.manifest.ranges
+
+    @property
+    def precision(self) -> str:
+        return self.manifest.precision
+
+    @property
+    def reduced(self) -> bool:
+        """Whether the engine drops or merges tokens."""
+        return self.manifest.sites > 0
+
+    @property
+    def details(self) -> dict[str, str]:
+        return dict(self._open().details)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once.  Inputs are checked; floats are cast to the wanted width, integers if they fit.
+
+        Raises:
+            UsageError: an input is unknown, missing, or has the wrong dtype, rank or size.
+        """
+        return self._open().run(checked(inputs, self.inputs, self.ranges))
+
+    def close(self) -> None:
+        """Free the session; a second call does nothing."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
+
+    def _open(self) -> Session:
+        if self._session is None:
+            raise UsageError(f"the engine {self.folder} is closed: load it again")
+        return self._session

@@ -1,0 +1,100 @@
+"""One shape for everything that can be run: an engine, or a Program run eagerly by torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from thresher.runtime.conditions import default_threads
+from thresher.runtime.feeds import Array, Ranges, checked
+from thresher.runtime.manifest import TensorInfo
+
+if TYPE_CHECKING:
+    from thresher.compiler.program import Program
+
+
+class Runnable(Protocol):
+    """What ``verify`` and ``profile`` take."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]: ...
+
+    @property
+    def ranges(self) -> Ranges: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def reduced(self) -> bool: ...
+
+    def run(self, inputs: Mapping[str, Array], /) -> dict[str, Array]: ...
+
+
+class ProgramRunner:
+    """A Program run eagerly.  ``threads`` is torch's setting for the whole process."""
+
+    precision = "fp32"
+
+    def __init__(self, program: Program, *, name: str | None = None, threads: int | None = None):
+        import torch
+
+        self.threads = default_threads() if threads is None else threads
+        torch.set_num_threads(self.threads)
+        self.program = program
+        self.name = name or program.info.source
+        self.inputs = tuple(tensor_info(spec) for spec in program.inputs)
+        self.outputs = tuple(tensor_info(spec) for spec in program.outputs)
+        self.ranges: Ranges = symbol_ranges(program)
+        self.reduced = bool(program.ledger)
+        self._module = program.module()
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; inputs are checked as an engine checks them.
+
+        Raises:
+            UsageError: an input is unknown, missing, or has the wrong dtype, rank or size.
+        """
+        import torch
+
+        feeds = checked(inputs, self.inputs, self.ranges)
+        with torch.inference_mode():
+            results = self._module(*(torch.from_numpy(_own(value)) for value in feeds.values()))
+        names = (spec.name for spec in self.outputs)
+        return {name: value.numpy() for name, value in zip(names, results, strict=True)}
+
+
+def _own(value: Array) -> Array:
+    """torch warns about arrays that it may not write to."""
+    return value if value.flags.writeable else value.copy()
+
+
+def tensor_info(spec: Any) -> TensorInfo:
+    """The manifest's form of a Program's TensorSpec."""
+    return TensorInfo(name=spec.name, dtype=spec.dtype, shape=tuple(spec.shape))
+
+
+def symbol_ranges(program: Program) -> dict[str, tuple[int, int | None]]:
+    """Allowed sizes of the symbolic axes by the user's names; None is no upper bound."""
+    ranges: dict[str, tuple[int, int | None]] = {}
+    names = program.symbols
+    for symbol, bounds in program.exported.range_constraints.items():
+        name = names.get(str(symbol))
+        if name is not None:
+            ranges[name] = (max(1, _finite(bounds.lower) or 1), _finite(bounds.upper))
+    return ranges
+
+
+def _finite(bound: Any) -> int | None:
+    """A bound of a value range as an int; torch writes infinity as a symbol or a huge number."""
+    try:
+        value = int(bound)
+    except (TypeError, ValueError, OverflowError, AttributeError):
+        return None
+    return value if value < 2**31 else None
