@@ -1,0 +1,143 @@
+"""Engine folders: the files, the manifest, and a check before the folder gets its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thresher.compiler.errors import UsageError, nearest
+from thresher.compiler.files import atomic_folder, check_free
+from thresher.runtime.backends import Backend, backend
+from thresher.runtime.conditions import PACKAGES
+from thresher.runtime.engine import Engine
+from thresher.runtime.feeds import ANY
+from thresher.runtime.manifest import MODEL, Manifest, Prediction, TensorInfo, digest, installed
+
+if TYPE_CHECKING:
+    import onnx
+
+EXTERNAL_ABOVE = 1_500_000_000  # bytes; protobuf ends at 2 GiB
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the manifest tells about the model beyond the ONNX file."""
+
+    source: dict[str, Any] = field(default_factory=dict)
+    ranges: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    recipe: dict[str, Any] | None = None
+    passes: tuple[dict[str, Any], ...] = ()
+    sites: int = 0
+    tokens: tuple[int | str, ...] | None = None
+    prediction: Prediction | None = None
+    preprocessing: dict[str, Any] | None = None
+    labels: tuple[str, ...] | None = None
+
+
+def package(
+    model: onnx.ModelProto,
+    folder: Path | str,
+    *,
+    facts: Facts | None = None,
+    target: str = "cpu",
+    precision: str = "fp32",
+    threads: int | None = None,
+    overwrite: bool = False,
+    check: Callable[[Engine], dict[str, Any]] | None = None,
+) -> Engine:
+    """Make an engine folder of an ONNX model and return the loaded engine.
+
+    ``check`` gets the engine before the folder has its final name; what it returns is kept in the
+    manifest as ``verified``, and what it raises leaves no folder behind.
+
+    Raises:
+        UsageError: unknown target or precision, or the folder is taken.
+        MissingRequirementError: the back end is not installed.
+        RefusedError: the back end does not take the model.
+    """
+    maker = ready(target, precision, folder, overwrite=overwrite)
+    maker.refuse_problems(model)
+    facts = facts or Facts()
+    with atomic_folder(folder, overwrite=overwrite) as partial:
+        save_model(model, partial / MODEL)
+        facts = _carry_tokenizer(facts, partial)
+        maker.build(partial, precision)
+        manifest = _manifest(model, facts, maker, precision, partial)
+        manifest.write(partial)
+        if check is not None:
+            with Engine.load(partial, threads=threads) as engine:
+                verified = check(engine)
+            manifest.model_copy(update={"verified": verified}).write(partial)
+    return Engine.load(folder, threads=threads)
+
+
+def ready(target: str, precision: str, folder: Path | str, *, overwrite: bool) -> Backend:
+    """The back end, after all checks that need no model, so that long work need not start."""
+    maker = backend(target)
+    if precision not in maker.precisions:
+        raise UsageError(
+            f"target {target!r} has no precision {precision!r}"
+            f"{nearest(precision, maker.precisions)}"
+        )
+    check_free(folder, overwrite=overwrite)
+    maker.demand()
+    return maker
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write an ONNX file; above 1.5 GB the weights go to ``<path>.data`` beside it."""
+    import onnx
+
+    if model.ByteSize() > EXTERNAL_ABOVE:
+        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
+    else:
+        onnx.save(model, path)
+
+
+def _manifest(
+    model: onnx.ModelProto, facts: Facts, maker: Backend, precision: str, folder: Path
+) -> Manifest:
+    names = [name for name in (*PACKAGES, "onnx") if installed(name)]
+    return Manifest(
+        thresher=installed("thresher") or "unknown",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        target=maker.target,
+        precision=precision,  # type: ignore[arg-type]  # checked by ready()
+        inputs=_specs(model.graph.input),
+        outputs=_specs(model.graph.output),
+        files={path.name: digest(path) for path in sorted(folder.iterdir())},
+        versions={name: installed(name) or "" for name in names},
+        requires=maker.requires(model),
+        **{entry.name: getattr(facts, entry.name) for entry in dataclasses.fields(facts)},
+    )
+
+
+def _specs(values: Sequence[Any]) -> tuple[TensorInfo, ...]:
+    """Specs of ONNX graph inputs or outputs; unnamed axes are ``ANY``."""
+    import onnx
+
+    found = []
+    for value in values:
+        tensor = value.type.tensor_type
+        shape = tuple(
+            axis.dim_value if axis.HasField("dim_value") else axis.dim_param or ANY
+            for axis in tensor.shape.dim
+        )
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        found.append(TensorInfo(name=value.name, dtype=dtype, shape=shape))
+    return tuple(found)
+
+
+def _carry_tokenizer(facts: Facts, folder: Path) -> Facts:
+    """Copy a tokenizer file into the engine, so that the folder can be moved."""
+    named = (facts.preprocessing or {}).get("tokenizer")
+    if not named or not Path(named).is_file():
+        return facts
+    shutil.copyfile(named, folder / Path(named).name)
+    moved = {**(facts.preprocessing or {}), "tokenizer": Path(named).name}
+    return dataclasses.replace(facts, preprocessing=moved)

@@ -1,0 +1,186 @@
+"""Error statistics of one output against a reference, gathered batch by batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from thresher.compiler.errors import VerdictError
+
+Array = NDArray[Any]
+
+DEPTH = 16  # roundings that pile up on the longest path, as a random walk
+WIDTH = 32  # root of the ~1000 terms of a sum that is accumulated in the type itself
+TIES = 0.25  # share of samples that may take another token where two score equal up to rounding
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Allowed absolute error, as a share of the reference's largest magnitude."""
+
+    relative: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far an output is from the reference.
+
+    ``relative`` is ``max_abs / max |reference|``; ``sqnr_db`` is the signal to noise ratio
+    ``10 log10(sum a^2 / sum (b - a)^2)``, None for no error at all; ``cosine`` is the mean over
+    samples; ``top1`` is the share of equal argmax, for outputs ``[samples, classes]``;
+    ``agreeing`` of ``samples`` were within the tolerance.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    samples: int
+    agreeing: int
+    max_abs: float
+    mean_abs: float
+    relative: float
+    sqnr_db: float | None
+    cosine: float
+    top1: float | None
+    same: bool
+
+
+def tolerance(precision: str) -> Tolerance:
+    """Tolerance of a computation in ``precision``, with the reason in words.
+
+    Half precision sums are accumulated in float32, so only the depth counts there.
+    """
+    dtype = {"fp64": "float64", "fp32": "float32", "fp16": "float16"}[precision]
+    eps = float(np.finfo(dtype).eps)
+    if precision == "fp16":
+        return Tolerance(DEPTH * eps, f"{DEPTH} roundings of float16 (eps {eps:.2g})")
+    return Tolerance(
+        DEPTH * WIDTH * eps,
+        f"{DEPTH} roundings deep x {WIDTH} for sums of ~1000 terms, x eps of {dtype} ({eps:.2g})",
+    )
+
+
+class Comparison:
+    """Gathers the errors of all outputs over any number of batches.
+
+    Args:
+        limit: the tolerance to judge by.
+        discrete: whether the model chooses tokens; then up to a quarter of the samples may differ,
+            because a choice between equal scores is decided by rounding.
+    """
+
+    def __init__(self, limit: Tolerance, *, discrete: bool = False) -> None:
+        self.limit = limit
+        self.discrete = discrete
+        self._sums: dict[str, _Sums] = {}
+
+    def add(self, reference: Mapping[str, Array], other: Mapping[str, Array]) -> None:
+        """Compare one batch of outputs.
+
+        Raises:
+            VerdictError: an output is missing or has another shape.
+        """
+        for name, expected in reference.items():
+            found = other.get(name)
+            if found is None or found.shape != expected.shape:
+                shape = "missing" if found is None else f"of shape {list(found.shape)}"
+                raise VerdictError(
+                    f"the output {name!r} is {shape} and should be {list(expected.shape)}"
+                )
+            sums = self._sums.setdefault(name, _Sums(name, expected.dtype.name))
+            sums.add(expected, found, self.limit.relative)
+
+    def results(self) -> tuple[OutputError, ...]:
+        share = 1 - TIES if self.discrete else 1.0
+        return tuple(sums.result(share) for sums in self._sums.values())
+
+
+class _Sums:
+    """Running sums of one output."""
+
+    def __init__(self, name: str, dtype: str) -> None:
+        self.name, self.dtype = name, dtype
+        self.shape: tuple[int, ...] = ()
+        self.count = self.samples = self.agreeing = self.equal_argmax = 0
+        self.max_abs = self.sum_abs = self.noise = self.signal = self.peak = self.cosines = 0.0
+        self.classes = False
+
+    def add(self, expected: Array, found: Array, relative: float) -> None:
+        rows = expected.shape[0] if expected.ndim else 1
+        a = expected.reshape(rows, -1).astype(np.float64)
+        b = found.reshape(rows, -1).astype(np.float64)
+        error = _errors(a, b)
+        a, b = (np.nan_to_num(x, posinf=0.0, neginf=0.0) for x in (a, b))
+        worst = error.max(axis=1, initial=0.0)
+        peak = float(np.abs(a).max(initial=0.0))
+        self.shape = tuple(expected.shape)
+        self.samples += rows
+        self.count += a.size
+        self.agreeing += int((worst <= relative * peak).sum())
+        self.max_abs = max(self.max_abs, float(worst.max(initial=0.0)))
+        self.peak = max(self.peak, peak)
+        self.sum_abs += float(error.sum())
+        self.noise += float((error * error).sum())
+        self.signal += float((a * a).sum())
+        self.cosines += float(_cosine(a, b).sum())
+        self.classes = expected.ndim == 2 and expected.shape[1] > 1 and expected.dtype.kind == "f"
+        if self.classes:
+            self.equal_argmax += int((a.argmax(1) == b.argmax(1)).sum())
+
+    def result(self, share: float) -> OutputError:
+        return OutputError(
+            name=self.name,
+            dtype=self.dtype,
+            shape=self.shape,
+            samples=self.samples,
+            agreeing=self.agreeing,
+            max_abs=self.max_abs,
+            mean_abs=self.sum_abs / max(1, self.count),
+            relative=self.max_abs / (self.peak or 1.0),
+            sqnr_db=_decibels(self.signal, self.noise),
+            cosine=self.cosines / max(1, self.samples),
+            top1=self.equal_argmax / self.samples if self.classes else None,
+            same=self.agreeing >= share * self.samples,
+        )
+
+
+def _errors(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Absolute differences; equal infinities and paired NaN count as equal, others as infinite."""
+    finite = np.isfinite(a) & np.isfinite(b)
+    error = np.zeros_like(a)
+    np.subtract(b, a, where=finite, out=error)
+    equal = (a == b) | (np.isnan(a) & np.isnan(b))
+    error[~finite & ~equal] = np.inf
+    return np.abs(error)
+
+
+def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Row-wise cosine; 1 where both rows are zero."""
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    dots = (a * b).sum(axis=1)
+    safe = np.where(norms == 0, 1.0, norms)
+    both_zero = (np.abs(a).sum(axis=1) == 0) & (np.abs(b).sum(axis=1) == 0)
+    result: NDArray[np.float64] = np.where(both_zero, 1.0, dots / safe)
+    return result
+
+
+def _decibels(signal: float, noise: float) -> float | None:
+    if noise == 0:
+        return None
+    if not math.isfinite(noise) or signal == 0:
+        return -math.inf
+    return 10 * math.log10(signal / noise)
+
+
+def plain(value: Any) -> Any:
+    """Ready for JSON, which has no infinity: such numbers become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

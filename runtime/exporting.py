@@ -1,0 +1,109 @@
+"""From a Program to an engine folder: lower, build, compare with the eager program."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thresher.compiler.errors import VerdictError
+from thresher.runtime.bundle import Facts, package, ready
+from thresher.runtime.compare import Comparison, tolerance
+from thresher.runtime.engine import Engine
+from thresher.runtime.runner import ProgramRunner, Runnable, symbol_ranges
+from thresher.runtime.sample import random_inputs
+
+if TYPE_CHECKING:
+    from thresher.compiler.program import Program
+
+CHECK_BATCH = 3  # unlike the batch of 2 that models are traced with
+
+
+def export(
+    program: Program,
+    folder: Path | str,
+    *,
+    target: str = "cpu",
+    precision: str = "fp32",
+    threads: int | None = None,
+    overwrite: bool = False,
+    recipe: Mapping[str, Any] | None = None,
+    check: bool = True,
+) -> Engine:
+    """Lower a Program, build an engine folder for a target, and return the loaded engine.
+
+    Args:
+        program: what to lower.
+        folder: output; appears only when everything has succeeded.
+        target: ``"cpu"`` or ``"openvino"``.
+        precision: ``"fp32"`` or ``"fp16"``.
+        threads: of the returned engine.
+        overwrite: replace an older engine of that name.
+        recipe: the resolved recipe, kept in the manifest.
+        check: run the engine once against the eager program before the folder gets its name.
+
+    Raises:
+        UsageError: unknown target or precision, or the folder is taken.
+        MissingRequirementError: the back end is not installed.
+        RefusedError: the back end does not take the model.
+        VerdictError: the engine's numbers differ from the program's.
+    """
+    ready(target, precision, folder, overwrite=overwrite)
+    from thresher.compiler.lowering import to_onnx
+
+    model = to_onnx(program, precision=precision)
+    agrees = partial(agree, ProgramRunner(program, threads=threads)) if check else None
+    return package(
+        model,
+        folder,
+        facts=facts_of(program, recipe),
+        target=target,
+        precision=precision,
+        threads=threads,
+        overwrite=overwrite,
+        check=agrees,
+    )
+
+
+def agree(reference: Runnable, engine: Engine) -> dict[str, Any]:
+    """Compare one random batch; returns the numbers for the manifest.
+
+    Raises:
+        VerdictError: the engine differs beyond the tolerance of its precision.
+    """
+    limit = tolerance(engine.precision)
+    feeds = random_inputs(engine.inputs, batch=CHECK_BATCH, ranges=engine.ranges)
+    comparison = Comparison(limit, discrete=engine.reduced)
+    comparison.add(reference.run(feeds), engine.run(feeds))
+    errors = comparison.results()
+    for error in errors:
+        if not error.same:
+            raise VerdictError(
+                f"the engine's output {error.name!r} differs from the program's by"
+                f" {error.relative:.2g} of its scale and {limit.relative:.2g} is allowed"
+                f" ({limit.reason}): nothing was written"
+            )
+    return {
+        "inputs": "standard normal, seed 0",
+        "tolerance": limit.relative,
+        "outputs": {error.name: {"relative": error.relative} for error in errors},
+    }
+
+
+def facts_of(program: Program, recipe: Mapping[str, Any] | None = None) -> Facts:
+    """What a Program knows about itself, as plain data."""
+    details = [record.details for record in program.history]
+    tokens = next((d["tokens"] for d in reversed(details) if "tokens" in d), None)
+    return Facts(
+        source=dataclasses.asdict(program.info),
+        ranges=symbol_ranges(program),
+        recipe=dict(recipe) if recipe is not None else None,
+        passes=tuple(dataclasses.asdict(record) for record in program.history),
+        sites=len(program.ledger),
+        tokens=tuple(tokens) if tokens is not None else None,
+        prediction=None,
+        preprocessing=program.info.preprocessing,
+        labels=program.info.labels,
+    )
