@@ -1,0 +1,267 @@
+"""Two questions kept apart: is it the same function, and is the quality kept?
+
+Token reduction must change numbers and should keep quality; lowering must change neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from thresher.compiler.errors import UsageError
+from thresher.runtime.compare import Comparison, OutputError, plain, tolerance
+from thresher.runtime.feeds import Array, describe
+from thresher.runtime.runner import Runnable
+from thresher.runtime.sample import random_inputs
+
+SCHEMA = "thresher.verify/1"
+ROUNDS = 4  # random batches compared
+
+
+class Dataset(Protocol):
+    """What ``open_dataset`` returns."""
+
+    @property
+    def name(self) -> str: ...
+
+    def batches(
+        self, size: int, limit: int | None = None
+    ) -> Iterator[tuple[dict[str, Array], Array | None]]: ...
+
+
+@dataclass(frozen=True)
+class SameFunction:
+    """First verdict: every output of every input agrees within the tolerance."""
+
+    same: bool
+    outputs: tuple[OutputError, ...]
+    inputs: str
+    tolerance: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class QualityKept:
+    """Second verdict, on labelled data.
+
+    Accuracies are shares of ``n``; ``difference`` is b - a in points (hundredths) and
+    ``standard_error`` its paired standard error (McNemar): with f = right_to_wrong +
+    wrong_to_right, ``sqrt(f - (wrong_to_right - right_to_wrong)^2 / n) / n``.  ``kept`` is None
+    when no drop was demanded.
+    """
+
+    dataset: str
+    n: int
+    accuracy_a: float
+    accuracy_b: float
+    difference: float
+    standard_error: float
+    right_to_wrong: int
+    wrong_to_right: int
+    agreement: float
+    max_drop: float | None
+    kept: bool | None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Both verdicts; ``met`` is whether everything that was demanded holds."""
+
+    a: str
+    b: str
+    same_function: SameFunction
+    quality: QualityKept | None
+    demanded: tuple[str, ...]
+    met: bool
+    sentences: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data under a versioned schema."""
+        return {"schema": SCHEMA, **plain(asdict(self))}
+
+
+def verify(
+    a: Runnable,
+    b: Runnable,
+    *,
+    dataset: Dataset | None = None,
+    inputs: Sequence[Mapping[str, Array]] | None = None,
+    batch: int = 8,
+    limit: int | None = None,
+    max_drop: float | None = None,
+    same: bool | None = None,
+    output: str | None = None,
+    sizes: Mapping[str, int] | None = None,
+    seed: int = 0,
+) -> Verification:
+    """Compare ``b`` with the reference ``a``.
+
+    Args:
+        a: the reference.
+        b: the candidate, with the same inputs and outputs.
+        dataset: labelled data for the second verdict; its batches serve the first one too.
+        inputs: batches to compare on; by default seeded random ones, or the data set's.
+        batch: samples in a batch.
+        limit: number of samples of the data set to use.
+        max_drop: points of accuracy that may be lost; demands the second verdict.
+        same: whether the first verdict is demanded; by default when nothing else is and ``b``
+            reduces tokens no more than ``a`` does.
+        output: name of the logits; by default the first output ``[samples, classes]``.
+        sizes: sizes of symbolic axes other than the batch, for random inputs.
+        seed: of the random inputs.
+
+    Raises:
+        UsageError: the two cannot be compared, or a drop is demanded without labelled data.
+        VerdictError: an output has another shape.
+    """
+    comparable(a, b)
+    if max_drop is not None and dataset is None:
+        raise UsageError("a largest drop needs labelled data: give --data, or leave --max-drop out")
+    if same is None:
+        same = max_drop is None and a.reduced == b.reduced
+    precision = "fp16" if "fp16" in (a.precision, b.precision) else "fp32"
+    comparison = Comparison(tolerance(precision), discrete=a.reduced and b.reduced)
+    counts = _Counts(output)
+    what, batches = _batches(a, dataset, inputs, batch, limit, sizes, seed)
+    for feeds, labels in batches:
+        left, right = a.run(feeds), b.run(feeds)
+        comparison.add(left, right)
+        if labels is not None:
+            counts.add(left, right, labels)
+    first = _same_function(comparison, what)
+    second = _quality(counts, dataset, max_drop)
+    demanded = tuple(n for n, on in (("same", same), ("quality", max_drop is not None)) if on)
+    met = (first.same or not same) and (second is None or second.kept is not False)
+    sentences = _sentences(a.name, b.name, first, second)
+    return Verification(a.name, b.name, first, second, demanded, met, sentences)
+
+
+Labelled = tuple[Mapping[str, Array], Array | None]
+
+
+def _batches(
+    a: Runnable,
+    dataset: Dataset | None,
+    inputs: Sequence[Mapping[str, Array]] | None,
+    batch: int,
+    limit: int | None,
+    sizes: Mapping[str, int] | None,
+    seed: int,
+) -> tuple[str, Iterable[Labelled]]:
+    if inputs is not None:
+        return "given", [(feeds, None) for feeds in inputs]
+    if dataset is not None:
+        return f"data set {dataset.name}", dataset.batches(batch, limit)
+    made: list[Labelled] = [
+        (random_inputs(a.inputs, batch=batch, sizes=sizes, ranges=a.ranges, seed=seed + i), None)
+        for i in range(ROUNDS)
+    ]
+    return f"random, standard normal, seeds {seed} to {seed + ROUNDS - 1}", made
+
+
+def comparable(a: Runnable, b: Runnable) -> None:
+    """Raise UsageError unless both have the same input and output names."""
+    for kind, left, right in (("input", a.inputs, b.inputs), ("output", a.outputs, b.outputs)):
+        names = {spec.name for spec in left}
+        for spec in right:
+            if spec.name not in names:
+                raise UsageError(
+                    f"{b.name} has the {kind} {spec.name!r} {describe(spec)} and {a.name} has not:"
+                    " compare two forms of one model"
+                )
+        missing = sorted(names - {spec.name for spec in right})
+        if missing:
+            raise UsageError(
+                f"{b.name} lacks the {kind} {missing[0]!r} of {a.name}:"
+                " compare two forms of one model"
+            )
+
+
+class _Counts:
+    """Right and wrong answers of both on the same samples."""
+
+    def __init__(self, output: str | None) -> None:
+        self.output = output
+        self.n = self.right_a = self.right_b = self.lost = self.won = self.equal = 0
+
+    def add(self, a: Mapping[str, Array], b: Mapping[str, Array], labels: Array) -> None:
+        name = self.output or next((k for k, v in a.items() if v.ndim == 2), None)
+        if name is None or name not in a:
+            raise UsageError(
+                f"there are no logits among the outputs {', '.join(a)}: name them with --output"
+            )
+        pick_a, pick_b = a[name].argmax(-1), b[name].argmax(-1)
+        good_a: NDArray[np.bool_] = pick_a == labels
+        good_b: NDArray[np.bool_] = pick_b == labels
+        self.n += len(labels)
+        self.right_a += int(good_a.sum())
+        self.right_b += int(good_b.sum())
+        self.lost += int((good_a & ~good_b).sum())
+        self.won += int((~good_a & good_b).sum())
+        self.equal += int((pick_a == pick_b).sum())
+
+
+def _same_function(comparison: Comparison, what: str) -> SameFunction:
+    outputs = comparison.results()
+    limit = comparison.limit
+    same = bool(outputs) and all(error.same for error in outputs)
+    return SameFunction(same, outputs, what, limit.relative, limit.reason)
+
+
+def _quality(
+    counts: _Counts, dataset: Dataset | None, max_drop: float | None
+) -> QualityKept | None:
+    if dataset is None or counts.n == 0:
+        if max_drop is not None:
+            raise UsageError("a largest drop needs labels and the data set has none: give others")
+        return None
+    n = counts.n
+    difference = 100 * (counts.right_b - counts.right_a) / n
+    return QualityKept(
+        dataset=dataset.name,
+        n=n,
+        accuracy_a=counts.right_a / n,
+        accuracy_b=counts.right_b / n,
+        difference=difference,
+        standard_error=100 * paired_error(counts.lost, counts.won, n),
+        right_to_wrong=counts.lost,
+        wrong_to_right=counts.won,
+        agreement=counts.equal / n,
+        max_drop=max_drop,
+        kept=None if max_drop is None else -difference <= max_drop,
+    )
+
+
+def paired_error(lost: int, won: int, n: int) -> float:
+    """Standard error of the difference of two accuracies on the same ``n`` samples."""
+    return math.sqrt(max(0.0, lost + won - (won - lost) ** 2 / n)) / n
+
+
+def _sentences(a: str, b: str, first: SameFunction, second: QualityKept | None) -> tuple[str, ...]:
+    worst = max(first.outputs, key=lambda error: error.relative, default=None)
+    far = f"{worst.relative:.2g}" if worst else "nothing was compared,"
+    said = [
+        f"same function: {'yes' if first.same else 'no'}; the largest difference is {far} of the"
+        f" output's scale and {first.tolerance:.2g} is rounding ({first.reason})"
+    ]
+    if second is not None:
+        drop = (
+            f"{b} is right on {second.accuracy_b:.2%} and {a} on {second.accuracy_a:.2%} of"
+            f" {second.n} samples: {second.difference:+.2f} points (standard error"
+            f" {second.standard_error:.2f}), {second.right_to_wrong} right became wrong and"
+            f" {second.wrong_to_right} wrong became right"
+        )
+        said.append(f"quality kept: {_answer(second)}; {drop}")
+    return tuple(said)
+
+
+def _answer(quality: QualityKept) -> str:
+    if quality.kept is None:
+        return "not demanded"
+    near = abs(quality.difference + (quality.max_drop or 0)) < 2 * quality.standard_error
+    doubt = ", though within two standard errors of the limit" if near else ""
+    return f"{'yes' if quality.kept else 'no'}, {quality.max_drop:g} points may be lost{doubt}"
