@@ -1,0 +1,272 @@
+"""Side-by-side measurement: time, memory and size, with the prediction beside the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thresher.compiler.errors import UsageError
+from thresher.runtime.blocks import BlockChange, BlockProfile, block_profiles, compare_blocks
+from thresher.runtime.candidates import Candidate, describe, opened, unique_names
+from thresher.runtime.compare import plain
+from thresher.runtime.conditions import Conditions, conditions, default_threads, load_average
+from thresher.runtime.engine import Engine
+from thresher.runtime.feeds import Array
+from thresher.runtime.measure import Clock, Plan, Warmth, interleave, warm_up
+from thresher.runtime.memory import MEANING, Memory, peak_memory
+from thresher.runtime.runner import Runnable
+from thresher.runtime.sample import batch_symbol, random_inputs
+from thresher.runtime.stats import Ratio, Spread, paired_ratio, spread
+from thresher.runtime.verifying import comparable
+
+if TYPE_CHECKING:
+    from thresher.compiler.program import Program
+
+SCHEMA = "thresher.profile/1"
+COPIES = "inputs and outputs are arrays in host memory; handing them over is included"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One candidate at one batch size.  ``latency`` in seconds of one run of the whole batch.
+
+    ``speedup`` is over the first candidate, ``ideal`` the ratio of their multiply-accumulates,
+    ``realised`` is speed-up / ideal.
+    """
+
+    candidate: str
+    batch: int
+    latency: Spread
+    throughput: float  # samples per second
+    warm_up: Warmth
+    speedup: Ratio | None = None
+    ideal: float | None = None
+    realised: float | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything ``profile`` found; the first candidate is the baseline."""
+
+    candidates: tuple[Candidate, ...]
+    timings: tuple[Timing, ...]
+    conditions: Conditions
+    plan: Plan
+    sentences: tuple[str, ...]
+    min_speedup: float | None
+    met: bool
+    copies: str = COPIES
+    memory: str = MEANING
+    blocks: tuple[BlockProfile, ...] = ()
+    changes: tuple[BlockChange, ...] = field(default=())
+
+    def timing(self, candidate: str, batch: int) -> Timing:
+        """The timing of a candidate at a batch size."""
+        return next(t for t in self.timings if (t.candidate, t.batch) == (candidate, batch))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data under a versioned schema."""
+        return {"schema": SCHEMA, **plain(asdict(self))}
+
+
+def profile(
+    candidates: Sequence[Runnable | Program | Path | str],
+    *,
+    batches: Sequence[int] = (1,),
+    target: str = "cpu",
+    precision: str = "fp32",
+    threads: int | None = None,
+    plan: Plan | None = None,
+    sizes: Mapping[str, int] | None = None,
+    memory: bool = True,
+    blocks: bool = False,
+    min_speedup: float | None = None,
+    progress: Progress | None = None,
+    clock: Clock = time.perf_counter,
+) -> Profile:
+    """Measure candidates against the first of them, interleaved.
+
+    Args:
+        candidates: engines, engine folders, Programs (exported to ``target`` first, so that like is
+            compared with like) or a ProgramRunner for eager torch.
+        batches: batch sizes.
+        target: back end for Programs.
+        precision: precision for Programs.
+        threads: CPU threads of every candidate; by default the physical cores, at most 8.
+        plan: how long to measure.
+        sizes: sizes of symbolic axes other than the batch.
+        memory: measure peak memory, in one more process for each engine.
+        blocks: also time the blocks, at the first batch size, with ONNX Runtime.
+        min_speedup: demanded of every candidate at every batch size.
+        progress: called with what is being done, steps done, and steps in all.
+        clock: seconds; for tests.
+
+    Raises:
+        UsageError: nothing to compare, unlike inputs, or a batch size that a model does not take.
+    """
+    if not candidates:
+        raise UsageError("there is nothing to profile: name one engine or more")
+    plan, threads = plan or Plan(), threads or default_threads()
+    progress = progress or (lambda what, done, total: None)
+    with ExitStack() as stack:
+        load = load_average()
+        runs = opened(candidates, stack, target=target, precision=precision, threads=threads)
+        names = unique_names(runs)
+        for other in runs[1:]:
+            comparable(runs[0], other)
+        memories = [_memory(run, batches[0], threads, sizes) if memory else None for run in runs]
+        described = tuple(map(describe, runs, names, memories))
+        timings = tuple(
+            timing
+            for batch in batches
+            for timing in _time(runs, described, batch, plan, sizes, progress, clock)
+        )
+        found = _blocks(runs, names, batches[0], threads, sizes) if blocks else ()
+        where = conditions(threads, load)
+    changes = tuple(compare_blocks(found[0], other) for other in found[1:])
+    judged = [t for t in timings if t.speedup is not None]
+    met = min_speedup is None or all(_meets(t, min_speedup) for t in judged)
+    said = tuple(_sentences(described, timings, where, changes, min_speedup))
+    return Profile(
+        described, timings, where, plan, said, min_speedup, met, blocks=found, changes=changes
+    )
+
+
+def _time(
+    runs: Sequence[Runnable],
+    described: Sequence[Candidate],
+    batch: int,
+    plan: Plan,
+    sizes: Mapping[str, int] | None,
+    progress: Progress,
+    clock: Clock,
+) -> list[Timing]:
+    """All candidates at one batch size."""
+    feeds = batch_inputs(runs[0], batch, sizes)
+    calls = [_call(run, feeds) for run in runs]
+    warmth = [warm_up(call, plan, clock) for call in calls]
+    times = interleave(
+        calls, warmth, plan, clock, lambda done, total: progress(f"batch {batch}", done, total)
+    )
+    base = described[0]
+    made = []
+    for index, (candidate, values) in enumerate(zip(described, times, strict=True)):
+        latency = spread(values)
+        ratio = paired_ratio(times[0], values) if index else None
+        ideal = ideal_ratio(base, candidate) if index else None
+        made.append(
+            Timing(
+                candidate.name,
+                batch,
+                latency,
+                batch / latency.median,
+                warmth[index],
+                ratio,
+                ideal,
+                ratio.median / ideal if ratio and ideal else None,
+            )
+        )
+    return made
+
+
+def batch_inputs(run: Runnable, batch: int, sizes: Mapping[str, int] | None) -> dict[str, Array]:
+    """Seeded inputs of one batch.
+
+    Raises:
+        UsageError: the model's batch is fixed at another size.
+    """
+    fixed = run.inputs[0].shape[0] if batch_symbol(run.inputs) is None else batch
+    if fixed != batch:
+        raise UsageError(
+            f"{run.name} has a fixed batch of {fixed}, not {batch}: use --batch {fixed}"
+        )
+    return random_inputs(run.inputs, batch=batch, sizes=sizes, ranges=run.ranges)
+
+
+def ideal_ratio(base: Candidate, candidate: Candidate) -> float | None:
+    """Multiply-accumulates of the baseline over those of the candidate, where both are known.
+
+    A baseline without a prediction stands for the dense model if it reduces nothing.
+    """
+    dense = base.macs or (None if base.reduced else candidate.dense_macs)
+    return dense / candidate.macs if dense and candidate.macs else None
+
+
+def _call(run: Runnable, feeds: Mapping[str, Array]) -> Callable[[], object]:
+    return lambda: run.run(feeds)
+
+
+def _memory(
+    run: Runnable, batch: int, threads: int, sizes: Mapping[str, int] | None
+) -> Memory | None:
+    if not isinstance(run, Engine):
+        return None
+    return peak_memory(run.folder, batch=batch, threads=threads, sizes=sizes)
+
+
+def _blocks(
+    runs: Sequence[Runnable],
+    names: Sequence[str],
+    batch: int,
+    threads: int,
+    sizes: Mapping[str, int] | None,
+) -> tuple[BlockProfile, ...]:
+    engines = [run for run in runs if isinstance(run, Engine)]
+    if len(engines) < len(runs):
+        raise UsageError("only engines have times per block: leave eager programs out")
+    feeds = batch_inputs(runs[0], batch, sizes)
+    folders = [engine.folder for engine in engines]
+    return block_profiles(folders, feeds, threads=threads, names=names)
+
+
+def _meets(timing: Timing, least: float) -> bool:
+    """A demanded speed-up is met by the median, if it is a gain at all."""
+    ratio = timing.speedup
+    return ratio is not None and ratio.median >= least and (least <= 1 or not ratio.inside_noise)
+
+
+def _sentences(
+    described: Sequence[Candidate],
+    timings: Sequence[Timing],
+    where: Conditions,
+    changes: Sequence[BlockChange],
+    least: float | None,
+) -> list[str]:
+    base = described[0]
+    said = []
+    for timing in timings:
+        if timing.speedup is not None:
+            said.append(_verdict(timing, base.name))
+            if least is not None and not _meets(timing, least):
+                said[-1] += f"; {least:g} times was demanded"
+        if not timing.warm_up.steady:
+            said.append(
+                f"batch {timing.batch}: {timing.candidate} did not become steady in"
+                f" {timing.warm_up.runs} runs of warm-up"
+            )
+    said += [change.sentence for change in changes]
+    said += [where.busy] if where.busy else []
+    random = [candidate.name for candidate in described if candidate.weights == "random"]
+    if random:
+        said.append(f"random weights in {', '.join(random)}: times hold, quality means nothing")
+    return said
+
+
+def _verdict(timing: Timing, base: str) -> str:
+    ratio = timing.speedup
+    assert ratio is not None
+    start = f"batch {timing.batch}: {timing.candidate}"
+    interval = f"{ratio.confidence:.0%} interval {ratio.low:.2f} to {ratio.high:.2f}"
+    if ratio.inside_noise:
+        return f"{start}: no gain over {base}; {ratio.median:.2f} times ({interval}) is noise"
+    if ratio.median < 1:
+        return f"{start} is slower than {base}: {ratio.median:.2f} times its speed ({interval})"
+    text = f"{start} is {ratio.median:.2f} times as fast as {base} ({interval})"
+    if timing.ideal and timing.realised:
+        text += f", {timing.realised:.2f} of the ideal {timing.ideal:.2f}"
+    return text
