@@ -1,0 +1,178 @@
+"""Time per block of the model, and what inserted modules cost beside what they saved.
+
+ONNX Runtime names fused nodes after their kind and inlined ones after nothing, so its own profile
+cannot be mapped back.  Here it optimises the graph once, every node of the result gets a name of
+ours, and that graph is run with the optimiser off: the same kernels, under known names.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thresher.runtime.backends.cpu import open_session, session_options
+from thresher.runtime.feeds import Array
+from thresher.runtime.manifest import MODEL
+from thresher.runtime.provenance import OUTSIDE, Origin, block_names, origins, traced
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+WARM_UP, RUNS = 5, 20
+SUFFIX = "_kernel_time"
+
+
+@dataclass(frozen=True)
+class BlockTime:
+    """Seconds in one block: its own nodes, and the modules that a pass inserted there."""
+
+    block: str
+    own: float
+    inserted: float
+
+    @property
+    def total(self) -> float:
+        return self.own + self.inserted
+
+
+@dataclass(frozen=True)
+class BlockProfile:
+    """Blocks in the order in which they run.  Seconds are medians over the runs, added up."""
+
+    name: str
+    threads: int
+    runs: int
+    blocks: tuple[BlockTime, ...]
+    inserted: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(block.total for block in self.blocks)
+
+
+@dataclass(frozen=True)
+class BlockChange:
+    """Dense against reduced, in seconds: what the blocks saved and what the insertions cost."""
+
+    dense: str
+    reduced: str
+    saved: float
+    cost: float
+    sentence: str
+
+
+def block_profiles(
+    folders: Sequence[Path],
+    feeds: Mapping[str, Array],
+    *,
+    threads: int,
+    names: Sequence[str] | None = None,
+    runs: int = RUNS,
+) -> tuple[BlockProfile, ...]:
+    """Time the blocks of engines, run in turn on the same inputs.
+
+    Times come from ONNX Runtime on ``model.onnx``, whatever the engines' own target is.
+
+    Args:
+        folders: engine folders.
+        feeds: one batch of inputs.
+        threads: CPU threads.
+        names: how to call the engines; by default their folders' names.
+        runs: timed runs of each.
+
+    Raises:
+        RefusedError: ONNX Runtime does not take a model.
+    """
+    labels = names or [folder.name for folder in folders]
+    with ExitStack() as stack:
+        named = [_named(folder / MODEL, stack, threads) for folder in folders]
+        for _ in range(WARM_UP + runs):
+            for session, _ in named:
+                session.run(None, dict(feeds))
+        times = [_node_times(Path(session.end_profiling())) for session, _ in named]
+    return tuple(
+        _summed(label, threads, runs, where, seconds)
+        for label, (_, where), seconds in zip(labels, named, times, strict=True)
+    )
+
+
+def compare_blocks(dense: BlockProfile, reduced: BlockProfile) -> BlockChange:
+    """What the reduction saved in the blocks, and what its own modules cost."""
+    saved = sum(b.own for b in dense.blocks) - sum(b.own for b in reduced.blocks)
+    cost = sum(reduced.inserted.values()) - sum(dense.inserted.values())
+    verdict = "" if saved > cost else ", so there is nothing to gain"
+    sentence = (
+        f"{reduced.name}: the blocks take {_ms(saved)} less than those of {dense.name}"
+        f" and the inserted modules take {_ms(cost)}{verdict}"
+    )
+    return BlockChange(dense.name, reduced.name, saved, cost, sentence)
+
+
+def _named(
+    model: Path, stack: ExitStack, threads: int
+) -> tuple[onnxruntime.InferenceSession, list[Origin]]:
+    """A profiling session whose node ``i`` is called ``n<i>``, and the origin of each node."""
+    import onnx
+    import onnxruntime as ort
+
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="thresher-")))
+    options = session_options(threads)
+    options.optimized_model_filepath = str(folder / MODEL)
+    config = "session.optimized_model_external_initializers_"
+    options.add_session_config_entry(f"{config}file_name", "weights")
+    options.add_session_config_entry(f"{config}min_size_in_bytes", "1024")
+    open_session(model, options)
+
+    optimised = onnx.load(folder / MODEL, load_external_data=False)
+    where = traced(optimised, origins(onnx.load(model, load_external_data=False)))
+    for index, node in enumerate(optimised.graph.node):
+        node.name = f"n{index}"
+    onnx.save(optimised, folder / MODEL)
+
+    options = session_options(threads)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    return open_session(folder / MODEL, options), where
+
+
+def _node_times(path: Path) -> dict[int, float]:
+    """Median seconds of every named node over the runs after the warm-up."""
+    events: list[dict[str, Any]] = json.loads(path.read_text())
+    times: dict[int, list[float]] = {}
+    for event in events:
+        name = str(event.get("name", ""))
+        number = name.removesuffix(SUFFIX).removeprefix("n")
+        if event.get("cat") == "Node" and name.endswith(SUFFIX) and number.isdigit():
+            times.setdefault(int(number), []).append(event["dur"] * 1e-6)
+    return {index: statistics.median(values[WARM_UP:]) for index, values in times.items()}
+
+
+def _summed(
+    name: str, threads: int, runs: int, where: Sequence[Origin], times: Mapping[int, float]
+) -> BlockProfile:
+    blocks = block_names(origin.module for origin in where)
+    own: dict[str, float] = {}
+    added: dict[str, float] = {}
+    kinds: dict[str, float] = {}
+    for index, origin in enumerate(where):
+        seconds, block = times.get(index, 0.0), blocks[origin.module]
+        own.setdefault(block, 0.0)
+        if origin.inserted is None:
+            own[block] += seconds
+        else:
+            added[block] = added.get(block, 0.0) + seconds
+            kinds[origin.inserted] = kinds.get(origin.inserted, 0.0) + seconds
+    order = sorted(own, key=lambda block: block == OUTSIDE)
+    rows = tuple(BlockTime(block, own[block], added.get(block, 0.0)) for block in order)
+    return BlockProfile(name, threads, runs, rows, kinds)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
