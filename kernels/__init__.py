@@ -1,4 +1,7 @@
-"""The operators that passes insert: definition in torch, ONNX function body, optional kernels.
+"""Operators that passes insert: one folder each, with every face of the operator in it.
 
-One folder per operator.  ``ops`` registers them with torch, ``registry`` describes them to ONNX.
+``reference.py`` is the definition (plain differentiable torch), ``function.py`` the same in standard
+ONNX operators.  :mod:`thresher.kernels.ops` registers all of them with torch under ``torch.ops.thresher``;
+:mod:`thresher.kernels.registry` knows their ONNX names, schemas and function bodies.  Importing this
+package imports neither torch nor onnx.
 """

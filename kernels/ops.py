@@ -1,7 +1,7 @@
-"""Registers the operators with torch under the namespace ``thresher``; importing is enough.
+"""The operators in torch: ``torch.ops.thresher.*``, registered by importing this module.
 
-Each has its reference as the implementation on every device, a shape function for symbolic
-sizes, and gradients through the reference.
+Each runs its reference, has a shape function for symbolic sizes, and is differentiable: the backward
+pass recomputes the reference and differentiates that.
 """
 
 from __future__ import annotations
@@ -10,71 +10,78 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from thresher.kernels.bipartite_merge import reference as bipartite_merge
-from thresher.kernels.class_attention import reference as class_attention
-from thresher.kernels.gather_tokens import reference as gather_tokens
-from thresher.kernels.keep_tokens import reference as keep_tokens
-from thresher.kernels.restore_tokens import reference as restore_tokens
+from thresher.kernels.bipartite_merge import reference as _merge
+from thresher.kernels.class_attention import reference as _class_attention
+from thresher.kernels.gather_tokens import reference as _gather
+from thresher.kernels.keep_tokens import reference as _keep
+from thresher.kernels.restore_tokens import reference as _restore
 
 NAMESPACE = "thresher"
-_LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+Function = Callable[..., Any]
 
 
-def _register(schema: str, reference: Callable[..., Any], shape: Callable[..., Any]) -> None:
-    name = schema.split("(")[0]
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", shape, lib=_LIBRARY)
-    torch.library.register_autograd(
-        f"{NAMESPACE}::{name}", _backward(reference), setup_context=_remember, lib=_LIBRARY
+def _register(reference: Function, fake: Function, schema: str) -> None:
+    operator = torch.library.custom_op(
+        f"{NAMESPACE}::{reference.__name__}", reference, mutates_args=(), schema=schema
     )
+    operator.register_fake(fake)
+    operator.register_autograd(_backward(reference), setup_context=_remember)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.tensors = [i for i, a in enumerate(inputs) if isinstance(a, torch.Tensor)]
-    ctx.rest = [None if isinstance(a, torch.Tensor) else a for a in inputs]
-    ctx.save_for_backward(*(inputs[i] for i in ctx.tensors))
+    ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
+    ctx.others = [None if isinstance(value, Tensor) else (value,) for value in inputs]
 
 
-def _backward(reference: Callable[..., Any]) -> Callable[..., Any]:
-    """Gradient by running the reference again with gradients on."""
-
-    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        arguments = list(ctx.rest)
+def _backward(reference: Function) -> Function:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        inputs = [next(saved).detach() if other is None else other[0] for other in ctx.others]
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
+        for i in wanted:
+            inputs[i].requires_grad_()
         with torch.enable_grad():
-            for i, saved in zip(ctx.tensors, ctx.saved_tensors, strict=True):
-                arguments[i] = saved.detach().requires_grad_(saved.is_floating_point())
-            results = reference(*arguments)
-        results = results if isinstance(results, tuple) else (results,)
-        pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
-        wanted = [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]
-        found = torch.autograd.grad([r for r, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True)
-        gradient = dict(zip(map(id, wanted), found, strict=True))
-        return tuple(gradient.get(id(a)) for a in arguments)
+            outputs = reference(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        pairs = [
+            (o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad
+        ]
+        found: tuple[Tensor | None, ...] = (
+            torch.autograd.grad(
+                [o for o, _ in pairs],
+                [inputs[i] for i in wanted],
+                [g for _, g in pairs],
+                allow_unused=True,
+            )
+            if pairs
+            else (None,) * len(wanted)
+        )
+        result: list[Tensor | None] = [None] * len(inputs)
+        for i, grad in zip(wanted, found, strict=True):
+            result[i] = grad
+        return tuple(result)
 
     return backward
 
 
 _register(
-    "bipartite_merge(Tensor x, Tensor size, Tensor metric, SymInt keep, int protected, bool by_index)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    bipartite_merge.bipartite_merge,
-    bipartite_merge.shape,
+    _merge.bipartite_merge,
+    _merge.fake,
+    "(Tensor x, Tensor size, Tensor metric, SymInt keep, int protected, bool by_index)"
+    " -> (Tensor y, Tensor out_size, Tensor slot, Tensor kept)",
 )
 _register(
-    "class_attention(Tensor q, Tensor k, Tensor? bias, float scale, int row) -> Tensor",
-    class_attention.class_attention,
-    class_attention.shape,
+    _class_attention.class_attention,
+    _class_attention.fake,
+    "(Tensor q, Tensor k, Tensor? bias, float scale, int row) -> Tensor",
 )
 _register(
-    "keep_tokens(Tensor x, Tensor score, SymInt keep, int protected, bool fuse) -> (Tensor, Tensor, Tensor)",
-    keep_tokens.keep_tokens,
-    keep_tokens.shape,
+    _keep.keep_tokens,
+    _keep.fake,
+    "(Tensor x, Tensor score, SymInt keep, int protected, bool fuse)"
+    " -> (Tensor y, Tensor slot, Tensor kept)",
 )
-_register("gather_tokens(Tensor x, Tensor index) -> Tensor", gather_tokens.gather_tokens, gather_tokens.shape)
-_register(
-    "restore_tokens(Tensor x, Tensor slot, Tensor aside) -> Tensor",
-    restore_tokens.restore_tokens,
-    restore_tokens.shape,
-)
+_register(_gather.gather_tokens, _gather.fake, "(Tensor x, Tensor index) -> Tensor")
+_register(_restore.restore_tokens, _restore.fake, "(Tensor x, Tensor slot, Tensor aside) -> Tensor")

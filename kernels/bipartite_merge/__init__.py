@@ -1,1 +1,1 @@
-"""Bipartite soft matching and size-weighted merging of tokens (ToMe)."""
+"""Merge the most similar tokens in pairs (ToMe)."""

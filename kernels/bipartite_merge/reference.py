@@ -1,99 +1,117 @@
-"""Definition of ``thresher::bipartite_merge``: one step of Token Merging (Bolya et al., 2023, section 3)."""
+"""Definition of ``bipartite_merge``: the matching and merging step of ToMe (Bolya et al., ICLR 2023).
+
+Tokens at even positions choose their most similar token at an odd position; the ``N - keep`` most
+similar of these pairs merge by a mean weighted with the sizes (how many inputs a token stands for).
+"""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from thresher.kernels.gather_tokens.reference import gather_tokens
-
-EPSILON = 1e-12  # under the root of the squared key norm: a zero key is similar to nothing
-NEVER, FIRST = -1e4, 1e4  # similarities of padding: not a destination, first to go
+EPSILON = 1e-12  # a zero key gets similarity 0 to everything
+PADDING = 1e4  # beyond every cosine: padding merges first and is never chosen
 
 
 def bipartite_merge(
-    x: torch.Tensor, size: torch.Tensor, metric: torch.Tensor, keep: int, protected: int, by_index: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Merge the ``N - keep`` sources that are most similar to a destination into it.
+    x: Tensor, size: Tensor, metric: Tensor, keep: int, protected: int, by_index: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Merge ``N - keep`` source tokens into destination tokens.
 
-    Sources are the even positions behind the prefix, destinations the odd ones.  Each source picks its
-    most similar destination by the cosine of the head-averaged metric; the most similar sources merge
-    (ties: lower index), each destination becoming the size-weighted mean of its group.
+    Sources are the even, destinations the odd positions from ``protected`` on.  Ties go to the lower
+    index.  A size of 0 marks padding: it merges before all others, weighs nothing, and is not chosen.
 
     Args:
-        x: ``[B, N, C]``.
-        size: float32 ``[B, N]``, input tokens per token; 0 marks padding, which merges first and weighs
-            nothing, and which no real token merges into.
-        metric: ``[B, H, N, d]``, the keys of the block's attention.
-        keep: K, tokens in the result; at least N - (N - protected) // 2.
-        protected: prefix tokens that neither merge nor are merged into.
-        by_index: kept sources in index order, else in order of descending similarity.
+        x: ``[B, N, C]`` tokens.
+        size: ``[B, N]`` float32.
+        metric: ``[B, H, N, d]``; similarity is the cosine of the mean over H, in float32 or wider.
+        keep: number K of tokens that leave; at least N minus the number of sources.
+        protected: length of the prefix that passes unchanged.
+        by_index: kept sources leave in index order, else by falling similarity.
 
     Returns:
-        ``y [B, K, C]`` (prefix, kept sources, destinations); its sizes float32 ``[B, K]``; ``slot`` int64
-        ``[B, N]``, where each token lives now; ``kept`` int64 ``[B, K]``, which position each stands for.
-    """
-    batch, tokens, _ = x.shape
-    merged_count = tokens - keep
-    sources, destinations = positions(tokens, protected, x.device)
-    similarity, choice = match(size, metric, sources, destinations)
-    order = torch.sort(similarity, dim=1, descending=True, stable=True).indices
-    gone, stay = order[:, :merged_count], order[:, merged_count:]
-    if by_index:
-        stay = stay.sort(dim=1).values
-    prefix = torch.arange(protected, device=x.device)
-    kept = torch.cat(
-        [prefix.expand(batch, -1), sources[stay], destinations.expand(batch, -1)], dim=1
-    )
-    target = torch.gather(choice, 1, gone) + (keep - len(destinations))
-    gone = sources[gone]
-    places = torch.arange(keep, device=x.device).expand(batch, -1)
-    slot = torch.zeros((batch, tokens), dtype=torch.int64, device=x.device)
-    slot = slot.scatter(1, kept, places).scatter(1, gone, target)
-    group = (slot.unsqueeze(1) == torch.arange(keep, device=x.device)[None, :, None]).to(torch.float32)
-    weight = group * size.unsqueeze(1)
-    out_size = weight.sum(dim=2)
-    alone = torch.nn.functional.one_hot(kept, tokens).to(torch.float32)
-    share = torch.where((out_size > 0).unsqueeze(2), weight / out_size.clamp(min=1e-30).unsqueeze(2), alone)
-    y = gather_tokens(x, kept)
-    touched = (group.sum(dim=2) > 1).unsqueeze(2)
-    return torch.where(touched, share.to(x.dtype) @ x, y), out_size, slot, kept
-
-
-def positions(tokens: int, protected: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Source and destination positions: even and odd ones behind the prefix."""
-    place = torch.arange(protected, tokens, device=device)
-    return place[place % 2 == 0], place[place % 2 == 1]
-
-
-def match(
-    size: torch.Tensor, metric: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Best similarity ``[B, S]`` of each source and the destination (its rank among them) that has it."""
-    keys = metric.to(torch.promote_types(metric.dtype, torch.float32)).mean(dim=1)
-    keys = keys / (keys.square().sum(dim=-1, keepdim=True) + EPSILON).sqrt()
-    similarity = keys[:, sources] @ keys[:, destinations].transpose(1, 2)
-    similarity = torch.where((size[:, destinations] > 0).unsqueeze(1), similarity, NEVER)
-    best, choice = similarity.max(dim=2)
-    return torch.where(size[:, sources] > 0, best, FIRST), choice
-
-
-def shape(
-    x: torch.Tensor, size: torch.Tensor, metric: torch.Tensor, keep: int | torch.SymInt, protected: int, by_index: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Shapes and dtypes of the result.
+        Tokens ``[B, K, C]`` in the order prefix, kept sources, destinations; their sizes ``[B, K]``;
+        ``slot [B, N]`` int64, where each incoming token lives now; ``kept [B, K]`` int64, the incoming
+        position that each outgoing token stands for.
 
     Raises:
-        ValueError: more tokens would have to merge than there are pairs.
+        ValueError: ``keep`` cannot be reached.
     """
+    batch, tokens, _ = x.shape
+    check(tokens, keep, protected)
+    source = torch.arange(protected + protected % 2, tokens, 2, device=x.device)
+    target = torch.arange(protected + 1 - protected % 2, tokens, 2, device=x.device)
+    merging, staying, into = _match(size, metric, source, target, tokens - keep, by_index)
+
+    wide = torch.promote_types(x.dtype, torch.float32)
+    s_target = size[:, target].to(wide)
+    s_merging = size.gather(1, source[merging]).to(wide)
+    joins = (into[:, None, :] == torch.arange(len(target), device=x.device)[:, None]).to(wide)
+    total = s_target + (joins * s_merging[:, None, :]).sum(-1)
+    empty = total == 0
+    share = torch.where(empty, 1.0, s_target) / torch.where(empty, 1.0, total)
+    shares = joins * (s_merging[:, None, :] / torch.where(empty, 1.0, total)[:, :, None])
+    merged = share[..., None] * x[:, target].to(wide) + shares @ _rows(x, source[merging]).to(wide)
+
+    prefix = torch.arange(protected, device=x.device).expand(batch, -1)
+    passing = torch.cat([prefix, source[staying]], dim=1)
+    kept = torch.cat([passing, target.expand(batch, -1)], dim=1)
+    y = torch.cat([_rows(x, passing), merged.to(x.dtype)], dim=1)
+    out_size = torch.cat([size.gather(1, passing), total.to(size.dtype)], dim=1)
+    slot = kept.new_empty(batch, tokens)
+    slot.scatter_(1, kept, torch.arange(keep, device=x.device).expand(batch, -1))
+    slot.scatter_(1, source[merging], into + passing.shape[1])
+    return y, out_size, slot, kept
+
+
+def check(tokens: int, keep: int, protected: int) -> None:
+    """Refuse counts that no matching can reach."""
+    sources = max((tokens - protected - protected % 2 + 1) // 2, 0)
+    lowest = tokens - (sources if tokens - protected >= 2 else 0)
+    if not lowest <= keep <= tokens:
+        raise ValueError(
+            f"bipartite_merge cannot leave {keep} of {tokens} tokens with {protected} protected:"
+            f" from {lowest} to {tokens} are possible"
+        )
+
+
+def fake(
+    x: Tensor, size: Tensor, metric: Tensor, keep: int, protected: int, by_index: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Shapes and dtypes of the result; counts may be symbols."""
     batch, tokens, width = x.shape
-    if isinstance(keep, int) and isinstance(tokens, int):
-        least = tokens - (tokens - protected) // 2
-        if not least <= keep <= tokens:
-            raise ValueError(f"bipartite_merge: keep={keep} of {tokens} tokens; it must be {least} to {tokens}")
-    index = torch.int64
+    if isinstance(tokens, int) and isinstance(keep, int):
+        check(tokens, keep, protected)
+    indices = x.new_empty(batch, tokens, dtype=torch.int64)
     return (
-        x.new_empty([batch, keep, width]),
-        size.new_empty([batch, keep]),
-        x.new_empty([batch, tokens], dtype=index),
-        x.new_empty([batch, keep], dtype=index),
+        x.new_empty(batch, keep, width),
+        size.new_empty(batch, keep),
+        indices,
+        indices.new_empty(batch, keep),
     )
+
+
+def _match(
+    size: Tensor, metric: Tensor, source: Tensor, target: Tensor, count: int, by_index: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices among the sources that merge and that stay, and the target that each merging one joins."""
+    mean = metric.to(torch.promote_types(metric.dtype, torch.float32)).mean(1)
+    unit = mean / mean.square().sum(-1, keepdim=True).sqrt().clamp(min=EPSILON)
+    if len(target) == 0:
+        order = torch.arange(len(source), device=size.device).expand(len(size), -1)
+        return order[:, :0], order, order[:, :0]
+    similarity = unit[:, source] @ unit[:, target].transpose(1, 2)
+    similarity = similarity - PADDING * (size[:, target] == 0)[:, None, :]
+    best = similarity.amax(-1)
+    # The first of equal maxima; amax's gradient is not wanted and argmax promises no order.
+    first = (similarity == best[..., None]).long().cumsum(-1).eq(0).sum(-1)
+    rank = best + PADDING * (size[:, source] == 0)
+    order = rank.detach().argsort(dim=1, descending=True, stable=True)
+    merging, staying = order[:, :count], order[:, count:]
+    if by_index:
+        staying = staying.sort(dim=1).values
+    return merging, staying, first.gather(1, merging)
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))

@@ -1,1 +1,1 @@
-"""The class token's row of the attention map, averaged over heads."""
+"""Attention that one query row pays to every key, averaged over heads."""

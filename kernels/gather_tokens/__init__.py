@@ -1,1 +1,1 @@
-"""Rows of each batch item by index."""
+"""Pick tokens by a position per sample."""

@@ -1,1 +1,1 @@
-"""Top-k by score in index order, with an optional fused token."""
+"""Keep the best-scored tokens; drop the rest or fuse it into one."""

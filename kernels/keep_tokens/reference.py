@@ -1,61 +1,74 @@
-"""Definition of ``thresher::keep_tokens``."""
+"""Definition of ``keep_tokens``: top-k selection, with the fused token of EViT (Liang et al., ICLR 2022)."""
 
 from __future__ import annotations
 
 import torch
-
-from thresher.kernels.gather_tokens.reference import gather_tokens
+from torch import Tensor
 
 
 def keep_tokens(
-    x: torch.Tensor, score: torch.Tensor, keep: int, protected: int, fuse: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Keep the best-scored tokens in index order.
+    x: Tensor, score: Tensor, keep: int, protected: int, fuse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep the prefix and the best-scored other tokens, in index order; ties go to the lower index.
 
     Args:
-        x: ``[B, N, C]``.
-        score: float32 ``[B, N]``; larger is kept, ties go to the lower index.
-        keep: K, tokens in the result, prefix and fused token included.
-        protected: prefix tokens that stay whatever their score.
-        fuse: append the sum of the dropped tokens times their scores.  It is *not* normalised, so its
-            norm is small; that is the published method (EViT, section 3.2).
+        x: ``[B, N, C]`` tokens.
+        score: ``[B, N]`` float32; the prefix's entries are not read.
+        keep: number K of tokens that leave, the fused one included.
+        protected: length of the prefix that passes unchanged.
+        fuse: the last token is ``sum_i score_i x_i`` over the dropped ones (not normalised, as published).
 
     Returns:
-        ``y [B, K, C]``; ``slot`` int64 ``[B, N]``, -1 for dropped tokens; ``kept`` int64 ``[B, K]``.  The
-        fused token stands for the best of the dropped.
+        Tokens ``[B, K, C]``; ``slot [B, N]`` int64, where each incoming token lives now, -1 if dropped;
+        ``kept [B, K]`` int64, the incoming position that each outgoing token stands for (for the fused
+        one, the best-scored dropped token).
+
+    Raises:
+        ValueError: ``keep`` cannot be reached, or ``fuse`` with nothing to drop.
     """
     batch, tokens, _ = x.shape
+    check(tokens, keep, protected, fuse)
     chosen = keep - protected - int(fuse)
-    order = torch.sort(score[:, protected:], dim=1, descending=True, stable=True).indices + protected
-    best, rest = order[:, :chosen].sort(dim=1).values, order[:, chosen:]
+    order = protected + score[:, protected:].argsort(dim=1, descending=True, stable=True)
+    staying, dropped = order[:, :chosen].sort(dim=1).values, order[:, chosen:]
     prefix = torch.arange(protected, device=x.device).expand(batch, -1)
-    kept = torch.cat([prefix, best], dim=1)
-    y = gather_tokens(x, kept)
-    places = torch.arange(protected + chosen, device=x.device).expand(batch, -1)
-    slot = torch.full((batch, tokens), -1, device=x.device).scatter(1, kept, places)
+    kept = torch.cat([prefix, staying], dim=1)
+    slot = kept.new_full((batch, tokens), -1)
+    slot.scatter_(1, kept, torch.arange(kept.shape[1], device=x.device).expand(batch, -1))
+    y = _rows(x, kept)
     if fuse:
-        weight = torch.gather(score, 1, rest).to(x.dtype).unsqueeze(1)
-        y = torch.cat([y, weight @ gather_tokens(x, rest)], dim=1)
-        kept = torch.cat([kept, rest[:, :1]], dim=1)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight = score.gather(1, dropped).to(wide)
+        fused = weight[:, None, :] @ _rows(x, dropped).to(wide)
+        y = torch.cat([y, fused.to(x.dtype)], dim=1)
+        kept = torch.cat([kept, dropped[:, :1]], dim=1)
     return y, slot, kept
 
 
-def shape(
-    x: torch.Tensor, score: torch.Tensor, keep: int | torch.SymInt, protected: int, fuse: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Shapes and dtypes of the result.
+def check(tokens: int, keep: int, protected: int, fuse: bool) -> None:
+    """Refuse counts that cannot be had."""
+    lowest, highest = protected + int(fuse), tokens - int(fuse)
+    if fuse and keep == tokens:
+        raise ValueError(
+            f"keep_tokens: nothing is dropped when {keep} of {tokens} tokens stay, so there is nothing to fuse"
+        )
+    if not lowest <= keep <= highest:
+        raise ValueError(
+            f"keep_tokens cannot leave {keep} of {tokens} tokens with {protected} protected:"
+            f" from {lowest} to {highest} are possible"
+        )
 
-    Raises:
-        ValueError: the count leaves out the prefix, exceeds the tokens, or leaves nothing to fuse.
-    """
+
+def fake(
+    x: Tensor, score: Tensor, keep: int, protected: int, fuse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Shapes and dtypes of the result; counts may be symbols."""
     batch, tokens, width = x.shape
-    if isinstance(keep, int) and isinstance(tokens, int):
-        least, most = protected + int(fuse), tokens
-        if not least <= keep <= most:
-            raise ValueError(f"keep_tokens: keep={keep} of {tokens} tokens; it must be {least} to {most}")
-    index = torch.int64
-    return (
-        x.new_empty([batch, keep, width]),
-        x.new_empty([batch, tokens], dtype=index),
-        x.new_empty([batch, keep], dtype=index),
-    )
+    if isinstance(tokens, int) and isinstance(keep, int):
+        check(tokens, keep, protected, fuse)
+    indices = x.new_empty(batch, tokens, dtype=torch.int64)
+    return x.new_empty(batch, keep, width), indices, indices.new_empty(batch, keep)
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))

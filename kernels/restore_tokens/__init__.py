@@ -1,1 +1,1 @@
-"""Reduced tokens back in their places, dropped ones from aside."""
+"""Put reduced tokens back in their old places."""

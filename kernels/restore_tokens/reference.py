@@ -1,20 +1,26 @@
-"""Definition of ``thresher::restore_tokens``."""
+"""Definition of ``restore_tokens``: undo a reduction for heads that need every place."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from thresher.kernels.gather_tokens.reference import gather_tokens
 
+def restore_tokens(x: Tensor, slot: Tensor, aside: Tensor) -> Tensor:
+    """``out[b, i] = x[b, slot[b, i]]``, or ``aside[b, i]`` where the slot is negative (dropped).
 
-def restore_tokens(x: torch.Tensor, slot: torch.Tensor, aside: torch.Tensor) -> torch.Tensor:
-    """``x [B, K, C]``, int64 ``slot [B, N]``, ``aside [B, N, C]`` to ``[B, N, C]``.
+    Args:
+        x: ``[B, K, C]`` tokens that are left.
+        slot: ``[B, N]`` int64 below K.
+        aside: ``[B, N, C]`` what dropped tokens last were; dtype of x.
 
-    Token i reads ``x[slot[i]]``, or ``aside[i]`` where ``slot[i]`` is negative (dropped).
+    Returns:
+        ``[B, N, C]``.
     """
-    return torch.where((slot >= 0).unsqueeze(-1), gather_tokens(x, slot.clamp(min=0)), aside)
+    rows = slot.clamp(min=0)[..., None].expand(-1, -1, x.shape[2])
+    return torch.where((slot < 0)[..., None], aside, x.gather(1, rows))
 
 
-def shape(x: torch.Tensor, slot: torch.Tensor, aside: torch.Tensor) -> torch.Tensor:
-    """Shapes and dtypes of the result."""
-    return torch.empty_like(aside)
+def fake(x: Tensor, slot: Tensor, aside: Tensor) -> Tensor:
+    """Shape and dtype of the result."""
+    return torch.empty_like(aside, memory_format=torch.contiguous_format)
