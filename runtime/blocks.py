@@ -106,10 +106,11 @@ def compare_blocks(dense: BlockProfile, reduced: BlockProfile) -> BlockChange:
     """What the reduction saved in the blocks, and what its own modules cost."""
     saved = sum(b.own for b in dense.blocks) - sum(b.own for b in reduced.blocks)
     cost = sum(reduced.inserted.values()) - sum(dense.inserted.values())
-    verdict = "" if saved > cost else ", so there is nothing to gain"
+    change = f"{_ms(saved)} less" if saved >= 0 else f"{_ms(-saved)} more"
+    verdict = "" if saved > cost else ": no gain here"
     sentence = (
-        f"{reduced.name}: the blocks take {_ms(saved)} less than those of {dense.name}"
-        f" and the inserted modules take {_ms(cost)}{verdict}"
+        f"{reduced.name}: its blocks take {change} than those of {dense.name}"
+        f" and its inserted modules {_ms(cost)}{verdict}"
     )
     return BlockChange(dense.name, reduced.name, saved, cost, sentence)
 

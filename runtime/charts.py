@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from thresher.compiler.errors import missing_extra
+from thresher.compiler.errors import MissingRequirementError
 from thresher.runtime.blocks import BlockProfile
 from thresher.runtime.stats import Spread
 
 if TYPE_CHECKING:
     from thresher.runtime.profiling import Profile
 
-INCH = 0.42  # height of one bar
+INCH, TALL = 0.42, 3.4  # height of one bar and of the chart of blocks
 DPI = 144
 
 
@@ -35,50 +35,81 @@ DARK = Ink("#d8d8d8", "#4c4c4c", "#747b83", "#6ea3d4", "#dd9a57")
 
 def latency_chart(profile: Profile, ink: Ink) -> bytes:
     """One panel for each batch size: time of a run with quartiles, and the ideal as a mark."""
-    batches = sorted({timing.batch for timing in profile.timings})
-    bars = len(profile.candidates)
-    figure, panels = _figure(len(batches), INCH * bars + 0.9, ink)
+    batches = _batches(profile)
+    figure, panels = _figure([_height(profile)] * len(batches), ink)
     for panel, batch in zip(panels, batches, strict=True):
-        timings = [profile.timing(c.name, batch) for c in profile.candidates]
-        base = timings[0].latency.median
-        for row, timing in enumerate(timings):
-            colour = ink.candidate if row else ink.baseline
-            _bar(panel, row, timing.latency, colour, ink)
-            if timing.ideal:
-                x = 1e3 * base / timing.ideal
-                label = "ideal" if row == 1 else None
-                panel.plot([x, x], [row - 0.38, row + 0.38], color=ink.inserted, lw=2, label=label)
-        panel.set_yticks(range(bars), [c.name for c in profile.candidates])
-        panel.invert_yaxis()
-        panel.set_xlim(left=0)
-        panel.margins(x=0.22)
-        panel.set_xlabel("milliseconds a run (median; whisker: quartiles)")
-        panel.set_title(f"batch {batch}", loc="left", fontsize=10, color=ink.text)
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend(frameon=False, fontsize=8, labelcolor=ink.text, loc="lower right")
+        _draw_latency(panel, profile, batch, ink)
     return _png(figure)
 
 
 def block_chart(profiles: Sequence[BlockProfile], ink: Ink) -> bytes:
     """Time of each block side by side, with what was inserted stacked on top."""
+    figure, panels = _figure([TALL], ink)
+    _draw_blocks(panels[0], profiles, ink)
+    return _png(figure)
+
+
+def picture(profile: Profile) -> bytes:
+    """All charts on one white sheet."""
+    batches = _batches(profile)
+    heights = [_height(profile)] * len(batches) + [TALL] * bool(profile.blocks)
+    figure, panels = _figure(heights, LIGHT)
+    for panel, batch in zip(panels, batches, strict=False):
+        _draw_latency(panel, profile, batch, LIGHT)
+    if profile.blocks:
+        _draw_blocks(panels[-1], profile.blocks, LIGHT)
+    figure.set_facecolor("white")
+    return _png(figure, transparent=False)
+
+
+def _batches(profile: Profile) -> list[int]:
+    return sorted({timing.batch for timing in profile.timings})
+
+
+def _height(profile: Profile) -> float:
+    return INCH * len(profile.candidates) + 0.9
+
+
+def _draw_latency(panel: Any, profile: Profile, batch: int, ink: Ink) -> None:
+    timings = [profile.timing(candidate.name, batch) for candidate in profile.candidates]
+    base = timings[0].latency.median
+    for row, timing in enumerate(timings):
+        _bar(panel, row, timing.latency, ink.candidate if row else ink.baseline, ink)
+        if timing.ideal:
+            x = 1e3 * base / timing.ideal
+            panel.plot([x, x], [row - 0.38, row + 0.38], color=ink.inserted, lw=2, label="ideal")
+    panel.set_yticks(range(len(timings)), [timing.candidate for timing in timings])
+    panel.invert_yaxis()
+    panel.set_xlim(0, 1.12e3 * max(timing.latency.high for timing in timings))
+    panel.set_xlabel("milliseconds a run (median; whisker: quartiles)")
+    panel.set_title(f"batch {batch}", loc="left", fontsize=10, color=ink.text)
+    handles, labels = panel.get_legend_handles_labels()
+    if handles:
+        style = {"frameon": False, "fontsize": 8, "labelcolor": ink.text}
+        panel.legend(handles[:1], labels[:1], loc="lower right", **style)
+
+
+def _draw_blocks(panel: Any, profiles: Sequence[BlockProfile], ink: Ink) -> None:
     blocks = list(dict.fromkeys(b.block for found in profiles for b in found.blocks))
-    figure, (panel,) = _figure(1, 3.0, ink)
     width = 0.8 / len(profiles)
     for index, found in enumerate(profiles):
         times = {b.block: b for b in found.blocks}
         at = [i + (index - (len(profiles) - 1) / 2) * width for i in range(len(blocks))]
         own = [1e3 * times[b].own if b in times else 0.0 for b in blocks]
         added = [1e3 * times[b].inserted if b in times else 0.0 for b in blocks]
-        shade = {"color": ink.candidate, "alpha": 1 - 0.25 * (index - 1)} if index else {}
-        panel.bar(at, own, 0.92 * width, label=found.name, **(shade or {"color": ink.baseline}))
+        colour = ink.candidate if index else ink.baseline
+        alpha = max(0.3, 1 - 0.25 * (index - 1)) if index else 1
+        panel.bar(at, own, 0.92 * width, label=found.name, color=colour, alpha=alpha)
         if any(added):
-            label = f"inserted in {found.name}"
-            panel.bar(at, added, 0.92 * width, bottom=own, color=ink.inserted, label=label)
+            panel.bar(at, added, 0.92 * width, bottom=own, color=ink.inserted, label="inserted")
     slant = {"rotation": 45, "ha": "right"} if len(blocks) > 6 else {}
     panel.set_xticks(range(len(blocks)), blocks, **slant)
     panel.set_ylabel("milliseconds a run")
-    panel.legend(frameon=False, fontsize=8, labelcolor=ink.text)
-    return _png(figure)
+    handles, labels = panel.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    style = {"frameon": False, "fontsize": 8, "labelcolor": ink.text, "ncols": 3}
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
+    panel.legend(unique.values(), unique.keys(), **style, **place)
 
 
 def _bar(panel: Any, row: int, latency: Spread, colour: str, ink: Ink) -> None:
@@ -97,15 +128,18 @@ def _bar(panel: Any, row: int, latency: Spread, colour: str, ink: Ink) -> None:
     )
 
 
-def _figure(rows: int, height: float, ink: Ink) -> tuple[Any, list[Any]]:
+def _figure(heights: Sequence[float], ink: Ink) -> tuple[Any, list[Any]]:
     """A figure of stacked panels without frames; drawn without a display."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise missing_extra("matplotlib", "report", "a report") from error
+        raise MissingRequirementError(
+            f"a report needs matplotlib ({error}): pip install matplotlib"
+        ) from error
 
-    figure = Figure(figsize=(8, height * rows), dpi=DPI, layout="constrained")
-    panels = list(figure.subplots(rows, 1, squeeze=False)[:, 0])
+    figure = Figure(figsize=(8, sum(heights)), dpi=DPI, layout="constrained")
+    rows = len(heights)
+    panels = list(figure.subplots(rows, 1, squeeze=False, height_ratios=heights)[:, 0])
     for panel in panels:
         panel.set_facecolor("none")
         panel.spines[["top", "right"]].set_visible(False)
@@ -118,7 +152,7 @@ def _figure(rows: int, height: float, ink: Ink) -> tuple[Any, list[Any]]:
     return figure, panels
 
 
-def _png(figure: Any) -> bytes:
+def _png(figure: Any, *, transparent: bool = True) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", transparent=True)
+    figure.savefig(buffer, format="png", transparent=transparent)
     return buffer.getvalue()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from thresher.compiler.errors import VerdictError
 
 Array = NDArray[Any]

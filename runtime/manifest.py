@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from thresher.compiler.errors import MissingRequirementError, UsageError
 
 SCHEMA_VERSION = 1

@@ -10,9 +10,9 @@ from string import Template
 
 from thresher.compiler.errors import UsageError
 from thresher.compiler.files import atomic_file
-from thresher.runtime.candidates import Candidate
-from thresher.runtime.charts import DARK, LIGHT, Ink, block_chart, latency_chart
-from thresher.runtime.profiling import Profile, Timing
+from thresher.runtime.charts import DARK, LIGHT, Ink, block_chart, latency_chart, picture
+from thresher.runtime.profiling import Profile
+from thresher.runtime.tables import facts, sizes, times
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -49,7 +49,7 @@ $blocks
 
 
 def write_report(profile: Profile, path: Path | str) -> None:
-    """Write ``path``: ``.html`` for the whole report, ``.png`` for the chart of times.
+    """Write ``path``: ``.html`` for the whole report, ``.png`` for its charts.
 
     Raises:
         UsageError: another suffix, or the file cannot be written.
@@ -58,8 +58,7 @@ def write_report(profile: Profile, path: Path | str) -> None:
     path = Path(path)
     if path.suffix not in (".html", ".png"):
         raise UsageError(f"a report is an .html or a .png file, not {path.name!r}")
-    picture = path.suffix == ".png"
-    content = latency_chart(profile, LIGHT) if picture else page(profile).encode()
+    content = picture(profile) if path.suffix == ".png" else page(profile).encode()
     with atomic_file(path) as partial:
         partial.write_bytes(content)
 
@@ -75,64 +74,13 @@ def page(profile: Profile) -> str:
         title=escape(f"Profile of {names}"),
         sentences="".join(f"<li>{escape(said)}</li>" for said in profile.sentences),
         latency=_picture(lambda ink: latency_chart(profile, ink), "Time of a run"),
-        times=_times(profile),
+        times=_table(*times(profile)),
         blocks=blocks,
         copies=escape(profile.copies.capitalize()),
-        sizes=_sizes(profile.candidates),
+        sizes=_table(*sizes(profile)),
         memory=escape(profile.memory),
-        conditions="".join(f"<dt>{escape(k)}<dd>{escape(v)}" for k, v in _conditions(profile)),
+        conditions="".join(f"<dt>{escape(k)}<dd>{escape(v)}" for k, v in facts(profile)),
     )
-
-
-def _times(profile: Profile) -> str:
-    head = ("", "batch", "ms a run", "quartiles", "samples/s", "speed-up", "ideal", "realised")
-    return _table(head, [_time_row(timing) for timing in profile.timings])
-
-
-def _time_row(timing: Timing) -> tuple[str, ...]:
-    latency, ratio = timing.latency, timing.speedup
-    return (
-        timing.candidate,
-        str(timing.batch),
-        f"{1e3 * latency.median:.3g}",
-        f"{1e3 * latency.low:.3g} to {1e3 * latency.high:.3g}",
-        f"{timing.throughput:.4g}",
-        f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "",
-        f"{timing.ideal:.2f}" if timing.ideal else "",
-        f"{timing.realised:.2f}" if timing.realised else "",
-    )
-
-
-def _sizes(candidates: Sequence[Candidate]) -> str:
-    head = ("", "target", "precision", "threads", "weights", "file MB", "peak MB", "own MB")
-    rows = [
-        (
-            c.name,
-            c.target,
-            c.precision,
-            str(c.threads or ""),
-            c.weights,
-            _megabytes(c.size),
-            _megabytes(c.memory.peak if c.memory else None),
-            _megabytes(c.memory.own if c.memory else None),
-        )
-        for c in candidates
-    ]
-    return _table(head, rows)
-
-
-def _conditions(profile: Profile) -> list[tuple[str, str]]:
-    c = profile.conditions
-    load = [f"{x:.2f}" if x is not None else "unknown" for x in (c.load_before, c.load_after)]
-    return [
-        ("CPU", f"{c.cpu}, {c.cores} cores, {c.usable} usable"),
-        ("threads", str(c.threads)),
-        ("governor", c.governor or "not readable"),
-        ("load", f"{load[0]} before, {load[1]} after"),
-        ("system", f"{c.system}, Python {c.python}"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in c.versions.items())),
-        ("rounds", f"{profile.timings[0].latency.n}, order shuffled, seed {profile.plan.seed}"),
-    ]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -149,7 +97,3 @@ def _picture(draw: Callable[[Ink], bytes], alt: str) -> str:
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{data}{dark}">'
         f'<img alt="{escape(alt)}" src="{data}{light}"></picture>'
     )
-
-
-def _megabytes(size: int | None) -> str:
-    return f"{size / 1e6:.1f}" if size is not None else ""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from thresher.runtime.feeds import Ranges
 from thresher.runtime.manifest import TensorInfo
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
 from thresher.compiler.errors import UsageError
 from thresher.runtime.compare import Comparison, OutputError, plain, tolerance
 from thresher.runtime.feeds import Array, describe

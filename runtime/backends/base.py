@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
+
 from thresher.compiler.errors import MissingRequirementError, RefusedError
 from thresher.runtime.manifest import installed
 

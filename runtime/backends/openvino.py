@@ -42,6 +42,7 @@ class OpenVino(Backend):
     def build(self, folder: Path, precision: str) -> tuple[str, ...]:
         import onnx
         import openvino as ov
+
         from thresher.compiler.lowering.inline import inlined
 
         flat = folder / "inlined.onnx"
