@@ -12,7 +12,7 @@ from torch import Tensor, nn
 Pooling = Literal["class", "mean", "attention", "tokens"]
 Dynamic = Mapping[str, Mapping[int, str]]
 
-_TABLES = ("token", "pos_embed", "position", "latent", "bias_table")
+_TABLES = ("token", "pos_embed", "position_embeddings", "latent", "bias_table")
 
 
 class Inputs(Protocol):
@@ -69,12 +69,15 @@ class Entry:
 
 
 def randomise(model: nn.Module, seed: int = 1) -> None:
-    """Draw every parameter: gains in 0.5..1.5, matrices scaled by fan-in, noisy biases and tables."""
+    """Draw every parameter: gains in 0.5..1.5, matrices scaled by fan-in, the rest noisy."""
     generator = torch.Generator().manual_seed(seed)
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if any(word in name for word in _TABLES):
+            if id(parameter) in embeddings:
+                value = noise
+            elif any(word in name for word in _TABLES):
                 value = 0.5 * noise
             elif parameter.ndim < 2:
                 gain = 0.5 + torch.rand(parameter.shape, generator=generator)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .entry import Dynamic, Entry, draw, images
 
+_VOCABULARY = 500
 _CLASS: dict[str, Any] = {"prefix": 1, "class_token": 0}
 _BOTH = ("last_hidden_state", "pooler_output")
 _HIDDEN = ("last_hidden_state",)
@@ -24,7 +25,11 @@ _WAVE: Dynamic = {
     "input_values": {0: "batch", 1: "samples"},
     "attention_mask": {0: "batch", 1: "samples"},
 }
-_WORDS: dict[str, Any] = {"vocab_size": 64, "intermediate_size": 80, "max_position_embeddings": 128}
+_WORDS: dict[str, Any] = {
+    "vocab_size": _VOCABULARY,
+    "intermediate_size": 80,
+    "max_position_embeddings": 128,
+}
 
 
 class Pixels(nn.Module):
@@ -89,7 +94,7 @@ def _padding(batch: int, full: int) -> Tensor:
 def _words(batch: int = 2, seq: int | None = None) -> dict[str, Tensor]:
     seq = seq or 30
     generator = torch.Generator().manual_seed(batch * 1000 + seq)
-    ids = torch.randint(5, 64, (batch, seq), generator=generator)
+    ids = torch.randint(5, _VOCABULARY, (batch, seq), generator=generator)
     return {"input_ids": ids, "attention_mask": _padding(batch, seq)}
 
 

@@ -1,0 +1,102 @@
+"""Which tokens go: the definitions of the methods, one sample at a time, in plain loops.
+
+A *sequence* is the list of original token numbers that are left, in current order; the first
+``prefix`` of them are never touched.  A merged token goes by the number of its destination.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-12
+
+Method = Literal["tome", "evit", "topk-norm", "random"]
+
+Score = Callable[[int, Tensor], Tensor]
+"""(layer, positions int64 [n] in the current sequence) -> score [n]; larger stays."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens to one sample in one layer, in original token numbers."""
+
+    sequence: list[int]
+    merged: dict[int, int] = field(default_factory=dict)
+    dropped: list[int] = field(default_factory=list)
+
+
+def hash_score(base_seed: int = 0) -> Score:
+    """The score of the ``random`` method: an integer hash of layer and position, mod 65521."""
+
+    def score(layer: int, positions: Tensor) -> Tensor:
+        seed = base_seed + 1000003 * layer
+        return ((positions * 7919 + seed) * 104729) % 65521
+
+    return score
+
+
+def merge(
+    sequence: Sequence[int], metric: Tensor, sizes: Sequence[float], prefix: int, count: int
+) -> Step:
+    """ToMe: the ``count`` sources most similar to a destination are merged into it.
+
+    Args:
+        sequence: current sequence, n tokens.
+        metric: ``[n, d]`` in sequence order.
+        sizes: per token in sequence order; 0 is padding.
+        prefix: protected tokens in front.
+        count: wanted merges; clipped to half of the unprotected tokens.
+    """
+    n = len(sequence)
+    count = min(count, (n - prefix) // 2)
+    unit = metric / metric.norm(dim=-1, keepdim=True).clamp_min(EPSILON)
+    sources = [i for i in range(prefix, n) if i % 2 == 0]
+    targets = [i for i in range(prefix, n) if i % 2 == 1]
+    likeness, choice = {}, {}
+    for i in sources:
+        # padding may go anywhere, a real token only to a real one as long as there is one
+        allowed = [j for j in targets if sizes[j] > 0 or sizes[i] == 0] or targets
+        values = {j: float(unit[i] @ unit[j]) for j in allowed}
+        if values:
+            choice[i] = max(values, key=lambda j: (values[j], -j))
+            likeness[i] = float("inf") if sizes[i] == 0 else values[choice[i]]
+    ranked = sorted(choice, key=lambda i: (-likeness[i], i))
+    gone = ranked[:count]
+    kept = [i for i in sources if i not in gone] if prefix else ranked[count:]
+    order = [*range(prefix), *kept, *targets]
+    return Step(
+        sequence=[sequence[i] for i in order],
+        merged={sequence[i]: sequence[choice[i]] for i in gone},
+    )
+
+
+def keep(
+    sequence: Sequence[int], score: Tensor, sizes: Sequence[float], prefix: int, count: int
+) -> Step:
+    """Top-k: the ``count`` best tokens behind the prefix stay, in their order.
+
+    Args:
+        sequence: current sequence, n tokens.
+        score: ``[n]`` in sequence order; larger stays, ties go to the earlier token.
+        sizes: per token in sequence order; padding (0) goes first.
+        prefix: protected tokens in front.
+        count: tokens that stay besides the prefix.
+    """
+    n = len(sequence)
+    worth = [float("-inf") if sizes[i] == 0 else float(score[i]) for i in range(n)]
+    ranked = sorted(range(prefix, n), key=lambda i: (-worth[i], i))
+    stays = [*range(prefix), *sorted(ranked[:count])]
+    return Step(
+        sequence=[sequence[i] for i in stays],
+        dropped=[sequence[i] for i in sorted(ranked[count:])],
+    )
+
+
+def positions(n: int) -> Tensor:
+    """Places in the current sequence, int64 ``[n]``."""
+    return torch.arange(n, dtype=torch.int64)

@@ -1,0 +1,196 @@
+"""A second oracle: timm transformers walked block by block, with tokens really removed.
+
+Written apart from ``oracle``: here the sequence shrinks, sizes are carried and enter attention as
+log sizes, positions (RoPE rows, relative-bias rows and columns) are gathered, and the selection
+is done on whole batches by sorting.  The two share no code, so they check each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .decisions import Method
+
+
+@dataclass(frozen=True)
+class State:
+    """Tokens on their way: x [B, n, C], size [B, n], place [B, n] (original position)."""
+
+    x: Tensor
+    size: Tensor
+    place: Tensor
+
+
+def shortened_logits(
+    model: Any,
+    images: Tensor,
+    method: Method,
+    counts: Sequence[int],
+    *,
+    prefix: int,
+    fuse: bool = False,
+    proportional: bool = True,
+    seed: int = 0,
+) -> tuple[Tensor, list[State]]:
+    """Logits of a timm VisionTransformer, Eva or Beit whose tokens shrink to ``counts``.
+
+    Counts include the prefix and, with ``fuse``, the fused token.  Returns the state after each
+    layer too.  Without ``proportional``, attention between tokens leaves the sizes out.
+    """
+    x, rope = _embed(model, images)
+    batch, tokens = x.shape[:2]
+    state = State(x, x.new_ones(batch, tokens), torch.arange(tokens).repeat(batch, 1))
+    states = []
+    for layer, (block, target) in enumerate(zip(model.blocks, counts, strict=True)):
+        update, key, row = _attention(block, state, rope, prefix, proportional)
+        state = replace(state, x=state.x + _scale(block, 1) * update)
+        if target < state.x.shape[1] and method == "tome":
+            state = _merge(state, key, state.x.shape[1] - target, prefix)
+        elif target < state.x.shape[1]:
+            score = _score(method, state.x, row, layer, seed)
+            state = _drop(state, score, row, target, prefix, fuse)
+        mlp = block.mlp(block.norm2(state.x))
+        state = replace(state, x=state.x + _scale(block, 2) * mlp)
+        states.append(state)
+    return _head(model, replace(state, x=model.norm(state.x)), prefix), states
+
+
+def _embed(model: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    x = model.patch_embed(images)
+    if not hasattr(model, "_pos_embed"):  # Beit
+        return torch.cat([model.cls_token.expand(len(x), -1, -1), x], dim=1), None
+    embedded = model._pos_embed(x)
+    x, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
+    return model.norm_pre(x), rope
+
+
+def _scale(block: Any, half: int) -> Tensor | float:
+    """LayerScale of the attention (1) or MLP (2) branch."""
+    gamma = getattr(block, f"gamma_{half}", None)
+    if gamma is None:
+        gamma = getattr(getattr(block, f"ls{half}", None), "gamma", None)
+    return 1.0 if gamma is None else gamma
+
+
+def _attention(
+    block: Any, state: State, rope: Tensor | None, prefix: int, proportional: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention output [B, n, C], mean key [B, n, d], class row [B, n]."""
+    attention, x = block.attn, block.norm1(state.x)
+    batch, n, _ = x.shape
+    qkv = x @ attention.qkv.weight.T
+    if attention.qkv.bias is not None:
+        qkv = qkv + attention.qkv.bias
+    if getattr(attention, "q_bias", None) is not None:
+        qkv = qkv + torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+    heads = attention.num_heads
+    q, k, v = (t.reshape(batch, n, heads, -1).transpose(1, 2) for t in qkv.chunk(3, dim=-1))
+    if hasattr(attention, "q_norm"):
+        q, k = attention.q_norm(q), attention.k_norm(k)
+    if rope is not None:
+        half = getattr(attention, "rotate_half", False)
+        q, k = (_rotate(t, rope, state.place, prefix, half) for t in (q, k))
+    logits = torch.einsum("bhid,bhjd->bhij", q, k) / q.shape[-1] ** 0.5
+    if getattr(attention, "relative_position_bias_table", None) is not None:
+        bias = attention._get_rel_pos_bias()[0]  # [H, N, N]
+        rows, columns = state.place[:, :, None], state.place[:, None, :]
+        logits = logits + bias[:, rows, columns].transpose(0, 1)
+    row = logits[:, :, 0].softmax(dim=-1).mean(dim=1)
+    if proportional:
+        logits = logits + state.size.log()[:, None, None, :]
+    out = (logits.softmax(dim=-1) @ v).transpose(1, 2).reshape(batch, n, -1)
+    return attention.proj(getattr(attention, "norm", torch.nn.Identity())(out)), k.mean(1), row
+
+
+def _rotate(x: Tensor, rope: Tensor, place: Tensor, prefix: int, half: bool) -> Tensor:
+    """Rotary embedding of the tokens behind the prefix, each at its own place."""
+    table = torch.cat([rope.new_zeros(prefix, rope.shape[-1]), rope])
+    sin, cos = table[place][:, None].chunk(2, dim=-1)
+    cos = torch.where(place[:, None, :, None] < prefix, torch.ones_like(cos), cos)
+    if half:
+        a, b = x.chunk(2, dim=-1)
+        turned = torch.cat([-b, a], dim=-1)
+    else:
+        turned = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
+    return x * cos + turned * sin
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    return torch.stack([row[i] for row, i in zip(x, index, strict=True)])
+
+
+def _merge(state: State, key: Tensor, count: int, prefix: int) -> State:
+    n = key.shape[1]
+    count = min(count, (n - prefix) // 2)
+    a = torch.arange(prefix + prefix % 2, n, 2)
+    b = torch.arange(prefix + (prefix + 1) % 2, n, 2)
+    key = torch.nn.functional.normalize(key, dim=-1)
+    similarity = key[:, a] @ key[:, b].transpose(1, 2)
+    best, choice = similarity.max(dim=-1)
+    order = best.argsort(dim=-1, descending=True, stable=True)
+    gone, stay = order[:, :count], order[:, count:]
+    if prefix:
+        stay = stay.sort(dim=-1).values
+    front = torch.arange(prefix).repeat(len(key), 1)
+    index = torch.cat([front, a[stay], b.repeat(len(key), 1)], dim=1)
+    onehot = (choice.gather(1, gone)[:, None, :] == torch.arange(len(b))[None, :, None]).double()
+    size = state.size
+    source = _take(size, a[gone])
+    target = size[:, b] + (onehot @ source[..., None])[..., 0]
+    total = state.x[:, b] * size[:, b, None]
+    total = total + onehot @ (_take(state.x, a[gone]) * source[..., None])
+    sizes = torch.cat([_take(size, index)[:, : -len(b)], target], dim=1)
+    x = torch.cat([_take(state.x, index)[:, : -len(b)], total / target[..., None]], dim=1)
+    return State(x, sizes, _take(state.place, index))
+
+
+def _score(method: Method, x: Tensor, row: Tensor, layer: int, seed: int) -> Tensor:
+    if method == "evit":
+        return row
+    if method == "topk-norm":
+        return x.square().sum(dim=-1).sqrt()
+    i = torch.arange(x.shape[1])
+    hashed = (i * 7919 + seed + 1000003 * layer) * 104729 % 65521
+    return hashed.double().expand(len(x), -1)
+
+
+def _drop(state: State, score: Tensor, row: Tensor, target: int, prefix: int, fuse: bool) -> State:
+    order = score[:, prefix:].argsort(dim=-1, descending=True, stable=True) + prefix
+    kept = order[:, : target - prefix - int(fuse)].sort(dim=-1).values
+    kept = torch.cat([torch.arange(prefix).repeat(len(kept), 1), kept], dim=1)
+    x, place = _take(state.x, kept), _take(state.place, kept)
+    if fuse:
+        left = order[:, target - prefix - 1 :]
+        weight = _take(row, left)[:, None, :]
+        x = torch.cat([x, weight @ _take(state.x, left)], dim=1)
+        place = torch.cat([place, _take(state.place, left.min(dim=1, keepdim=True).values)], dim=1)
+    return State(x, x.new_ones(x.shape[:2]), place)
+
+
+def _head(model: Any, state: State, prefix: int) -> Tensor:
+    x, size = state.x[:, prefix:], state.size[:, prefix:, None]
+    if getattr(model, "attn_pool", None) is not None:
+        pooled = _attention_pool(model.attn_pool, x, size[..., 0])
+    elif model.global_pool == "avg":
+        pooled = (x * size).sum(dim=1) / size.sum(dim=1)
+    else:
+        pooled = state.x[:, 0]
+    logits: Tensor = model.head(model.fc_norm(pooled))
+    return logits
+
+
+def _attention_pool(pool: Any, x: Tensor, size: Tensor) -> Tensor:
+    batch, n, _ = x.shape
+    q = pool.q(pool.latent).reshape(1, 1, pool.num_heads, -1).transpose(1, 2)
+    k, v = (t.reshape(batch, n, pool.num_heads, -1) for t in pool.kv(x).chunk(2, dim=-1))
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    logits = pool.q_norm(q) @ pool.k_norm(k).transpose(-1, -2) / q.shape[-1] ** 0.5
+    weights = (logits + size.log()[:, None, None, :]).softmax(dim=-1)
+    out = pool.proj((weights @ v).transpose(1, 2).flatten(-2))
+    result: Tensor = (out + pool.mlp(pool.norm(out)))[:, 0]
+    return result
