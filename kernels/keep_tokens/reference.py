@@ -14,7 +14,7 @@ def keep_tokens(
     Args:
         x: ``[B, N, C]`` tokens.
         score: ``[B, N]`` float32; the prefix's entries are not read.
-        keep: number K of tokens that leave, the fused one included.
+        keep: number K of tokens that leave, the fused one included (so ``fuse`` drops N - K + 1).
         protected: length of the prefix that passes unchanged.
         fuse: the last token is ``sum_i score_i x_i`` over the dropped ones (not normalised, as published).
 
@@ -24,7 +24,7 @@ def keep_tokens(
         one, the best-scored dropped token).
 
     Raises:
-        ValueError: ``keep`` cannot be reached, or ``fuse`` with nothing to drop.
+        ValueError: ``keep`` cannot be reached.
     """
     batch, tokens, _ = x.shape
     check(tokens, keep, protected, fuse)
@@ -47,11 +47,7 @@ def keep_tokens(
 
 def check(tokens: int, keep: int, protected: int, fuse: bool) -> None:
     """Refuse counts that cannot be had."""
-    lowest, highest = protected + int(fuse), tokens - int(fuse)
-    if fuse and keep == tokens:
-        raise ValueError(
-            f"keep_tokens: nothing is dropped when {keep} of {tokens} tokens stay, so there is nothing to fuse"
-        )
+    lowest, highest = protected + int(fuse), tokens
     if not lowest <= keep <= highest:
         raise ValueError(
             f"keep_tokens cannot leave {keep} of {tokens} tokens with {protected} protected:"
