@@ -1,0 +1,1 @@
+"""Benchmarks on trained models: scripts, run as ``python -m tests.benchmarks.NAME``."""
