@@ -84,9 +84,12 @@ class Rewriter:
         self.map[node] = new
         return new
 
-    def call_like(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fx.Node:
+    def call_like(
+        self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Target | None = None
+    ) -> fx.Node:
         """Copy a node of the old graph with all its arguments given in terms of new nodes."""
-        new = self._call(node.target, args, kwargs, node.name)  # type: ignore[arg-type]
+        chosen: Any = target or node.target
+        new = self._call(chosen, args, kwargs, node.name)
         new.meta = {k: v for k, v in node.meta.items() if k not in ("val", "tensor_meta")} | {"val": new.meta["val"]}
         self.map[node] = new
         return new
@@ -150,6 +153,7 @@ class Rewriter:
         outputs: list[fx.Node],
         constants: Mapping[str, torch.Tensor] | None = None,
         dropped: frozenset[str] = frozenset(),
+        weights: Mapping[str, torch.Tensor] | None = None,
     ) -> ExportedProgram:
         """Close the graph and return it with an updated signature.
 
@@ -157,9 +161,10 @@ class Rewriter:
             outputs: new nodes that the user gets, in the old order.
             constants: tensors of placeholders made by :meth:`constant`.
             dropped: names of placeholders (weights nobody uses any more) to leave out.
+            weights: new tensors for placeholders replaced by :meth:`weight`, by parameter name.
         """
         self.graph.output(tuple(outputs))
-        old = self.old.exported
+        old, weights = self.old.exported, weights or {}
         output = next(iter(reversed(self.graph.nodes)))
         output.meta["val"] = tuple(n.meta["val"] for n in outputs)
         for node in [n for n in reversed(self.graph.nodes) if n.op == "call_function" and not n.users]:
@@ -183,12 +188,21 @@ class Rewriter:
             root=torch.nn.Module(),
             graph=self.graph,
             graph_signature=signature,
-            state_dict={k: v for k, v in old.state_dict.items() if k in wanted or not dropped},
+            state_dict={k: weights.get(k, v) for k, v in old.state_dict.items() if k in wanted or not dropped},
             range_constraints=old.range_constraints,
             module_call_graph=_call_graph(old, signature),
             example_inputs=None,
-            constants={**{k: v for k, v in old.constants.items() if k in wanted or not dropped}, **(constants or {})},
+            constants={
+                **{k: weights.get(k, v) for k, v in old.constants.items() if k in wanted or not dropped},
+                **(constants or {}),
+            },
         )
+
+    def weight(self, node: fx.Node, tensor: torch.Tensor) -> fx.Node:
+        """Copy a weight's placeholder with another tensor behind it (another dtype)."""
+        new = self.copy(node)
+        new.meta["val"] = self._mode.from_tensor(tensor, static_shapes=True)
+        return new
 
     def constant(self, name: str, tensor: torch.Tensor) -> fx.Node:
         """A placeholder for a folded constant; call it before the user's inputs are copied."""

@@ -93,7 +93,7 @@ def _worth(node: fx.Node) -> bool:
     if any(not isinstance(size, int) for size in value.shape):
         return False
     sources = sum(n.meta["val"].numel() for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor))
-    return value.numel() <= max(GROWTH * sources, _SMALL)
+    return bool(value.numel() <= max(GROWTH * sources, _SMALL))
 
 
 def _unused(program: Program) -> list[fx.Node]:

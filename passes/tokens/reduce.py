@@ -11,10 +11,12 @@ import operator
 from dataclasses import dataclass, field
 from typing import Any
 
+import networkx as nx
 import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+import thresher.kernels.ops  # noqa: F401  (registers the operators)
 from thresher.compiler.analysis.sites import SDPA, TOKEN_AXIS, Attention, Site, Sites, dataflow
 from thresher.compiler.errors import RefusedError
 from thresher.compiler.program import LedgerEntry, Program, module_path
@@ -65,19 +67,19 @@ class Reduction:
         self.ledger: list[LedgerEntry] = []
         flow = dataflow(program.graph)
         assert sites.root is not None
-        self.stream = {n for n in flow if n in _behind(flow, sites.root)}
+        self.stream = nx.descendants(flow, sites.root) | {sites.root}
         self.trunk = restore.trunk(flow, sites)
 
     def run(self, *, restore_outputs: bool = True) -> tuple[ExportedProgram, tuple[LedgerEntry, ...]]:
         """The rewritten ExportedProgram and its ledger."""
+        node: fx.Node
         for node in self.program.graph.nodes:
             if node.op == "output":
                 continue
+            self._visit(node)
             if node is self.sites.root:
-                self.rewriter.copy(node)
-                self._begin(node)
-            else:
-                self._visit(node)
+                x = self.rewriter.map[node]
+                self.versions = [Version(x, x.meta["val"].shape[TOKEN_AXIS], None)]
             if node in self.schedule:
                 self._reduce(node, *self.schedule[node])
         outputs = [
@@ -87,10 +89,6 @@ class Reduction:
         return self.rewriter.finish(outputs), tuple(self.ledger)
 
     # --- copying under versions ---------------------------------------------------------------
-
-    def _begin(self, root: fx.Node) -> None:
-        new = self.rewriter.map[root]
-        self.versions = [Version(new, new.meta["val"].shape[TOKEN_AXIS], None)]
 
     def _version(self, node: fx.Node) -> int:
         return self.version_of.get(node, 0)
@@ -157,7 +155,7 @@ class Reduction:
     def _arguments(self, node: fx.Node, version: int, replace: dict[fx.Node, fx.Node]) -> tuple[Any, ...] | None:
         """Positional arguments with token counts of this version, or None to take them as they are."""
         axes = self.sites.token_axes(node)
-        mapped = fx.node.map_arg(node.args, lambda n: replace.get(n) or self.rewriter.map[n])
+        mapped: Any = fx.node.map_arg(node.args, lambda n: replace.get(n) or self.rewriter.map[n])
         if node.target in _SHAPED:
             shape = [self._length(node, axis, size, version) for axis, size in enumerate(mapped[1])]
             return (mapped[0], shape, *mapped[2:])
@@ -226,7 +224,7 @@ class Reduction:
     def _pools(self, node: fx.Node) -> bool:
         operand = node.args[0]
         assert isinstance(operand, fx.Node)
-        dims = {d % operand.meta["val"].dim() for d in node.args[1]}  # type: ignore[union-attr, operator]
+        dims = {d % operand.meta["val"].dim() for d in node.args[1]}  # type: ignore[union-attr]
         return bool(dims & set(self.sites.token_axes(operand)))
 
     def _pool(self, node: fx.Node, version: int) -> None:
@@ -297,12 +295,6 @@ class Reduction:
             self.rewriter.map[node] = reduced
         self.dense_map[node] = dense
         return dense
-
-
-def _behind(flow: Any, root: fx.Node) -> set[fx.Node]:
-    import networkx as nx
-
-    return nx.descendants(flow, root) | {root}
 
 
 def _plain(size: fx.Node | int) -> int | str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from thresher.passes.tokens.reduce import Version
 
 
-def trunk(flow: nx.DiGraph, sites: Sites) -> set[fx.Node]:
+def trunk(flow: nx.DiGraph[fx.Node], sites: Sites) -> set[fx.Node]:
     """The residual stream: the sites' tensors and every residual add between and behind them."""
     current = sites.sites[0].stream
     normed = current.target in _NORMS

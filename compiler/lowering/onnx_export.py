@@ -1,0 +1,93 @@
+"""From a Program to an ONNX model at opset 20 with one ``thresher`` node per inserted step."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx_ir as ir
+import torch
+
+from thresher.compiler.errors import RefusedError, UsageError
+from thresher.compiler.lowering.lint import check
+from thresher.compiler.lowering.prepare import prepare
+from thresher.compiler.lowering.table import VERSION, translations
+from thresher.compiler.program import Program
+from thresher.kernels.registry import DOMAIN, OPS, OPSET
+
+PRECISIONS = ("fp32", "fp16")
+
+
+def to_onnx(program: Program, *, precision: str = "fp32") -> ir.Model:
+    """Lower a Program; the weights are shared with it, not copied, until the model is saved.
+
+    Args:
+        program: any Program whose operators ONNX can express.
+        precision: ``"fp32"``, or ``"fp16"`` with float32 inputs, outputs and islands.
+
+    Raises:
+        UsageError: unknown precision.
+        RefusedError: an operator has no ONNX form, or the result breaks a rule of the lowering.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r} is unknown; choose {' or '.join(PRECISIONS)}")
+    prepared = prepare(program, precision)
+    try:
+        with _quiet():
+            exported = torch.onnx.export(
+                prepared.exported,
+                dynamo=True,
+                opset_version=OPSET,
+                custom_translation_table=translations(),
+                input_names=[spec.name for spec in program.inputs],
+                output_names=[spec.name for spec in program.outputs],
+                optimize=True,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise RefusedError(f"{program.info.source} cannot be written as ONNX: {_reason(error)}") from error
+    assert exported is not None
+    model: ir.Model = exported.model
+    _name_axes(model, program)
+    _add_functions(model)
+    check(model)
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints progress and warns about its own internals; neither is for our users."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger = logging.getLogger("torch.onnx")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    return lines[0] if lines else repr(error)
+
+
+def _name_axes(model: ir.Model, program: Program) -> None:
+    """Symbolic axes of inputs and outputs under the user's names."""
+    for values, specs in ((model.graph.inputs, program.inputs), (model.graph.outputs, program.outputs)):
+        for value, spec in zip(values, specs, strict=True):
+            value.shape = ir.Shape(spec.shape)
+
+
+def _add_functions(model: ir.Model) -> None:
+    """Append the bodies of the operators that the graph calls."""
+    used = {node.op_type for node in model.graph if node.domain == DOMAIN}
+    for name in sorted(used):
+        function = ir.from_proto(OPS[name].function())
+        model.functions[function.identifier()] = function
+    if used:
+        model.graph.opset_imports[DOMAIN] = VERSION

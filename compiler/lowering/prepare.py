@@ -1,0 +1,160 @@
+"""From an optimised Program to the graph that is exported: attention written out, types made explicit.
+
+Attention becomes MatMul, Softmax, MatMul: the form that ONNX Runtime's CPU kernels run fastest and
+that every back end takes in every precision.  For float16 the weights are halved and the places
+that need range or resolution (norms, softmax, what passes inserted) stay float32, with casts
+written into the graph; no builder flag decides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export.graph_signature import InputKind
+
+from thresher.compiler.analysis.sites import SDPA, Attention
+from thresher.compiler.errors import RefusedError
+from thresher.compiler.program import Program, module_path, provenance
+from thresher.compiler.surgery import Rewriter
+
+aten = torch.ops.aten
+HIDDEN = -1e4  # logit of a masked key: finite in float16, zero after softmax
+_NORMS = {"aten::layer_norm", "aten::rms_norm", "aten::group_norm", "aten::softmax", "aten::_softmax"}
+
+
+def prepare(program: Program, precision: str) -> Program:
+    """The Program as it will be exported, in ``"fp32"`` or ``"fp16"``; inputs and outputs stay float32.
+
+    Raises:
+        RefusedError: an attention uses what encoders do not (dropout, grouped queries, causal order
+            with another mask), named with its node.
+    """
+    lowering = _Lowering(program, half=precision == "fp16")
+    return dataclasses.replace(program, exported=lowering.run())
+
+
+class _Lowering:
+    def __init__(self, program: Program, half: bool) -> None:
+        self.program, self.half = program, half
+        self.rewriter = Rewriter(program, "lower")
+        self.casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
+        self.biases: dict[fx.Node, fx.Node] = {}
+        self.halved: dict[str, torch.Tensor] = {}
+
+    def run(self) -> torch.export.ExportedProgram:
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                self._placeholder(node)
+            elif node.op != "output":
+                self.rewriter.at(node)
+                self._call(node)
+        outputs = [self._cast(self.rewriter.map[n], n.meta["val"].dtype) for n in self.program.output_nodes()]
+        return self.rewriter.finish(outputs, weights=self.halved)
+
+    def _placeholder(self, node: fx.Node) -> None:
+        tensor = self._weight(node)
+        if self.half and tensor is not None and _is_float(node) and not all(_island(u) for u in node.users):
+            spec = self._spec(node)
+            self.halved[spec.target] = tensor.detach().half()
+            self.rewriter.weight(node, self.halved[spec.target])
+        else:
+            self.rewriter.copy(node)
+
+    def _spec(self, node: fx.Node) -> Any:
+        specs = self.program.exported.graph_signature.input_specs
+        return next(s for s in specs if getattr(s.arg, "name", None) == node.name)
+
+    def _weight(self, node: fx.Node) -> torch.Tensor | None:
+        spec = self._spec(node)
+        if spec.kind is InputKind.USER_INPUT:
+            return None
+        exported = self.program.exported
+        return exported.state_dict.get(spec.target, exported.constants.get(spec.target))
+
+    def _call(self, node: fx.Node) -> None:
+        replace = self._operands(node)
+        if node.target is SDPA:
+            self._attention(node, replace)
+        elif node.target in (aten.view.default, aten.reshape.default, aten._unsafe_view.default):
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            whole = self.rewriter.emit(
+                aten.clone.default, replace.get(source) or self.rewriter.map[source], memory_format=torch.contiguous_format
+            )
+            shape = fx.node.map_arg(node.args[1], lambda n: self.rewriter.map[n])
+            self.rewriter.call_like(node, (whole, shape), {}, aten.view.default)
+        else:
+            self.rewriter.copy(node, replace)
+
+    def _operands(self, node: fx.Node) -> dict[fx.Node, fx.Node]:
+        """Operands that need a cast: float32 in islands, float16 elsewhere."""
+        schema = getattr(node.target, "_schema", None)
+        if not self.half or schema is None or schema.name.startswith("thresher::"):
+            return {}
+        wanted = torch.float32 if _island(node) else torch.float16
+        return {n: self._cast(self.rewriter.map[n], wanted) for n in node.all_input_nodes if _is_float(n)}
+
+    def _cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+        if node.meta["val"].dtype == dtype or not node.meta["val"].dtype.is_floating_point:
+            return node
+        if (node, dtype) not in self.casts:
+            self.casts[node, dtype] = self.rewriter.emit(aten._to_copy.default, node, dtype=dtype)
+        return self.casts[node, dtype]
+
+    def _attention(self, node: fx.Node, replace: dict[fx.Node, fx.Node]) -> None:
+        _check(node)
+        attention = Attention(node)
+        q, k, v = (replace.get(a) or self.rewriter.map[a] for a in node.args[:3] if isinstance(a, fx.Node))
+        scale = attention.scale
+
+        def logits(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            return torch.matmul(q * scale, k.transpose(-1, -2))
+
+        def weigh(logits: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return torch.matmul(logits.softmax(dim=-1, dtype=torch.float32).to(v.dtype), v)
+
+        def weigh_biased(logits: torch.Tensor, bias: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return weigh(logits.to(torch.float32) + bias, v)
+
+        scores = self.rewriter.inline(logits, q, k)
+        if attention.mask is None:
+            result = self.rewriter.inline(weigh, scores, v)
+        else:
+            result = self.rewriter.inline(weigh_biased, scores, self._bias(attention.mask), v)
+        self.rewriter.map[node] = result
+
+    def _bias(self, mask: fx.Node) -> fx.Node:
+        """An additive float32 mask, made once per mask."""
+        if mask not in self.biases:
+            new = self.rewriter.map[mask]
+            if new.meta["val"].dtype == torch.bool:
+                self.biases[mask] = self.rewriter.inline(lambda m: (~m).to(torch.float32) * HIDDEN, new)
+            else:
+                self.biases[mask] = self._cast(new, torch.float32)
+        return self.biases[mask]
+
+
+def _check(node: fx.Node) -> None:
+    names = ("dropout_p", "is_causal", "scale", "enable_gqa")
+    options = dict(zip(names, node.args[4:], strict=False)) | node.kwargs
+    for name in ("dropout_p", "is_causal", "enable_gqa"):
+        if options.get(name):
+            raise RefusedError(
+                f"{node.name} ({module_path(node) or 'attention'}) uses {name}={options[name]}, which the ONNX lowering"
+                " does not write: it takes encoder attention in evaluation mode"
+            )
+
+
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.float32, torch.float16)
+
+
+def _island(node: fx.Node) -> bool:
+    """Nodes that compute in float32 whatever the precision."""
+    schema = getattr(node.target, "_schema", None)
+    name = schema.name if schema is not None else ""
+    return name in _NORMS or (bool(provenance(node)) and not name.startswith("thresher::"))

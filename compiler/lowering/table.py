@@ -1,0 +1,80 @@
+"""How the exporter writes thresher's operators: one node each, in the domain ``thresher``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import onnx
+import onnx.defs
+import torch
+from onnxscript import values
+from onnxscript.onnx_opset import opset20 as op
+
+from thresher.kernels.registry import DOMAIN, OPS, PLUGIN
+
+VERSION = 1
+_TYPES = ["tensor(float)", "tensor(float16)", "tensor(double)", "tensor(int64)", "tensor(bool)"]
+_FLOATS = frozenset({"scale"})
+
+
+@cache
+def _operator(name: str) -> values.Op:
+    """An onnxscript operator with a schema, so that the exporter keeps it as one node."""
+    spec = OPS[name]
+    parameter, kind = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.AttrType
+
+    def attribute(name: str) -> onnx.defs.OpSchema.Attribute:
+        text = kind.STRING if name in PLUGIN else kind.FLOAT if name in _FLOATS else kind.INT
+        return onnx.defs.OpSchema.Attribute(name, text)
+
+    names = [*spec.inputs, *spec.outputs]
+    schema = onnx.defs.OpSchema(
+        name,
+        DOMAIN,
+        VERSION,
+        inputs=[parameter(n, f"T{i}") for i, n in enumerate(spec.inputs)],
+        outputs=[parameter(n, f"T{len(spec.inputs) + i}") for i, n in enumerate(spec.outputs)],
+        type_constraints=[(f"T{i}", _TYPES, n) for i, n in enumerate(names)],
+        attributes=[attribute(n) for n in spec.attributes],
+    )
+    return values.Op(values.Opset(DOMAIN, VERSION), name, schema)
+
+
+def _bipartite_merge(x: Any, size: Any, metric: Any, keep: Any, protected: int, by_index: bool) -> Any:
+    return _operator("BipartiteMerge")(x, size, metric, keep, protected=protected, by_index=int(by_index), **PLUGIN)
+
+
+def _class_attention(q: Any, k: Any, bias: Any, scale: float, row: int) -> Any:
+    if bias is None:
+        return _operator("ClassAttention")(q, k, scale=scale, row=row, **PLUGIN)
+    return _operator("BiasedClassAttention")(q, k, bias, scale=scale, row=row, **PLUGIN)
+
+
+def _keep_tokens(x: Any, score: Any, keep: Any, protected: int, fuse: bool) -> Any:
+    return _operator("FuseTokens" if fuse else "KeepTokens")(x, score, keep, protected=protected, **PLUGIN)
+
+
+def _gather_tokens(x: Any, index: Any) -> Any:
+    return _operator("GatherTokens")(x, index, **PLUGIN)
+
+
+def _restore_tokens(x: Any, slot: Any, aside: Any) -> Any:
+    return _operator("RestoreTokens")(x, slot, aside, **PLUGIN)
+
+
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """The exporter's custom translation table."""
+    import thresher.kernels.ops  # noqa: F401
+
+    ours = torch.ops.thresher
+    return {
+        ours.bipartite_merge.default: _bipartite_merge,
+        ours.class_attention.default: _class_attention,
+        ours.keep_tokens.default: _keep_tokens,
+        ours.gather_tokens.default: _gather_tokens,
+        ours.restore_tokens.default: _restore_tokens,
+        torch.sym_max: lambda a, b: op.Max(a, b),
+        torch.sym_min: lambda a, b: op.Min(a, b),
+    }
