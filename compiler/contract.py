@@ -173,7 +173,7 @@ class Pass(ABC, Generic[O_co]):
         return result
 
     def explain(self, program: Program, context: Context) -> PassResult:
-        """Ask the pass what it would do; whatever it refuses comes back as data, not as an error."""
+        """Ask the pass what it would do; what it refuses comes back as data, not as an error."""
         try:
             self._demand_data(context)
             result = self.match(program, context)
