@@ -23,7 +23,10 @@ Score = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """What happens to one sample in one layer, in original token numbers."""
+    """What happens to one sample in one layer, in original token numbers.
+
+    ``merged`` maps sources to destinations; ``dropped`` runs from the best score to the worst.
+    """
 
     sequence: list[int]
     merged: dict[int, int] = field(default_factory=dict)
@@ -57,10 +60,10 @@ def merge(
     unit = metric / metric.norm(dim=-1, keepdim=True).clamp_min(EPSILON)
     sources = [i for i in range(prefix, n) if i % 2 == 0]
     targets = [i for i in range(prefix, n) if i % 2 == 1]
+    # nothing goes into padding as long as there is anything else
+    allowed = [j for j in targets if sizes[j] > 0] or targets
     likeness, choice = {}, {}
     for i in sources:
-        # padding may go anywhere, a real token only to a real one as long as there is one
-        allowed = [j for j in targets if sizes[j] > 0 or sizes[i] == 0] or targets
         values = {j: float(unit[i] @ unit[j]) for j in allowed}
         if values:
             choice[i] = max(values, key=lambda j: (values[j], -j))
@@ -93,7 +96,7 @@ def keep(
     stays = [*range(prefix), *sorted(ranked[:count])]
     return Step(
         sequence=[sequence[i] for i in stays],
-        dropped=[sequence[i] for i in sorted(ranked[count:])],
+        dropped=[sequence[i] for i in ranked[count:]],
     )
 
 

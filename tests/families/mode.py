@@ -24,7 +24,8 @@ class LayerMap:
     Attributes:
         sequence: per sample, original token numbers in current order (a merged token goes by its
             destination, a fused one by the slot that hosts it).
-        slot: int64 ``[B, N]``, place of each original token in that sequence, -1 when dropped.
+        slot: int64 ``[B, N]``, place of each original token in that sequence, -1 when dropped;
+            where padding went has no meaning.
         size: float64 ``[B, K]``, real tokens that each one stands for.
     """
 
@@ -204,7 +205,7 @@ class Reduction(TorchFunctionMode):
             if not self.host[b, n]:
                 self.frozen[b, n] = x[n]
         if self.fuse and step.dropped:
-            host = next((n for n in step.dropped if self.real[b, n]), step.dropped[0])
+            host = step.dropped[0]
             self.alive[b, host] = self.host[b, host] = True
             x[host] = fused
             step.sequence.append(host)

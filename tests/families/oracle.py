@@ -12,8 +12,9 @@ its operations:
   over real members, dropped tokens by the value they had when they were dropped.
 * the mean over tokens: only over tokens that are left.
 
-A fused token (EViT) lives in the slot of the first token that its layer drops.  Per-token outputs
-need that slot back, so they come from a second run that restores it at the last write.
+A fused token (EViT) lives in the slot, and so at the position, of the best-scored token that its
+layer drops.  Per-token outputs need that slot back, so they come from a second run that restores
+it at the last write.
 
 Nothing here uses the compiler.
 """

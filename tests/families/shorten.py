@@ -19,11 +19,25 @@ from .decisions import Method
 
 @dataclass(frozen=True)
 class State:
-    """Tokens on their way: x [B, n, C], size [B, n], place [B, n] (original position)."""
+    """Tokens on their way.
+
+    Attributes:
+        x: ``[B, n, C]``.
+        size: ``[B, n]``, 0 at padding.
+        place: ``[B, n]``, original position of each token left.
+        slot: ``[B, N]``, where each original token is now, -1 when dropped.
+    """
 
     x: Tensor
     size: Tensor
     place: Tensor
+    slot: Tensor
+
+    @classmethod
+    def start(cls, x: Tensor, size: Tensor) -> State:
+        """All tokens in their places."""
+        place = torch.arange(x.shape[1]).repeat(len(x), 1)
+        return cls(x, size, place, place)
 
 
 def shortened_logits(
@@ -40,23 +54,24 @@ def shortened_logits(
     """Logits of a timm VisionTransformer, Eva or Beit whose tokens shrink to ``counts``.
 
     Counts include the prefix and, with ``fuse``, the fused token.  Returns the state after each
-    layer too.  Without ``proportional``, attention between tokens leaves the sizes out.
+    layer too.  Without ``proportional``, attention and attention pooling leave the sizes out.
     """
     x, rope = _embed(model, images)
-    batch, tokens = x.shape[:2]
-    state = State(x, x.new_ones(batch, tokens), torch.arange(tokens).repeat(batch, 1))
+    state = State.start(x, x.new_ones(x.shape[:2]))
     states = []
     for layer, (block, target) in enumerate(zip(model.blocks, counts, strict=True)):
         update, key, row = _attention(block, state, rope, prefix, proportional)
         state = replace(state, x=state.x + _scale(block, 1) * update)
         if target < state.x.shape[1] and method == "tome":
-            state = _merge(state, key, state.x.shape[1] - target, prefix)
+            state = merge_step(state, key, state.x.shape[1] - target, prefix)
         elif target < state.x.shape[1]:
             score = _score(method, state.x, row, layer, seed)
             state = _drop(state, score, row, target, prefix, fuse)
         mlp = block.mlp(block.norm2(state.x))
         state = replace(state, x=state.x + _scale(block, 2) * mlp)
         states.append(state)
+    if not proportional and getattr(model, "attn_pool", None) is not None:
+        state = replace(state, size=torch.ones_like(state.size))
     return _head(model, replace(state, x=model.norm(state.x)), prefix), states
 
 
@@ -124,29 +139,42 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     return torch.stack([row[i] for row, i in zip(x, index, strict=True)])
 
 
-def _merge(state: State, key: Tensor, count: int, prefix: int) -> State:
-    n = key.shape[1]
+def merge_step(state: State, key: Tensor, count: int, prefix: int) -> State:
+    """ToMe on a whole batch; ``key [B, n, d]`` is the metric."""
+    n, size = key.shape[1], state.size
     count = min(count, (n - prefix) // 2)
     a = torch.arange(prefix + prefix % 2, n, 2)
     b = torch.arange(prefix + (prefix + 1) % 2, n, 2)
     key = torch.nn.functional.normalize(key, dim=-1)
-    similarity = key[:, a] @ key[:, b].transpose(1, 2)
+    similarity = key[:, a] @ key[:, b].transpose(1, 2) - 4.0 * (size[:, b] == 0)[:, None, :]
     best, choice = similarity.max(dim=-1)
-    order = best.argsort(dim=-1, descending=True, stable=True)
+    order = torch.where(size[:, a] == 0, 9.0, best).argsort(dim=-1, descending=True, stable=True)
     gone, stay = order[:, :count], order[:, count:]
     if prefix:
         stay = stay.sort(dim=-1).values
     front = torch.arange(prefix).repeat(len(key), 1)
-    index = torch.cat([front, a[stay], b.repeat(len(key), 1)], dim=1)
-    onehot = (choice.gather(1, gone)[:, None, :] == torch.arange(len(b))[None, :, None]).double()
-    size = state.size
-    source = _take(size, a[gone])
-    target = size[:, b] + (onehot @ source[..., None])[..., 0]
-    total = state.x[:, b] * size[:, b, None]
-    total = total + onehot @ (_take(state.x, a[gone]) * source[..., None])
-    sizes = torch.cat([_take(size, index)[:, : -len(b)], target], dim=1)
-    x = torch.cat([_take(state.x, index)[:, : -len(b)], total / target[..., None]], dim=1)
-    return State(x, sizes, _take(state.place, index))
+    kept = torch.cat([front, a[stay], b.repeat(len(key), 1)], dim=1)
+    into = choice.gather(1, gone)
+    onehot = (into[:, None, :] == torch.arange(len(b))[None, :, None]).double()
+    mass = torch.cat([size[:, b, None], size[:, b, None] * state.x[:, b]], dim=-1)
+    source = _take(size, a[gone])[..., None]
+    mass = mass + onehot @ torch.cat([source, source * _take(state.x, a[gone])], dim=-1)
+    # a group of nothing but padding has no mean; any finite value will do
+    x = mass[..., 1:] / mass[..., :1].clamp_min(1.0)
+    passing = kept.shape[1] - len(b)
+    moved = _places(kept, n).scatter(1, a[gone], passing + into)
+    return State(
+        torch.cat([_take(state.x, kept[:, :passing]), x], dim=1),
+        torch.cat([_take(size, kept[:, :passing]), mass[..., 0]], dim=1),
+        _take(state.place, kept),
+        moved.gather(1, state.slot),
+    )
+
+
+def _places(kept: Tensor, n: int) -> Tensor:
+    """Inverse of a selection: [B, n], place of each old token among the kept ones, or -1."""
+    ranks = torch.arange(kept.shape[1]).repeat(len(kept), 1)
+    return torch.full((len(kept), n), -1).scatter(1, kept, ranks)
 
 
 def _score(method: Method, x: Tensor, row: Tensor, layer: int, seed: int) -> Tensor:
@@ -164,12 +192,14 @@ def _drop(state: State, score: Tensor, row: Tensor, target: int, prefix: int, fu
     kept = order[:, : target - prefix - int(fuse)].sort(dim=-1).values
     kept = torch.cat([torch.arange(prefix).repeat(len(kept), 1), kept], dim=1)
     x, place = _take(state.x, kept), _take(state.place, kept)
+    moved = _places(kept, score.shape[1]).gather(1, state.slot.clamp_min(0))
     if fuse:
         left = order[:, target - prefix - 1 :]
         weight = _take(row, left)[:, None, :]
         x = torch.cat([x, weight @ _take(state.x, left)], dim=1)
-        place = torch.cat([place, _take(state.place, left.min(dim=1, keepdim=True).values)], dim=1)
-    return State(x, x.new_ones(x.shape[:2]), place)
+        place = torch.cat([place, _take(state.place, left[:, :1])], dim=1)
+    slot = torch.where(state.slot < 0, -1, moved)
+    return State(x, x.new_ones(x.shape[:2]), place, slot)
 
 
 def _head(model: Any, state: State, prefix: int) -> Tensor:
