@@ -17,6 +17,7 @@ Array = NDArray[Any]
 DEPTH = 16  # roundings that pile up on the longest path, as a random walk
 WIDTH = 32  # root of the ~1000 terms of a sum that is accumulated in the type itself
 TIES = 0.25  # share of samples that may take another token where two score equal up to rounding
+TIED = 0.05  # of the scale: the most that another choice of a token may change an output
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class Comparison:
 
     Args:
         limit: the tolerance to judge by.
-        discrete: whether the model chooses tokens; then up to a quarter of the samples may differ,
-            because a choice between equal scores is decided by rounding.
+        discrete: whether the model chooses tokens; then up to a quarter of the samples may differ
+            by up to 5 % of the scale, because rounding decides between equal scores.
     """
 
     def __init__(self, limit: Tolerance, *, discrete: bool = False) -> None:
@@ -97,8 +98,8 @@ class Comparison:
             sums.add(expected, found, self.limit.relative)
 
     def results(self) -> tuple[OutputError, ...]:
-        share = 1 - TIES if self.discrete else 1.0
-        return tuple(sums.result(share) for sums in self._sums.values())
+        share, most = (1 - TIES, TIED) if self.discrete else (1.0, math.inf)
+        return tuple(sums.result(share, most) for sums in self._sums.values())
 
 
 class _Sums:
@@ -133,7 +134,8 @@ class _Sums:
         if self.classes:
             self.equal_argmax += int((a.argmax(1) == b.argmax(1)).sum())
 
-    def result(self, share: float) -> OutputError:
+    def result(self, share: float, most: float) -> OutputError:
+        relative = self.max_abs / (self.peak or 1.0)
         return OutputError(
             name=self.name,
             dtype=self.dtype,
@@ -142,11 +144,11 @@ class _Sums:
             agreeing=self.agreeing,
             max_abs=self.max_abs,
             mean_abs=self.sum_abs / max(1, self.count),
-            relative=self.max_abs / (self.peak or 1.0),
+            relative=relative,
             sqnr_db=_decibels(self.signal, self.noise),
             cosine=self.cosines / max(1, self.samples),
             top1=self.equal_argmax / self.samples if self.classes else None,
-            same=self.agreeing >= share * self.samples,
+            same=self.agreeing >= share * self.samples and relative <= most,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from thresher.compiler.errors import UsageError
 from thresher.runtime import manifest as manifests
@@ -76,6 +77,11 @@ class Engine:
     def reduced(self) -> bool:
         """Whether the engine drops or merges tokens."""
         return self.manifest.sites > 0
+
+    @property
+    def preprocessing(self) -> dict[str, Any] | None:
+        """How inputs are made from raw data."""
+        return self.manifest.preprocessing
 
     @property
     def details(self) -> dict[str, str]:

@@ -53,6 +53,7 @@ class ProgramRunner:
         self.outputs = tuple(tensor_info(spec) for spec in program.outputs)
         self.ranges: Ranges = symbol_ranges(program)
         self.reduced = bool(program.ledger)
+        self.preprocessing = program.info.preprocessing
         self._module = program.module()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from thresher.runtime.blocks import BlockTime
 from thresher.runtime.profiling import Profile, Timing
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # head, rows
@@ -16,7 +17,7 @@ def times(profile: Profile) -> Table:
 def sizes(profile: Profile) -> Table:
     """One row for each candidate: what it is and what room it takes."""
     head = ("", "target", "precision", "threads", "weights", "file MB", "peak MB", "own MB")
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             c.name,
             c.target,
@@ -30,6 +31,14 @@ def sizes(profile: Profile) -> Table:
         for c in profile.candidates
     ]
     return head, rows
+
+
+def blocks(profile: Profile) -> Table:
+    """One row for each block: milliseconds of every candidate, and of what was inserted there."""
+    names = dict.fromkeys(block.block for found in profile.blocks for block in found.blocks)
+    times = [{block.block: block for block in found.blocks} for found in profile.blocks]
+    head = ("block", *(found.name for found in profile.blocks))
+    return head, [(name, *(_block(found.get(name)) for found in times)) for name in names]
 
 
 def facts(profile: Profile) -> list[tuple[str, str]]:
@@ -59,6 +68,13 @@ def _times(timing: Timing) -> tuple[str, ...]:
         f"{timing.ideal:.2f}" if timing.ideal else "",
         f"{timing.realised:.2f}" if timing.realised else "",
     )
+
+
+def _block(time: BlockTime | None) -> str:
+    if time is None:
+        return ""
+    inserted = f" + {1e3 * time.inserted:.3g} inserted" if time.inserted else ""
+    return f"{1e3 * time.own:.3g}{inserted}"
 
 
 def _megabytes(size: int | None) -> str:

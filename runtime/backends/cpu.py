@@ -48,6 +48,8 @@ class OnnxRuntime(Backend):
             return None
         kernels = _kernels().get((node.domain, node.op_type), [])
         schema = _schema(node, opset)
+        if schema is None and not node.domain:
+            return f"opset {opset} has no such operator"
         if schema is None:  # an op of ONNX Runtime's own, or of nobody's
             return None if kernels else "no kernel and no function body of that name"
         since = schema.since_version
