@@ -20,6 +20,7 @@ from thresher.runtime.manifest import MODEL, Manifest, Prediction, TensorInfo, d
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 EXTERNAL_ABOVE = 1_500_000_000  # bytes; protobuf ends at 2 GiB
 
@@ -40,7 +41,7 @@ class Facts:
 
 
 def package(
-    model: onnx.ModelProto,
+    model: onnx.ModelProto | ir.Model,
     folder: Path | str,
     *,
     facts: Facts | None = None,
@@ -61,13 +62,13 @@ def package(
         RefusedError: the back end does not take the model.
     """
     maker = ready(target, precision, folder, overwrite=overwrite)
-    maker.refuse_problems(model)
     facts = facts or Facts()
     with atomic_folder(folder, overwrite=overwrite) as partial:
-        save_model(model, partial / MODEL)
+        proto = save_model(model, partial / MODEL)
+        maker.refuse_problems(proto)
         facts = _carry_tokenizer(facts, partial)
         maker.build(partial, precision)
-        manifest = _manifest(model, facts, maker, precision, partial)
+        manifest = _manifest(proto, facts, maker, precision, partial)
         manifest.write(partial)
         if check is not None:
             with Engine.load(partial, threads=threads) as engine:
@@ -89,14 +90,22 @@ def ready(target: str, precision: str, folder: Path | str, *, overwrite: bool) -
     return maker
 
 
-def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write an ONNX file; above 1.5 GB the weights go to ``<path>.data`` beside it."""
-    import onnx
+def save_model(model: onnx.ModelProto | ir.Model, path: Path) -> onnx.ModelProto:
+    """Write an ONNX file; above 1.5 GB the weights go to ``<path>.data`` beside it.
 
-    if model.ByteSize() > EXTERNAL_ABOVE:
-        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
-    else:
-        onnx.save(model, path)
+    Returns the model without the weights that lie beside it.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    graph = model if isinstance(model, ir.Model) else ir.from_proto(model)
+    size = sum(
+        value.const_value.nbytes
+        for value in graph.graph.initializers.values()
+        if value.const_value is not None
+    )
+    ir.save(graph, path, external_data=f"{path.name}.data" if size > EXTERNAL_ABOVE else None)
+    return onnx.load(path, load_external_data=False)
 
 
 def _manifest(

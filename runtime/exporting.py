@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from thresher.compiler.errors import VerdictError
 from thresher.runtime.bundle import Facts, package, ready
 from thresher.runtime.compare import Comparison, tolerance
 from thresher.runtime.engine import Engine
+from thresher.runtime.manifest import Prediction
 from thresher.runtime.runner import ProgramRunner, Runnable, symbol_ranges
 from thresher.runtime.sample import random_inputs
 
@@ -92,6 +93,15 @@ def agree(reference: Runnable, engine: Engine) -> dict[str, Any]:
     }
 
 
+def _prediction(details: Sequence[Mapping[str, Any]]) -> Prediction | None:
+    """Cost of one sample before the first and after the last reduction."""
+    told = [entry for entry in details if "macs" in entry and "dense_macs" in entry]
+    if not told:
+        return None
+    dense, macs = int(told[0]["dense_macs"]), int(told[-1]["macs"])
+    return Prediction(dense_macs=dense, macs=macs, ideal=dense / macs)
+
+
 def facts_of(program: Program, recipe: Mapping[str, Any] | None = None) -> Facts:
     """What a Program knows about itself, as plain data."""
     details = [record.details for record in program.history]
@@ -103,7 +113,7 @@ def facts_of(program: Program, recipe: Mapping[str, Any] | None = None) -> Facts
         passes=tuple(dataclasses.asdict(record) for record in program.history),
         sites=len(program.ledger),
         tokens=tuple(tokens) if tokens is not None else None,
-        prediction=None,
+        prediction=_prediction(details),
         preprocessing=program.info.preprocessing,
         labels=program.info.labels,
     )

@@ -99,4 +99,5 @@ def _innermost(scopes: str) -> str:
         names = ast.literal_eval(scopes) if scopes else []
     except (ValueError, SyntaxError):
         return ""
-    return str(names[-2]) if len(names) > 1 else ""
+    modules = [name for name in names[:-1] if name and not name.startswith("_")]
+    return str(modules[-1]) if modules else ""
