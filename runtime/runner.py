@@ -54,7 +54,10 @@ class ProgramRunner:
         self.ranges: Ranges = symbol_ranges(program)
         self.reduced = bool(program.ledger)
         self.preprocessing = program.info.preprocessing
-        self._module = program.module()
+        self._module = program.module()  # kept, as making it takes longer than a run
+        calling = program.exported.call_spec.in_spec
+        assert calling is not None
+        self._calling = calling
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; inputs are checked as an engine checks them.
@@ -63,10 +66,13 @@ class ProgramRunner:
             UsageError: an input is unknown, missing, or has the wrong dtype, rank or size.
         """
         import torch
+        from torch.utils import _pytree as pytree
 
         feeds = checked(inputs, self.inputs, self.ranges)
+        values = [torch.from_numpy(_own(feeds[spec.name])) for spec in self.inputs]
+        args, kwargs = pytree.tree_unflatten(values, self._calling)
         with torch.inference_mode():
-            results = self._module(*(torch.from_numpy(_own(value)) for value in feeds.values()))
+            results = pytree.tree_leaves(self._module(*args, **kwargs))
         names = (spec.name for spec in self.outputs)
         return {name: value.numpy() for name, value in zip(names, results, strict=True)}
 
