@@ -14,10 +14,11 @@ import torch
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.lowering.lint import check
 from thresher.compiler.lowering.prepare import prepare
-from thresher.compiler.lowering.table import VERSION, translations
+from thresher.compiler.lowering.table import translations
 from thresher.compiler.program import Program
-from thresher.kernels.registry import DOMAIN, OPS, OPSET
+from thresher.kernels.registry import DOMAIN, OPERATORS, VERSION
 
+OPSET = 20
 PRECISIONS = ("fp32", "fp16")
 
 
@@ -87,7 +88,7 @@ def _add_functions(model: ir.Model) -> None:
     """Append the bodies of the operators that the graph calls."""
     used = {node.op_type for node in model.graph if node.domain == DOMAIN}
     for name in sorted(used):
-        function = ir.from_proto(OPS[name].function())
+        function = ir.from_proto(OPERATORS[name].function(OPSET))
         model.functions[function.identifier()] = function
     if used:
         model.graph.opset_imports[DOMAIN] = VERSION

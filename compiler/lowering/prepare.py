@@ -15,6 +15,7 @@ import torch
 from torch import fx
 from torch.export.graph_signature import InputKind
 
+import thresher.kernels.ops  # noqa: F401  (registers the operators)
 from thresher.compiler.analysis.sites import SDPA, Attention
 from thresher.compiler.errors import RefusedError
 from thresher.compiler.program import Program, module_path, provenance
@@ -22,6 +23,7 @@ from thresher.compiler.surgery import Rewriter
 
 aten = torch.ops.aten
 HIDDEN = -1e4  # logit of a masked key: finite in float16, zero after softmax
+_CHECKS = (aten._assert_tensor_metadata.default, aten._assert_scalar.default)  # of the tracer's, for one dtype
 _NORMS = {"aten::layer_norm", "aten::rms_norm", "aten::group_norm", "aten::softmax", "aten::_softmax"}
 
 
@@ -48,7 +50,7 @@ class _Lowering:
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
                 self._placeholder(node)
-            elif node.op != "output":
+            elif node.op != "output" and node.target not in _CHECKS:
                 self.rewriter.at(node)
                 self._call(node)
         outputs = [self._cast(self.rewriter.map[n], n.meta["val"].dtype) for n in self.program.output_nodes()]
@@ -58,7 +60,9 @@ class _Lowering:
         tensor = self._weight(node)
         if self.half and tensor is not None and _is_float(node) and not all(_island(u) for u in node.users):
             spec = self._spec(node)
-            self.halved[spec.target] = tensor.detach().half()
+            half = tensor.detach().half()
+            parameter = isinstance(tensor, torch.nn.Parameter)
+            self.halved[spec.target] = torch.nn.Parameter(half, False) if parameter else half
             self.rewriter.weight(node, self.halved[spec.target])
         else:
             self.rewriter.copy(node)
@@ -86,8 +90,20 @@ class _Lowering:
             )
             shape = fx.node.map_arg(node.args[1], lambda n: self.rewriter.map[n])
             self.rewriter.call_like(node, (whole, shape), {}, aten.view.default)
+        elif node.target is torch.ops.thresher.class_attention.default:
+            self._class_attention(node)
         else:
             self.rewriter.copy(node, replace)
+
+    def _class_attention(self, node: fx.Node) -> None:
+        """The operator takes the one row of the bias that it needs, as float32."""
+        q, k, mask, scale, row = fx.node.map_arg(node.args, lambda n: n)
+        if mask is not None:
+            bias = self._bias(mask)
+            if bias.meta["val"].shape[-2] != 1:
+                bias = self.rewriter.inline(lambda b: b[..., row : row + 1, :], bias)
+            mask = bias
+        self.rewriter.call_like(node, (self.rewriter.map[q], self.rewriter.map[k], mask, scale, row), {})
 
     def _operands(self, node: fx.Node) -> dict[fx.Node, fx.Node]:
         """Operands that need a cast: float32 in islands, float16 elsewhere."""

@@ -6,40 +6,17 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import onnx
-import onnx.defs
 import torch
 from onnxscript import values
 from onnxscript.onnx_opset import opset20 as op
 
-from thresher.kernels.registry import DOMAIN, OPS, PLUGIN
-
-VERSION = 1
-_TYPES = ["tensor(float)", "tensor(float16)", "tensor(double)", "tensor(int64)", "tensor(bool)"]
-_FLOATS = frozenset({"scale"})
+from thresher.kernels.registry import DOMAIN, OPERATORS, PLUGIN, VERSION
 
 
 @cache
 def _operator(name: str) -> values.Op:
     """An onnxscript operator with a schema, so that the exporter keeps it as one node."""
-    spec = OPS[name]
-    parameter, kind = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.AttrType
-
-    def attribute(name: str) -> onnx.defs.OpSchema.Attribute:
-        text = kind.STRING if name in PLUGIN else kind.FLOAT if name in _FLOATS else kind.INT
-        return onnx.defs.OpSchema.Attribute(name, text)
-
-    names = [*spec.inputs, *spec.outputs]
-    schema = onnx.defs.OpSchema(
-        name,
-        DOMAIN,
-        VERSION,
-        inputs=[parameter(n, f"T{i}") for i, n in enumerate(spec.inputs)],
-        outputs=[parameter(n, f"T{len(spec.inputs) + i}") for i, n in enumerate(spec.outputs)],
-        type_constraints=[(f"T{i}", _TYPES, n) for i, n in enumerate(names)],
-        attributes=[attribute(n) for n in spec.attributes],
-    )
-    return values.Op(values.Opset(DOMAIN, VERSION), name, schema)
+    return values.Op(values.Opset(DOMAIN, VERSION), name, OPERATORS[name].schema())
 
 
 def _bipartite_merge(x: Any, size: Any, metric: Any, keep: Any, protected: int, by_index: bool) -> Any:
@@ -47,9 +24,8 @@ def _bipartite_merge(x: Any, size: Any, metric: Any, keep: Any, protected: int, 
 
 
 def _class_attention(q: Any, k: Any, bias: Any, scale: float, row: int) -> Any:
-    if bias is None:
-        return _operator("ClassAttention")(q, k, scale=scale, row=row, **PLUGIN)
-    return _operator("BiasedClassAttention")(q, k, bias, scale=scale, row=row, **PLUGIN)
+    given = op.Constant(value_float=0.0) if bias is None else bias
+    return _operator("ClassAttention")(q, k, given, scale=scale, row=row, **PLUGIN)
 
 
 def _keep_tokens(x: Any, score: Any, keep: Any, protected: int, fuse: bool) -> Any:

@@ -105,7 +105,7 @@ def _match(
     best = similarity.amax(-1)
     # The first of equal maxima; amax's gradient is not wanted and argmax promises no order.
     first = (similarity == best[..., None]).long().cumsum(-1).eq(0).sum(-1)
-    rank = best + PADDING * (size[:, source] == 0)
+    rank = torch.where(size[:, source] == 0, PADDING, best)  # whatever padding holds, it ties
     order = rank.detach().argsort(dim=1, descending=True, stable=True)
     merging, staying = order[:, :count], order[:, count:]
     if by_index:

@@ -1,52 +1,34 @@
-"""ONNX forms of ``thresher::class_attention``: without and with an additive bias.
+"""``class_attention`` in standard ONNX operators: one row of the attention map, not the map."""
 
-The keys are multiplied from the left, ``k q^T``, so that they need no transposition.
+from __future__ import annotations
+
+from thresher.kernels.operator import Operator
+
+BODY = """
+    v1 = Constant <value = int64[1] {1}> ()
+    v2 = Constant <value = int64[1] {2}> ()
+    r0 = Constant <value_int: int = @row> ()
+    row_start = Reshape (r0, v1)
+    row_end = Add (row_start, v1)
+    one_query = Slice (q, row_start, row_end, v2)
+    query = Cast <to = 1> (one_query)
+    keys = Cast <to = 1> (k)
+    factor = Constant <value_float: float = @scale> ()
+    columns = Transpose <perm = [0, 1, 3, 2]> (keys)
+    product = MatMul (query, columns)
+    scaled = Mul (product, factor)
+    logits = Add (scaled, bias)
+    attention = Softmax <axis = -1> (logits)
+    v12 = Constant <value = int64[2] {1, 2}> ()
+    score = ReduceMean <keepdims = 0> (attention, v12)
 """
 
-_ROW = """
-  axis = Constant <value_ints = [2]> ()
-  one = Constant <value_ints = [1]> ()
-  row0 = Constant <value_int: int = @row> ()
-  first = Reshape (row0, one)
-  past = Add (first, one)
-"""
-
-_LOGITS = """
-  query = Slice (q, first, past, axis)
-  query32 = Cast <to = 1> (query)
-  factor = Constant <value_float: float = @scale> ()
-  scaled = Mul (query32, factor)
-  column = Transpose <perm = [0, 1, 3, 2]> (scaled)
-  k32 = Cast <to = 1> (k)
-  logits = MatMul (k32, column)
-"""
-
-_MEAN = """
-  heads = ReduceMean <keepdims = 0> (weight, one)
-  last = Constant <value_ints = [-1]> ()
-  score = Squeeze (heads, last)
-"""
-
-BODY = f"""
-ClassAttention <scale, row, plugin_namespace, plugin_version> (q, k) => (score) {{
-{_ROW}{_LOGITS}
-  weight = Softmax <axis = 2> (logits)
-{_MEAN}
-}}
-"""
-
-BIASED_BODY = f"""
-BiasedClassAttention <scale, row, plugin_namespace, plugin_version> (q, k, bias) => (score) {{
-{_ROW}{_LOGITS}
-  lines = Shape <start = 2, end = 3> (bias)
-  lastline = Sub (lines, one)
-  from = Min (first, lastline)
-  to = Add (from, one)
-  line = Slice (bias, from, to, axis)
-  line32 = Cast <to = 1> (line)
-  across = Transpose <perm = [0, 1, 3, 2]> (line32)
-  biased = Add (logits, across)
-  weight = Softmax <axis = 2> (biased)
-{_MEAN}
-}}
-"""
+OPERATOR = Operator(
+    name="ClassAttention",
+    torch_name="class_attention",
+    # bias is broadcastable to [B, H, 1, N]; a scalar 0 where there is none.
+    inputs={"q": "T", "k": "T", "bias": "tensor(float)"},
+    outputs={"score": "tensor(float)"},
+    attributes={"scale": float, "row": int},
+    body=BODY,
+)

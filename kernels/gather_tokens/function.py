@@ -1,9 +1,18 @@
-"""ONNX form of ``thresher::gather_tokens``."""
+"""``gather_tokens`` in standard ONNX operators."""
 
-BODY = """
-GatherTokens <plugin_namespace, plugin_version> (x, index) => (y) {
-  last = Constant <value_ints = [-1]> ()
-  rows = Unsqueeze (index, last)
-  y = GatherND <batch_dims = 1> (x, rows)
-}
-"""
+from __future__ import annotations
+
+from thresher.kernels.operator import ANY, Operator
+
+OPERATOR = Operator(
+    name="GatherTokens",
+    torch_name="gather_tokens",
+    inputs={"x": "T", "index": "tensor(int64)"},
+    outputs={"y": "T"},
+    types=ANY,
+    body="""
+    last = Constant <value = int64[1] {-1}> ()
+    index_at = Unsqueeze (index, last)
+    y = GatherND <batch_dims = 1> (x, index_at)
+""",
+)

@@ -1,73 +1,94 @@
-"""ONNX forms of ``thresher::keep_tokens``: dropping the rest (KeepTokens) or fusing it (FuseTokens)."""
+"""``keep_tokens`` in standard ONNX operators: ``KeepTokens`` drops the rest, ``FuseTokens`` fuses it.
 
-_CONSTANTS = """
-  zero = Constant <value_ints = [0]> ()
-  one = Constant <value_ints = [1]> ()
-  last = Constant <value_ints = [-1]> ()
-  end = Constant <value_ints = [9223372036854775807]> ()
-  start0 = Constant <value_int: int = @protected> ()
-  start = Reshape (start0, one)
-  wanted = Reshape (keep, one)
-  ranked = Slice (score, start, end, one)
-  batch = Shape <start = 0, end = 1> (x)
-  origin = Constant <value_int = 0> ()
-  step = Constant <value_int = 1> ()
-  prefix0 = Range (origin, start0, step)
-  prefixshape = Concat <axis = 0> (batch, start)
-  prefix = Expand (prefix0, prefixshape)
+The prefix gets the largest score there is, so that one ranking and one sort yield all positions.
+"""
+
+from __future__ import annotations
+
+from thresher.kernels.operator import Operator
+
+_RANKING = """
+    i0 = Constant <value = int64 {0}> ()
+    i1 = Constant <value = int64 {1}> ()
+    v0 = Constant <value = int64[1] {0}> ()
+    v1 = Constant <value = int64[1] {1}> ()
+    last = Constant <value = int64[1] {-1}> ()
+    end = Constant <value = int64[1] {9223372036854775807}> ()
+    p = Constant <value_int: int = @protected> ()
+    pv = Reshape (p, v1)
+    kv = Reshape (keep, v1)
+    nv = Shape <start = 1, end = 2> (x)
+    most = Constant <value = float {3.4028234e38}> ()
+    rest = Slice (score, pv, end, v1)
+    pads = Concat <axis = 0> (v0, pv, v0, v0)
+    guarded = Pad (rest, pads, most)
+    values, order = TopK <axis = 1> (guarded, nv)
 """
 
 _SLOT = """
-  tokens = Shape <start = 1, end = 2> (x)
-  everywhere = Concat <axis = 0> (batch, tokens)
-  gone = Expand (last, everywhere)
-  placed = Shape <start = 1, end = 2> (stay)
-  placed0 = Squeeze (placed)
-  places0 = Range (origin, placed0, step)
-  stayshape = Shape (stay)
-  places = Expand (places0, stayshape)
-  slot = ScatterElements <axis = 1> (gone, stay, places)
+    # Map; dead code unless somebody reads it.
+    rank_key, rank = TopK <axis = 1, largest = 0> (order, nv)
+    stays = Less (rank, count)
+    stays_int = Cast <to = 7> (stays)
+    running = CumSum (stays_int, i1)
+    position = Sub (running, i1)
+    dropped_mark = Constant <value = int64 {-1}> ()
+    slot = Where (stays, position, dropped_mark)
 """
 
-BODY = f"""
-KeepTokens <protected, plugin_namespace, plugin_version> (x, score, keep) => (y, slot, kept) {{
-{_CONSTANTS}
-  chosen = Sub (wanted, start)
-  value, best = TopK <axis = 1> (ranked, chosen)
-  index, order = TopK <axis = 1, largest = 0> (best, chosen)
-  behind = Add (index, start)
-  stay = Concat <axis = 1> (prefix, behind)
-  kept = Identity (stay)
-  rows = Unsqueeze (stay, last)
-  y = GatherND <batch_dims = 1> (x, rows)
-{_SLOT}
-}}
+KEEP = Operator(
+    name="KeepTokens",
+    torch_name="keep_tokens",
+    inputs={"x": "T", "score": "tensor(float)", "keep": "tensor(int64)"},
+    outputs={"y": "T", "slot": "tensor(int64)", "kept": "tensor(int64)"},
+    attributes={"protected": int},
+    body=_RANKING
+    + """
+    count = Identity (kv)
+    chosen = Slice (order, v0, count, v1)
+    kept, kept_order = TopK <axis = 1, largest = 0> (chosen, kv)
+    kept_at = Unsqueeze (kept, last)
+    y = GatherND <batch_dims = 1> (x, kept_at)
 """
+    + _SLOT,
+)
 
-FUSE_BODY = f"""
-FuseTokens <protected, plugin_namespace, plugin_version> (x, score, keep) => (y, slot, kept) {{
-{_CONSTANTS}
-  most = Shape <start = 1, end = 2> (ranked)
-  less = Sub (wanted, start)
-  chosen = Sub (less, one)
-  value, ranking = TopK <axis = 1> (ranked, most)
-  best = Slice (ranking, zero, chosen, one)
-  dropped = Slice (ranking, chosen, end, one)
-  index, order = TopK <axis = 1, largest = 0> (best, chosen)
-  behind = Add (index, start)
-  stay = Concat <axis = 1> (prefix, behind)
-  rest = Add (dropped, start)
-  leader = Slice (rest, zero, one, one)
-  kept = Concat <axis = 1> (stay, leader)
-  rows = Unsqueeze (stay, last)
-  y0 = GatherND <batch_dims = 1> (x, rows)
-  restrows = Unsqueeze (rest, last)
-  restx = GatherND <batch_dims = 1> (x, restrows)
-  weight0 = GatherElements <axis = 1> (score, rest)
-  weight1 = Unsqueeze (weight0, one)
-  weight = CastLike (weight1, x)
-  fused = MatMul (weight, restx)
-  y = Concat <axis = 1> (y0, fused)
-{_SLOT}
-}}
+FUSE = Operator(
+    name="FuseTokens",
+    torch_name="keep_tokens",
+    inputs={"x": "T", "score": "tensor(float)", "keep": "tensor(int64)"},
+    outputs={"y": "T", "slot": "tensor(int64)", "kept": "tensor(int64)"},
+    attributes={"protected": int},
+    body=_RANKING
+    + """
+    count = Sub (kv, v1)
+    chosen = Slice (order, v0, count, v1)
+    dropped = Slice (order, count, end, v1)
+    staying, staying_order = TopK <axis = 1, largest = 0> (chosen, count)
+    stand_in = Slice (dropped, v0, v1, v1)
+    kept = Concat <axis = 1> (staying, stand_in)
+    kept_at = Unsqueeze (kept, last)
+    gathered = GatherND <batch_dims = 1> (x, kept_at)
+
+    # The fused row overwrites its stand-in at [b, K - 1].
+    weights = Slice (values, count, end, v1)
+    weights_row = Unsqueeze (weights, v1)
+    dropped_at = Unsqueeze (dropped, last)
+    x_dropped = GatherND <batch_dims = 1> (x, dropped_at)
+    x_dropped32 = Cast <to = 1> (x_dropped)
+    fused32 = MatMul (weights_row, x_dropped32)
+    fused = CastLike (fused32, x)
+    bv = Shape <start = 0, end = 1> (x)
+    b = Squeeze (bv)
+    batch = Range (i0, b, i1)
+    column_shape = Constant <value = int64[3] {-1, 1, 1}> ()
+    batch_column = Reshape (batch, column_shape)
+    first = Constant <value = int64[2] {1, 0}> ()
+    second = Constant <value = int64[2] {0, 1}> ()
+    batch_pair = Mul (batch_column, first)
+    place_pair = Mul (count, second)
+    places = Add (batch_pair, place_pair)
+    y = ScatterND (gathered, places, fused)
 """
+    + _SLOT,
+)

@@ -1,14 +1,22 @@
-"""ONNX form of ``thresher::restore_tokens``."""
+"""``restore_tokens`` in standard ONNX operators."""
 
-BODY = """
-RestoreTokens <plugin_namespace, plugin_version> (x, slot, aside) => (y) {
-  last = Constant <value_ints = [-1]> ()
-  zero = Constant <value_int = 0> ()
-  here = GreaterOrEqual (slot, zero)
-  safe = Max (slot, zero)
-  rows = Unsqueeze (safe, last)
-  found = GatherND <batch_dims = 1> (x, rows)
-  choose = Unsqueeze (here, last)
-  y = Where (choose, found, aside)
-}
-"""
+from __future__ import annotations
+
+from thresher.kernels.operator import Operator
+
+OPERATOR = Operator(
+    name="RestoreTokens",
+    torch_name="restore_tokens",
+    inputs={"x": "T", "slot": "tensor(int64)", "aside": "T"},
+    outputs={"y": "T"},
+    body="""
+    last = Constant <value = int64[1] {-1}> ()
+    i0 = Constant <value = int64 {0}> ()
+    row = Max (slot, i0)
+    row_at = Unsqueeze (row, last)
+    gathered = GatherND <batch_dims = 1> (x, row_at)
+    slot_at = Unsqueeze (slot, last)
+    gone = Less (slot_at, i0)
+    y = Where (gone, aside, gathered)
+""",
+)

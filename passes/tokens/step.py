@@ -18,7 +18,7 @@ from thresher.passes.tokens.budget import Limits
 from thresher.passes.tokens.score import Scorer
 from thresher.passes.tokens.view import SiteView
 
-PADDING_SCORE = -1e30
+LOWEST, NEARLY_ZERO = -1e30, -1e-30
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,10 @@ class Merge(Step):
 
 @dataclass(frozen=True)
 class Keep(Step):
-    """The best-scored tokens stay, in their order; the rest is dropped or fused into one more token."""
+    """The best-scored tokens stay, in their order; the rest is dropped or fused into one more token.
+
+    Fusing weighs by the score, so it takes scores that are never negative.
+    """
 
     scorer: Scorer
     fuse: bool = False
@@ -95,8 +98,9 @@ class Keep(Step):
 
     def emit(self, site: SiteView, keep: fx.Node | int) -> StepResult:
         score = self.scorer.emit(site)
-        if site.size is not None:  # padding goes first
-            score = site.inline(lambda s, n: torch.where(n > 0, s, torch.full_like(s, PADDING_SCORE)), score, site.size)
+        if site.size is not None:  # padding goes first, and weighs nothing where the rest is fused
+            last = NEARLY_ZERO if self.fuse else LOWEST
+            score = site.inline(lambda s, n: torch.where(n > 0, s, torch.full_like(s, last)), score, site.size)
         node = site.emit(torch.ops.thresher.keep_tokens.default, site.x, score, keep, site.protected, self.fuse)
         x, slot, kept = site.rewriter.outputs(node)
         size = None

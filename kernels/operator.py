@@ -1,0 +1,82 @@
+"""What an operator is on the ONNX side: name, signature, attributes, and a body of standard operators.
+
+A node of domain ``thresher`` carries the plain attributes ``plugin_namespace`` and ``plugin_version``
+besides its own.  ONNX Runtime and the function body ignore them; the TensorRT parser takes a registered
+plugin instead of the body because of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+DOMAIN = "thresher"
+VERSION = 1
+PLUGIN = {"plugin_namespace": DOMAIN, "plugin_version": "1"}
+
+FLOATS = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)")
+ANY = (*FLOATS, "tensor(int64)", "tensor(int32)", "tensor(int8)", "tensor(uint8)", "tensor(bool)")
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One ONNX operator.
+
+    ``inputs`` and ``outputs`` map names to a tensor type or to ``"T"``, which ``types`` lists;
+    ``attributes`` maps names to ``int`` or ``float``.  ``body`` is ONNX text: the statements of a
+    function over the inputs, which reads an attribute as ``Constant<value_int: int=@name>``.
+    """
+
+    name: str
+    torch_name: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    body: str
+    attributes: dict[str, type] = field(default_factory=dict)
+    types: tuple[str, ...] = FLOATS
+
+    def overload(self) -> torch._ops.OpOverload:
+        """The torch operator that lowers to this one."""
+        import torch
+
+        import thresher.kernels.ops  # noqa: F401  (registers it)
+
+        found: torch._ops.OpOverload = getattr(torch.ops.thresher, self.torch_name).default
+        return found
+
+    def schema(self) -> onnx.defs.OpSchema:
+        """Signature for exporters and checkers; the plugin attributes are optional."""
+        from onnx.defs import OpSchema
+
+        kinds = {int: OpSchema.AttrType.INT, float: OpSchema.AttrType.FLOAT}
+        own = [OpSchema.Attribute(n, kinds[kind], required=True) for n, kind in self.attributes.items()]
+        plugin = [OpSchema.Attribute(n, OpSchema.AttrType.STRING, required=False) for n in PLUGIN]
+        return OpSchema(
+            self.name,
+            DOMAIN,
+            VERSION,
+            doc=f"See thresher.kernels.{self.torch_name}.reference.",
+            inputs=[OpSchema.FormalParameter(n, kind) for n, kind in self.inputs.items()],
+            outputs=[OpSchema.FormalParameter(n, kind) for n, kind in self.outputs.items()],
+            type_constraints=[("T", list(self.types), "Type of the tokens.")],
+            attributes=own + plugin,
+        )
+
+    def function(self, opset: int = 20) -> onnx.FunctionProto:
+        """The body as a model-local function that imports ``opset``, which must be the model's own."""
+        import onnx.parser
+
+        names = f" <{', '.join(self.attributes)}>" if self.attributes else ""
+        text = (
+            f'<domain: "{DOMAIN}", opset_import: ["": {opset}]> {self.name}{names}'
+            f" ({', '.join(self.inputs)}) => ({', '.join(self.outputs)}) {{ {self.body} }}"
+        )
+        function: Any = onnx.parser.parse_function(text)
+        for index, node in enumerate(function.node):
+            node.name = f"{self.name}/{node.output[0]}" if node.output else f"{self.name}/{index}"
+        checked: onnx.FunctionProto = function
+        return checked
