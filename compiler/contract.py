@@ -162,7 +162,7 @@ class Pass(ABC, Generic[O_co]):
             UsageError: the pass needs data and the context has none.
             ContractError: the pass broke its promise.
         """
-        self._demand_data(context)
+        self.demand_data(context)
         before = _fingerprint(program)
         result = self.run(program, context)
         self._check_result(result)
@@ -175,7 +175,7 @@ class Pass(ABC, Generic[O_co]):
     def explain(self, program: Program, context: Context) -> PassResult:
         """Ask the pass what it would do; what it refuses comes back as data, not as an error."""
         try:
-            self._demand_data(context)
+            self.demand_data(context)
             result = self.match(program, context)
         except ThresherError as error:
             return PassResult(program, 0, 0, (Refusal("", str(error)),))
@@ -183,7 +183,8 @@ class Pass(ABC, Generic[O_co]):
         self._complain(None if result.program is program else "returned another Program from match")
         return result
 
-    def _demand_data(self, context: Context) -> None:
+    def demand_data(self, context: Context) -> None:
+        """Raise UsageError if the pass needs data and the context has none."""
         if self.needs_data and context.data is None:
             raise UsageError(f"pass {self.name!r} needs data and none was given: add --data DATA")
 

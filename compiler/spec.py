@@ -18,6 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
 
 from thresher.compiler.errors import RefusedError
+from thresher.compiler.forbidden import forbidden
 from thresher.compiler.program import LedgerEntry, Program, TensorSpec
 from thresher.compiler.text import op_name, value_text
 
@@ -59,14 +60,6 @@ class SpecError(Exception):
     def __init__(self, stage: str, problems: tuple[Problem, ...]) -> None:
         super().__init__(f"the {stage} program is not legal: {summarise(problems)}")
         self.problems = problems
-
-
-def problems(
-    program: Program, stage: str, source: Program | None = None, *, same_shapes: bool = True
-) -> tuple[Problem, ...]:
-    """Everything that makes a Program illegal at a stage, in the order of rules and nodes."""
-    subject = Subject(program, source, same_shapes)
-    return tuple(problem for rule in SPECS[stage] for problem in rule.check(subject))
 
 
 def verify(
@@ -256,53 +249,7 @@ def _maps(entry: LedgerEntry) -> tuple[tuple[str, int, int | str], ...]:
     return ("slot", entry.slot, entry.tokens_in), ("kept", entry.kept, entry.tokens_out)
 
 
-# --- forbidden operators --------------------------------------------------------------------------
-
-_REDUCES = "combines values that meet at one position, which back ends refuse or get wrong"
-_SIZED = "has a result whose size depends on values, so the graph has no static shapes"
-_READS = "reads a value out of a tensor while the graph runs"
-FORBIDDEN = {
-    "aten.scatter_reduce": _REDUCES,
-    "aten.scatter_add": _REDUCES,
-    "aten.scatter.reduce": _REDUCES,
-    "aten.scatter.value_reduce": _REDUCES,
-    "aten.index_reduce": _REDUCES,
-    "aten.index_add": _REDUCES,
-    "aten.nonzero": _SIZED,
-    "aten.nonzero_numpy": _SIZED,
-    "aten.argwhere": _SIZED,
-    "aten.masked_select": _SIZED,
-    "aten._unique": _SIZED,
-    "aten._unique2": _SIZED,
-    "aten.unique_dim": _SIZED,
-    "aten.unique_consecutive": _SIZED,
-    "aten.unique_dim_consecutive": _SIZED,
-    "aten.bincount": _SIZED,
-    "aten.repeat_interleave.Tensor": _SIZED,
-    "aten.repeat_interleave.self_Tensor": _SIZED,
-    "aten.item": _READS,
-    "aten._local_scalar_dense": _READS,
-}
-
-
-def forbidden(node: fx.Node) -> str | None:
-    """Why a node can be in no lowerable Program, or None."""
-    if node.op != "call_function":
-        return None
-    name = op_name(node.target)
-    packet = ".".join(name.split(".")[:2])
-    if name in FORBIDDEN or packet in FORBIDDEN:
-        return FORBIDDEN.get(name) or FORBIDDEN[packet]
-    if packet == "aten.index_put" and (len(node.args) > 3 and node.args[3] is True):
-        return _REDUCES
-    if packet == "aten.index" and any(_is_mask(n) for n in node.all_input_nodes[1:]):
-        return _SIZED
-    return None
-
-
-def _is_mask(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.dtype in (torch.bool, torch.uint8)
+# --- operators -----------------------------------------------------------------------------------
 
 
 def _lowerable(subject: Subject) -> Iterator[Problem]:

@@ -45,9 +45,14 @@ def header(program: Program) -> list[str]:
 
 def record_line(record: PassRecord) -> str:
     """``tome(r=13): matched 12, applied 12, refused 0``."""
-    options = ", ".join(f"{k}={v}" for k, v in record.options.items() if v is not None)
+    options = options_text(record.options)
     counts = f"matched {record.matched}, applied {record.applied}, refused {len(record.refused)}"
     return f"{record.name}({options}): {counts}"
+
+
+def options_text(options: Mapping[str, Any]) -> str:
+    """``r=13, inflect=0.0``; options that are null are left out."""
+    return ", ".join(f"{key}={value}" for key, value in options.items() if value is not None)
 
 
 def node_line(node: fx.Node, symbols: Mapping[str, str], weight: str | None = None) -> str:

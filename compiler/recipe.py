@@ -1,0 +1,270 @@
+"""Recipes: which passes, with which options, read strictly from YAML.
+
+::
+
+    name: my-recipe
+    summary: half the tokens, late
+    passes:
+      - tome: {r: 13, inflect: 1.0}
+      - cleanup: {allow_zero: true}
+
+Reading the list of built-in recipes imports no pass; loading a recipe imports the passes it names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from thresher.compiler import marked, registry
+from thresher.compiler.errors import UsageError, nearest
+from thresher.compiler.marked import Marked
+
+if TYPE_CHECKING:
+    from thresher.compiler.contract import Options, Pass
+
+KEYS = ("name", "summary", "passes")
+ALLOW_ZERO = "allow_zero"
+
+
+@dataclass(frozen=True)
+class RecipePass:
+    """One pass of a recipe; ``allow_zero``: applying nowhere is no error."""
+
+    name: str
+    options: Options
+    allow_zero: bool = False
+
+    def build(self) -> Pass[Any]:
+        """The pass, ready to run."""
+        made = registry.load(self.name)(self.options)
+        made.allow_zero = self.allow_zero
+        return made
+
+    def plain(self) -> dict[str, Any] | str:
+        """The form in a recipe, with defaults written out unless they are null."""
+        fields = type(self.options).model_fields
+        values = self.options.model_dump(mode="json")
+        shown = {k: v for k, v in values.items() if v is not None or fields[k].default is not None}
+        if self.allow_zero != registry.load(self.name).allow_zero:
+            shown[ALLOW_ZERO] = self.allow_zero
+        return {self.name: shown} if shown else self.name
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named list of passes.  ``origin`` says where it was read: a file, or ``"built-in ..."``."""
+
+    name: str
+    passes: tuple[RecipePass, ...]
+    summary: str = ""
+    origin: str = field(default="", compare=False)
+
+    def build(self) -> tuple[Pass[Any], ...]:
+        """The passes, ready to run."""
+        return tuple(entry.build() for entry in self.passes)
+
+    def plain(self) -> dict[str, Any]:
+        """Plain data, as in the YAML file."""
+        passes = [entry.plain() for entry in self.passes]
+        return {"name": self.name, "summary": self.summary, "passes": passes}
+
+    def to_yaml(self) -> str:
+        """The resolved recipe; :func:`parse_recipe` reads it back to an equal one."""
+        return marked.write(self.plain())
+
+
+def built_in() -> dict[str, str]:
+    """Names and summaries of the built-in recipes."""
+    found = {}
+    for name in _built_in_names():
+        summary = marked.read(_built_in_text(name), name).at(["summary"]).data
+        found[name] = str(summary)
+    return found
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A built-in recipe by name, or a recipe file by path.
+
+    Args:
+        source: name or path; a built-in name wins over a file of that name.
+        overrides: ``option=value`` or ``pass.option=value``, the value written as in YAML.
+
+    Raises:
+        UsageError: no such recipe, or a mistake in it; says where and what is meant instead.
+    """
+    if isinstance(source, str) and source in _built_in_names():
+        return parse_recipe(_built_in_text(source), f"built-in recipe {source}", overrides)
+    path = Path(source)
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        hint = nearest(str(source), _built_in_names())
+        raise UsageError(f"there is no recipe {str(source)!r}, neither built in nor a file{hint}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"cannot read the recipe {path}: it is not UTF-8 text") from error
+    return parse_recipe(text, str(path), overrides)
+
+
+def parse_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from the text of a file; ``origin`` names it in complaints.
+
+    Raises:
+        UsageError: a mistake, with file, line and column.
+    """
+    tree = marked.read(text, origin)
+    top = _mapping(tree, "a recipe is a mapping with name, summary and passes")
+    for key, value in top.items():
+        if key not in KEYS:
+            raise UsageError(f"{value.key}: a recipe has no key {key!r}{nearest(key, KEYS)}")
+    if "passes" not in top:
+        raise UsageError(f"{tree.where}: the recipe has no 'passes': list at least one pass")
+    drafts = [_draft(item) for item in _passes(top["passes"])]
+    for override in overrides:
+        _override(drafts, override)
+    return Recipe(
+        name=_text(top.get("name"), Path(origin).stem),
+        passes=tuple(draft.resolve() for draft in drafts),
+        summary=_text(top.get("summary"), ""),
+        origin=origin,
+    )
+
+
+@dataclass
+class _Draft:
+    """A pass of a recipe before its options are checked."""
+
+    name: str
+    where: str
+    options: dict[str, Marked]
+    cls: type[Pass[Any]]
+
+    def fields(self) -> list[str]:
+        return [*self.cls.Options.model_fields, ALLOW_ZERO]
+
+    def resolve(self) -> RecipePass:
+        for key, value in self.options.items():
+            if key not in self.fields():
+                hint = nearest(key, self.fields())
+                raise UsageError(f"{value.key}: pass {self.name!r} has no option {key!r}{hint}")
+        given = dict(self.options)
+        allow_zero = given.pop(ALLOW_ZERO, Marked(self.cls.allow_zero, self.where))
+        if not isinstance(allow_zero.data, bool):
+            shown = allow_zero.plain()
+            raise UsageError(
+                f"{allow_zero.where}: {self.name}.{ALLOW_ZERO} is true or false, not {shown!r}"
+            )
+        return RecipePass(
+            self.name, self._validated(Marked(dict(given), self.where)), allow_zero.data
+        )
+
+    def _validated(self, given: Marked) -> Options:
+        from pydantic import ValidationError
+
+        try:  # as JSON, so that strict types still take lists for tuples
+            return self.cls.Options.model_validate_json(json.dumps(given.plain()), strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            part = given.at(first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            message = message[0].lower() + message[1:]
+            if part is given:
+                raise UsageError(f"{part.where}: pass {self.name!r}: {message}") from error
+            what = f"{_path(self.name, first['loc'])}: {message}, not {part.plain()!r}"
+            raise UsageError(f"{part.where}: {what}") from error
+
+
+def _draft(item: Marked) -> _Draft:
+    form = "a pass is written as its name, or as name: {option: value}"
+    if isinstance(item.data, str):
+        name, where, options = item.data, item.where, Marked({}, item.where)
+    elif isinstance(item.data, dict) and len(item.data) == 1:
+        ((name, options),) = item.data.items()
+        where = options.key
+    else:
+        raise UsageError(f"{item.where}: {form}, one pass per list item")
+    if options.data is None:
+        options = Marked({}, where)
+    given = _mapping(options, f"options of pass {name!r} are written as {{option: value}}")
+    try:
+        return _Draft(name, where, dict(given), registry.load(name))
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def _override(drafts: list[_Draft], override: str) -> None:
+    """Put one ``--set`` into the draft that it is meant for."""
+    where = f"--set {override}"
+    key, equals, text = override.partition("=")
+    owner, _, option = key.strip().rpartition(".")
+    if not equals or not option:
+        raise UsageError(f"{where}: write option=value or pass.option=value, for example r=13")
+    named = [draft for draft in drafts if owner in ("", draft.name)]
+    if not named:
+        hint = nearest(owner, {draft.name for draft in drafts})
+        raise UsageError(f"{where}: the recipe has no pass {owner!r}{hint}")
+    owners = [draft for draft in named if option in draft.fields()]
+    if not owners:
+        hint = nearest(option, {name for draft in named for name in draft.fields()})
+        raise UsageError(f"{where}: no pass of the recipe has an option {option!r}{hint}")
+    if len(owners) > 1:
+        forms = sorted({f"{draft.name}.{option}" for draft in owners})
+        remedy = f"write {' or '.join(forms)}" if len(forms) > 1 else "write a recipe file instead"
+        raise UsageError(f"{where}: {len(owners)} passes of the recipe have this option: {remedy}")
+    owners[0].options[option] = _value(text, where, _takes_list(owners[0].cls, option))
+
+
+def _value(text: str, where: str, takes_list: bool) -> Marked:
+    value = marked.read(text, where, whole=True)
+    if takes_list and value.data is not None and not isinstance(value.data, list):
+        value = marked.read(f"[{text}]", where, whole=True)
+    return Marked(value.data, where, where)
+
+
+def _takes_list(cls: type[Pass[Any]], option: str) -> bool:
+    if option == ALLOW_ZERO:
+        return False
+    annotation = cls.Options.model_fields[option].annotation
+    kinds = {get_origin(part) or part for part in (annotation, *get_args(annotation))}
+    return not kinds.isdisjoint({list, tuple, set, frozenset})
+
+
+def _mapping(value: Marked, form: str) -> dict[str, Marked]:
+    if not isinstance(value.data, dict):
+        raise UsageError(f"{value.where}: {form}, not {value.plain()!r}")
+    return value.data
+
+
+def _passes(value: Marked) -> list[Marked]:
+    if not isinstance(value.data, list) or not value.data:
+        raise UsageError(f"{value.where}: 'passes' is a list of at least one pass")
+    return value.data
+
+
+def _text(value: Marked | None, default: str) -> str:
+    if value is None:
+        return default
+    if not isinstance(value.data, str):
+        raise UsageError(f"{value.where}: this must be text, not {value.plain()!r}")
+    return value.data
+
+
+def _path(name: str, loc: Sequence[str | int]) -> str:
+    return name + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc)
+
+
+def _built_in_names() -> list[str]:
+    folder = files("thresher.passes") / "recipes"
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def _built_in_text(name: str) -> str:
+    return (files("thresher.passes") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
