@@ -2,7 +2,9 @@
 
 ONNX Runtime names fused nodes after their kind and inlined ones after nothing, so its own profile
 cannot be mapped back.  Here it optimises the graph once, every node of the result gets a name of
-ours, and that graph is run with the optimiser off: the same kernels, under known names.
+ours, and that graph is run with the optimiser off: the same kernels, under known names.  Taking
+the time of a node costs some microseconds, which would count against the many small nodes of an
+inserted module; runs without the profiler, in turn with the others, tell how much to take off.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -90,16 +93,32 @@ def block_profiles(
         RefusedError: ONNX Runtime does not take a model.
     """
     labels = names or [folder.name for folder in folders]
+    walls: list[list[float]] = [[] for _ in folders]
     with ExitStack() as stack:
         named = [_named(folder / MODEL, stack, threads) for folder in folders]
         for _ in range(WARM_UP + runs):
-            for session, _ in named:
-                session.run(None, dict(feeds))
-        times = [_node_times(Path(session.end_profiling())) for session, _ in named]
+            for model, wall in zip(named, walls, strict=True):
+                model.profiled.run(None, dict(feeds))
+                start = time.perf_counter()
+                model.plain.run(None, dict(feeds))
+                wall.append(time.perf_counter() - start)
+        times = [_node_times(Path(model.profiled.end_profiling())) for model in named]
     return tuple(
-        _summed(label, threads, runs, where, seconds)
-        for label, (_, where), seconds in zip(labels, named, times, strict=True)
+        _summed(label, threads, runs, model.where, without_overhead(seconds, _median(wall)))
+        for label, model, seconds, wall in zip(labels, named, times, walls, strict=True)
     )
+
+
+def without_overhead(times: Mapping[int, float], wall: float) -> dict[int, float]:
+    """Take the same amount off every node, down to zero, so that the sum is at most ``wall``."""
+    left, surplus = len(times), sum(times.values()) - wall
+    overhead = 0.0
+    for seconds in sorted(times.values()):
+        overhead = max(0.0, surplus) / left
+        if seconds >= overhead:
+            break
+        left, surplus = left - 1, surplus - seconds
+    return {index: max(0.0, seconds - overhead) for index, seconds in times.items()}
 
 
 def compare_blocks(dense: BlockProfile, reduced: BlockProfile) -> BlockChange:
@@ -115,10 +134,17 @@ def compare_blocks(dense: BlockProfile, reduced: BlockProfile) -> BlockChange:
     return BlockChange(dense.name, reduced.name, saved, cost, sentence)
 
 
-def _named(
-    model: Path, stack: ExitStack, threads: int
-) -> tuple[onnxruntime.InferenceSession, list[Origin]]:
-    """A profiling session whose node ``i`` is called ``n<i>``, and the origin of each node."""
+@dataclass(frozen=True)
+class _Model:
+    """Sessions in which node ``i`` is called ``n<i>``, and the origin of each node."""
+
+    profiled: onnxruntime.InferenceSession
+    plain: onnxruntime.InferenceSession
+    where: list[Origin]
+
+
+def _named(model: Path, stack: ExitStack, threads: int) -> _Model:
+    """Optimise a model once and open the result under names of ours."""
     import onnx
     import onnxruntime as ort
 
@@ -138,9 +164,10 @@ def _named(
 
     options = session_options(threads)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    plain = open_session(folder / MODEL, options)
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
-    return open_session(folder / MODEL, options), where
+    return _Model(open_session(folder / MODEL, options), plain, where)
 
 
 def _node_times(path: Path) -> dict[int, float]:
@@ -152,7 +179,7 @@ def _node_times(path: Path) -> dict[int, float]:
         number = name.removesuffix(SUFFIX).removeprefix("n")
         if event.get("cat") == "Node" and name.endswith(SUFFIX) and number.isdigit():
             times.setdefault(int(number), []).append(event["dur"] * 1e-6)
-    return {index: statistics.median(values[WARM_UP:]) for index, values in times.items()}
+    return {index: _median(values) for index, values in times.items()}
 
 
 def _summed(
@@ -173,6 +200,11 @@ def _summed(
     order = sorted(own, key=lambda block: block == OUTSIDE)
     rows = tuple(BlockTime(block, own[block], added.get(block, 0.0)) for block in order)
     return BlockProfile(name, threads, runs, rows, kinds)
+
+
+def _median(values: Sequence[float]) -> float:
+    """Of the values after the warm-up."""
+    return statistics.median(values[WARM_UP:])
 
 
 def _ms(seconds: float) -> str:

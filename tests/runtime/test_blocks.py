@@ -8,7 +8,13 @@ import onnx
 import pytest
 
 from tests.runtime import toys
-from thresher.runtime.blocks import BlockProfile, BlockTime, block_profiles, compare_blocks
+from thresher.runtime.blocks import (
+    BlockProfile,
+    BlockTime,
+    block_profiles,
+    compare_blocks,
+    without_overhead,
+)
 from thresher.runtime.provenance import (
     OUTSIDE,
     Origin,
@@ -84,8 +90,17 @@ def test_every_block_of_both_models_is_timed(profiles: tuple[BlockProfile, ...])
     assert dense.inserted == {}
     assert small.inserted.keys() == {"Keep"}
     assert [b.block for b in small.blocks if b.inserted] == ["blocks.0"]
-    assert all(b.own > 0 for b in small.blocks), "fused nodes are not lost"
+    assert sum(b.own for b in small.blocks) > 0
     assert small.total == pytest.approx(sum(b.own + b.inserted for b in small.blocks))
+
+
+@pytest.mark.parametrize(
+    ("wall", "expected"),
+    [(20, [1, 2, 9]), (9, [0, 1, 8]), (6, [0, 0, 6]), (0, [0, 0, 0])],
+)
+def test_the_profilers_overhead_is_taken_off(wall: float, expected: list[float]) -> None:
+    found = without_overhead({0: 1.0, 1: 2.0, 2: 9.0}, wall)
+    assert list(found.values()) == pytest.approx(expected)
 
 
 def test_large_models_are_timed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
