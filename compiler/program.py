@@ -195,7 +195,7 @@ class Program:
         record = {
             "format": FORMAT,
             "thresher": version("thresher"),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "info": dataclasses.asdict(self.info),
             "axes": {name: dict(axes) for name, axes in self.axes.items()},
             "outputs": list(self.output_names),
