@@ -1,0 +1,120 @@
+"""From what a user names on the command line to something that can be run or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from thresher.cli.console import Progress
+from thresher.cli.options import numbers
+from thresher.compiler.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from thresher.compiler.program import Program
+    from thresher.models.data import Dataset
+    from thresher.models.options import SourceOptions
+    from thresher.runtime import Engine, ProgramRunner
+
+    Batch: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray | None]
+
+MANIFEST = "manifest.json"
+RECIPE = "recipe.yaml"  # beside the Program that 'optimize' wrote
+
+
+def is_engine(name: str) -> bool:
+    """Whether a folder was written by ``export``."""
+    return (Path(name) / MANIFEST).is_file()
+
+
+def open_program(source: str, wishes: SourceOptions, tell: Progress) -> Program:
+    """A Program from any source; ``wishes`` are for sources that are not folders of ours.
+
+    Raises:
+        UsageError: the source is an engine, from which there is no way back.
+    """
+    if is_engine(source):
+        raise UsageError(f"{source} is an engine already: give the SOURCE that it was made from")
+    tell(f"reading {source}", 0, 0)
+    if Path(source).is_dir() and ":" not in source:
+        from thresher.compiler.program import Program
+
+        return Program.load(Path(source))
+    from thresher.models.sources import load_source
+
+    return load_source(source, wishes)
+
+
+def open_candidate(name: str, wishes: SourceOptions, tell: Progress) -> Path | Program:
+    """What ``profile`` takes: an engine's folder as it is, anything else as a Program."""
+    return Path(name) if is_engine(name) else open_program(name, wishes, tell)
+
+
+def open_runner(
+    name: str, wishes: SourceOptions, threads: int | None, tell: Progress
+) -> AbstractContextManager[Engine | ProgramRunner]:
+    """Something to run: a loaded engine, or a Program run eagerly."""
+    from thresher.runtime import Engine, ProgramRunner
+
+    if is_engine(name):
+        return Engine.load(name, threads=threads)
+    program = open_program(name, wishes, tell)
+    return nullcontext(ProgramRunner(program, name=Path(name).name, threads=threads))
+
+
+def open_data(spec: str | None, preprocessing: dict[str, Any] | None) -> Dataset | None:
+    """The data that ``--data`` names, made into the model's inputs."""
+    if spec is None:
+        return None
+    from thresher.models.data import open_dataset
+
+    return open_dataset(spec, preprocessing)
+
+
+class Watched:
+    """A dataset whose passing batches move a progress bar."""
+
+    def __init__(self, dataset: Dataset, limit: int | None, tell: Progress) -> None:
+        self.dataset = dataset
+        self.name = dataset.name
+        self.labels = dataset.labels
+        self.total = min(len(dataset), limit or len(dataset))
+        self.tell = tell
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
+        """The batches of the dataset."""
+        for index, batch in enumerate(self.dataset.batches(size, limit)):
+            self.tell("comparing", index * size, self.total)
+            yield batch
+
+
+def recipe_of(source: str) -> dict[str, object] | None:
+    """The resolved recipe beside a Program that ``optimize`` wrote."""
+    path = Path(source) / RECIPE
+    if not path.is_file():
+        return None
+    import yaml
+
+    read: dict[str, object] = yaml.safe_load(path.read_text())
+    return read
+
+
+def axis_sizes(given: list[str] | None) -> dict[str, int]:
+    """``["length=128"]`` to ``{"length": 128}``.
+
+    Raises:
+        UsageError: an entry has another form.
+    """
+    sizes = {}
+    for entry in given or []:
+        name, equals, size = entry.partition("=")
+        if not equals:
+            raise UsageError(f"--size {entry!r} is not AXIS=SIZE, such as length=128")
+        sizes[name] = numbers(size, f"--size {name}")[0]
+    return sizes

@@ -1,0 +1,140 @@
+"""``thresher optimize``: a recipe makes a smaller Program of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from thresher.cli import options
+from thresher.cli.console import progress, show, show_json
+from thresher.cli.opening import RECIPE, Watched, open_data, open_program
+from thresher.cli.passes import as_json, foreseen, foresight, pass_table
+from thresher.compiler.errors import UsageError, VerdictError
+
+if TYPE_CHECKING:
+    from thresher.compiler.pipeline import PassReport
+    from thresher.compiler.program import Program
+    from thresher.compiler.recipe import Recipe
+    from thresher.runtime import Verification
+
+GLANCE = 512  # samples of the data that are looked at when no accuracy is demanded
+
+
+def optimize(
+    source: options.Source,
+    output: options.Output,
+    recipe: options.Recipe = options.DEFAULT_RECIPE,
+    settings: options.Settings = None,
+    flops: options.Flops = None,
+    data: options.Data = None,
+    limit: options.Limit = None,
+    max_drop: options.MaxDrop = None,
+    weights: options.Weights = None,
+    resolution: options.Resolution = None,
+    length: options.Length = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    threads: options.Threads = None,
+    dump_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write the graph as text before and after each pass."),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Reduce a model by a recipe and save it with its history.
+
+    With --data the quality is compared with the dense model's; with --max-drop nothing is written
+    when more is lost.
+    """
+    if max_drop is not None and data is None:
+        raise UsageError("--max-drop needs labelled data to measure on: add --data DATA")
+    reports: list[PassReport] = []
+    with progress() as tell:
+        from thresher.compiler.contract import Context
+        from thresher.compiler.files import check_free
+        from thresher.compiler.pipeline import run
+        from thresher.compiler.recipe import load_recipe
+
+        check_free(output, overwrite=overwrite)
+        chosen = load_recipe(recipe, options.overrides(settings, flops))
+        dense = open_program(source, options.wishes(weights, resolution, length), tell)
+        dataset = open_data(data, dense.info.preprocessing)
+        context = Context(seed=seed, data=dataset, progress=tell, dump_dir=dump_dir)
+        reduced = run(dense, chosen, context, observe=reports.append)
+        quality = None
+        if dataset is not None:
+            count = limit or (None if max_drop is not None else GLANCE)
+            watched = Watched(dataset, count, tell)
+            quality = _compare(dense, reduced, watched, count, max_drop, threads)
+        tell(f"writing {output}", 0, 0)
+        save(reduced, chosen, output, overwrite=overwrite)
+    _print(source, output, chosen, reduced, reports, quality, as_data=json)
+
+
+def save(program: Program, recipe: Recipe, output: Path, *, overwrite: bool) -> None:
+    """Write the Program and the resolved recipe, whole or not at all."""
+    from thresher.compiler.files import atomic_folder
+
+    with atomic_folder(output, overwrite=overwrite) as partial:
+        program.write(partial)
+        (partial / RECIPE).write_text(recipe.to_yaml())
+
+
+def _compare(
+    dense: Program,
+    reduced: Program,
+    dataset: Watched,
+    limit: int | None,
+    max_drop: float | None,
+    threads: int | None,
+) -> Verification:
+    """Dense against reduced, both run eagerly on the data.
+
+    Raises:
+        VerdictError: more is lost than ``max_drop`` allows.
+    """
+    from thresher.runtime import ProgramRunner, verify
+
+    runners = [
+        ProgramRunner(program, name=name, threads=threads)
+        for program, name in ((dense, "dense"), (reduced, "reduced"))
+    ]
+    found = verify(*runners, dataset=dataset, limit=limit, max_drop=max_drop, same=False)
+    if not found.met:
+        raise VerdictError(
+            f"{found.sentences[-1]}: nothing was written; ask for less reduction or allow more"
+        )
+    return found
+
+
+def _print(
+    source: str,
+    output: Path,
+    recipe: Recipe,
+    program: Program,
+    reports: Sequence[PassReport],
+    quality: Verification | None,
+    *,
+    as_data: bool,
+) -> None:
+    records = [report.record for report in reports]
+    if as_data:
+        data: dict[str, Any] = {
+            "output": str(output),
+            "source": source,
+            "weights": program.info.weights,
+            "recipe": recipe.plain(),
+            "passes": as_json(records),
+            "prediction": foreseen(records),
+            "quality": quality and quality.to_json(),
+        }
+        show_json("optimize", data)
+        return
+    show(pass_table(f"{recipe.name} on {source}", records), *foresight(records))
+    if quality is not None:
+        show(*quality.sentences)
+    show(f"written: {output}")

@@ -1,0 +1,133 @@
+"""Options and arguments that several verbs share: the same flag means the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from thresher.cli.console import be_verbose
+from thresher.compiler.errors import UsageError
+
+if TYPE_CHECKING:
+    from thresher.models.options import SourceOptions
+
+DEFAULT_RECIPE = "tome"
+SOURCES = "timm:NAME, hf:FOLDER, FILE.onnx, FILE.pt2, module:function, or a folder of 'optimize'"
+
+
+def numbers(text: str, flag: str) -> tuple[int, ...]:
+    """``"1,8"`` to ``(1, 8)``.
+
+    Raises:
+        UsageError: not whole numbers above zero.
+    """
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or min(values) < 1:
+        raise UsageError(f"{flag} {text!r} is not a list of whole numbers above 0, such as 1,8")
+    return values
+
+
+def resolution_of(text: str | None) -> tuple[int, int] | None:
+    """``"224"`` or ``"224x448"`` to (height, width) in pixels.
+
+    Raises:
+        UsageError: neither form.
+    """
+    if text is None:
+        return None
+    sides = numbers(text.lower().replace("x", ","), "--resolution")
+    if len(sides) > 2:
+        raise UsageError(f"--resolution {text!r} is not HEIGHTxWIDTH, such as 224x224")
+    return sides[0], sides[-1]
+
+
+def wishes(weights: str | None, resolution: str | None, length: int | None) -> SourceOptions:
+    """What is asked of a source beside its name."""
+    from thresher.models.options import SourceOptions
+
+    return SourceOptions(weights=weights, resolution=resolution_of(resolution), length=length)
+
+
+def overrides(settings: list[str] | None, flops: float | None) -> list[str]:
+    """``--set`` and ``--flops`` as the recipe reads them."""
+    return [*(settings or []), *([] if flops is None else [f"flops={flops:g}"])]
+
+
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help=f"The model: {SOURCES}.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        callback=be_verbose,
+        help="Tell more on standard error, causes of errors among it.",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|pretrained|random",
+        help="Weights of the source: a .safetensors or .pth file, 'pretrained' from the model hub,"
+        " or 'random' for speed work.",
+    ),
+]
+Resolution = Annotated[
+    str | None, typer.Option(metavar="HxW", help="Pixels of the image, where the source allows it.")
+]
+Length = Annotated[
+    int | None,
+    typer.Option(min=1, help="Fix the length of the sequence, where the source leaves it open."),
+]
+Recipe = Annotated[
+    str,
+    typer.Option("--recipe", "-r", metavar="NAME|FILE", help="Built-in recipe, or a YAML file."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set an option of the recipe; may be repeated."
+    ),
+]
+Flops = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Share this part of the dense multiply-accumulates out over the layers.",
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Labelled data: an image folder, an .npz file, a text file with labels, or the name of"
+        " a built-in set.",
+    ),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="What to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an older output.")]
+Target = Annotated[str, typer.Option(help="Back end: cpu or openvino.")]
+Precision = Annotated[str, typer.Option(help="Arithmetic: fp32 or fp16.")]
+Size = Annotated[
+    list[str] | None,
+    typer.Option(metavar="AXIS=N", help="Size of a symbolic axis besides the batch."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads; by default the physical cores, at most 8."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only so many samples of the data.")]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(help="Points of accuracy (hundredths) that may be lost; exit code 1 if more are."),
+]
+MinSpeedup = Annotated[
+    float | None,
+    typer.Option(help="Speed-up demanded over the first candidate; exit code 1 if missed."),
+]

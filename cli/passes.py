@@ -1,0 +1,82 @@
+"""What passes did or would do, for people and for programs; several verbs print it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from thresher.cli.console import table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from thresher.compiler.program import PassRecord, Refusal
+
+TOP = 2  # reasons shown in a row
+
+
+def pass_table(title: str, records: Sequence[PassRecord]) -> Table:
+    """One row for each pass."""
+    head = ("pass", "options", "matched", "applied", "refused", "why", "seconds")
+    rows = [
+        (
+            record.name,
+            options_text(record.options),
+            record.matched,
+            record.applied,
+            len(record.refused),
+            top_reasons(record.refused),
+            f"{record.seconds:.2f}",
+        )
+        for record in records
+    ]
+    return table(title, head, rows)
+
+
+def refusal_table(records: Sequence[PassRecord]) -> Table:
+    """Every node that was left alone, with the reason."""
+    rows = [(record.name, r.node, r.reason) for record in records for r in record.refused]
+    return table("Refused", ("pass", "node", "reason"), rows)
+
+
+def options_text(options: dict[str, Any]) -> str:
+    """``r=13 inflect=1``; options without a value are left out."""
+    return " ".join(f"{name}={value}" for name, value in options.items() if value is not None)
+
+
+def top_reasons(refused: Sequence[Refusal]) -> str:
+    """The most frequent reasons, with their counts."""
+    counts = Counter(refusal.reason for refusal in refused).most_common()
+    shown = [f"{count} x {reason}" if count > 1 else reason for reason, count in counts[:TOP]]
+    rest = f"and {len(counts) - TOP} more" if len(counts) > TOP else ""
+    return "; ".join(filter(None, [*shown, rest]))
+
+
+def foreseen(records: Sequence[PassRecord]) -> dict[str, Any] | None:
+    """Tokens after each block, MACs and ideal speed-up that the last reduction predicts."""
+    for record in reversed(records):
+        if "ideal" in record.details:
+            names = ("tokens", "dense_macs", "macs", "ideal")
+            return {name: record.details[name] for name in names}
+    return None
+
+
+def foresight(records: Sequence[PassRecord]) -> list[str]:
+    """The same as sentences."""
+    found = foreseen(records)
+    if found is None:
+        return []
+    tokens = " ".join(map(str, found["tokens"]))
+    macs, dense = found["macs"] / 1e9, found["dense_macs"] / 1e9
+    return [
+        f"tokens at the input and after each block: {tokens}",
+        f"predicted: {dense:.3g} G multiply-accumulates become {macs:.3g} G,"
+        f" an ideal speed-up of {found['ideal']:.2f}",
+    ]
+
+
+def as_json(records: Sequence[PassRecord]) -> list[dict[str, Any]]:
+    """Plain data of every pass."""
+    return [asdict(record) for record in records]

@@ -1,0 +1,87 @@
+"""``thresher verify``: same function? quality kept?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from thresher.cli import options
+from thresher.cli.console import progress, show, show_json, table
+from thresher.cli.opening import axis_sizes, open_data, open_runner
+from thresher.cli.profile import NEGATIVE
+
+
+def verify(
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="The reference: an engine, or a source as below.")
+    ],
+    b: Annotated[
+        str, typer.Argument(metavar="B", help=f"The candidate: an engine, or {options.SOURCES}.")
+    ],
+    data: options.Data = None,
+    limit: options.Limit = None,
+    max_drop: options.MaxDrop = None,
+    same: Annotated[
+        bool | None,
+        typer.Option(
+            "--same/--not-same",
+            help="Whether the numbers must agree; by default when B reduces no more than A.",
+        ),
+    ] = None,
+    logits: Annotated[
+        str | None, typer.Option(metavar="OUTPUT", help="The output that holds the logits.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 8,
+    size: options.Size = None,
+    weights: options.Weights = None,
+    resolution: options.Resolution = None,
+    length: options.Length = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Compare B with A: is it the same function, and is the quality kept on labelled data?
+
+    Exit code 1 when a verdict that was demanded is negative.
+    """
+    wishes = options.wishes(weights, resolution, length)
+    with progress() as tell:
+        from thresher.runtime import verify as compare
+
+        with (
+            open_runner(a, wishes, threads, tell) as reference,
+            open_runner(b, wishes, threads, tell) as candidate,
+        ):
+            tell("comparing", 0, 0)
+            found = compare(
+                reference,
+                candidate,
+                dataset=open_data(data, reference.preprocessing),
+                batch=batch,
+                limit=limit,
+                max_drop=max_drop,
+                same=same,
+                output=logits,
+                sizes=axis_sizes(size),
+            )
+    if json:
+        show_json("verify", found.to_json())
+    else:
+        head = ("output", "samples", "largest", "of scale", "mean", "SQNR dB", "cosine", "top-1")
+        rows = [
+            (
+                error.name,
+                error.samples,
+                f"{error.max_abs:.2g}",
+                f"{error.relative:.2g}",
+                f"{error.mean_abs:.2g}",
+                "" if error.sqnr_db is None else f"{error.sqnr_db:.1f}",
+                f"{error.cosine:.6f}",
+                "" if error.top1 is None else f"{error.top1:.2%}",
+            )
+            for error in found.same_function.outputs
+        ]
+        show(table(f"{found.b} against {found.a}", head, rows), *found.sentences)
+    if not found.met:
+        raise typer.Exit(NEGATIVE)
