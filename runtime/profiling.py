@@ -109,9 +109,9 @@ def profile(
     Raises:
         UsageError: nothing to compare, unlike inputs, or a batch size that a model does not take.
     """
-    if not candidates:
-        raise UsageError("there is nothing to profile: name one engine or more")
-    plan, threads = plan or Plan(), threads or default_threads()
+    if not candidates or not batches:
+        raise UsageError("there is nothing to profile: name one engine or more, and a batch size")
+    plan, threads = plan or Plan(), default_threads() if threads is None else threads
     progress = progress or (lambda what, done, total: None)
     with ExitStack() as stack:
         load = load_average()

@@ -247,7 +247,7 @@ def _sentences(a: str, b: str, first: SameFunction, second: QualityKept | None) 
     far = f"{worst.relative:.2g}" if worst else "nothing was compared,"
     said = [
         f"same function: {'yes' if first.same else 'no'}; the largest difference is {far} of the"
-        f" output's scale and {first.tolerance:.2g} is rounding ({first.reason})"
+        f" output's scale and {first.tolerance:.2g} is rounding ({first.reason}){_ties(first)}"
     ]
     if second is not None:
         drop = (
@@ -258,6 +258,14 @@ def _sentences(a: str, b: str, first: SameFunction, second: QualityKept | None) 
         )
         said.append(f"quality kept: {_answer(second)}; {drop}")
     return tuple(said)
+
+
+def _ties(first: SameFunction) -> str:
+    """Said when the answer is yes although some samples differ by more than rounding."""
+    odd = max((error.samples - error.agreeing for error in first.outputs), default=0)
+    if not first.same or not odd:
+        return ""
+    return f"; {odd} of {first.outputs[0].samples} samples differ as by a tie between two tokens"
 
 
 def _answer(quality: QualityKept) -> str:

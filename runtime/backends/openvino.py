@@ -45,17 +45,14 @@ class OpenVino(Backend):
 
         from thresher.compiler.lowering.inline import inlined
 
-        flat = folder / "inlined.onnx"
-        data = flat.with_suffix(".data")
-        model = inlined(onnx.load(folder / MODEL))
-        onnx.save(model, flat, save_as_external_data=True, location=data.name)
+        flat = folder / "inlined.onnx"  # weights beside model.onnx are shared with it
+        onnx.save(inlined(onnx.load(folder / MODEL, load_external_data=False)), flat)
         try:
-            ov.save_model(ov.Core().read_model(flat), folder / IR, compress_to_fp16=False)
+            read = ov.Core().read_model(flat)
         except RuntimeError as error:
             raise RefusedError(f"OpenVINO does not take the model: {_reason(error)}") from error
-        finally:
-            flat.unlink()
-            data.unlink(missing_ok=True)
+        ov.save_model(read, folder / IR, compress_to_fp16=False)
+        flat.unlink()
         return IR, WEIGHTS
 
     def open(self, folder: Path, precision: str, threads: int) -> OpenVinoSession:

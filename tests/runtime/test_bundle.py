@@ -78,16 +78,29 @@ def test_a_large_model_keeps_its_weights_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundle, "EXTERNAL_ABOVE", 100)
-    feeds = toys.feeds()
-    with toys.engine(tmp_path / "small") as engine:
-        expected = engine.run(feeds)["logits"]
-    large = package(toys.transformer(width=64), tmp_path / "large", threads=1)
+    model, feeds = toys.transformer(5, width=64), toys.feeds_of(64)
+    large = package(model, tmp_path / "large", threads=1)
     assert set(large.manifest.files) == {"model.onnx", "model.onnx.data"}
-    assert large.run(toys.feeds_of(64))["logits"].shape == (2, 10)
-    assert expected.shape == (2, 10)
+    found = large.run(feeds)["logits"]
+    monkeypatch.undo()
+    with package(model, tmp_path / "whole", threads=1) as whole:
+        assert set(whole.manifest.files) == {"model.onnx"}
+        np.testing.assert_array_equal(whole.run(feeds)["logits"], found)
     (large.folder / "model.onnx.data").write_bytes(b"")
     with pytest.raises(UsageError, match=r"model.onnx.data is not the file"):
         Engine.load(large.folder)
+
+
+def test_a_large_model_goes_to_openvino_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(bundle, "EXTERNAL_ABOVE", 100)
+    model = toys.transformer(5, width=64)
+    with package(model, tmp_path / "large", target="openvino", threads=1) as engine:
+        files = {"model.onnx", "model.onnx.data", "openvino.xml", "openvino.bin"}
+        assert set(engine.manifest.files) == files
+        assert engine.run(toys.feeds_of(64))["logits"].shape == (2, 10)
 
 
 def test_a_tokenizer_travels_with_the_engine(tmp_path: Path) -> None:

@@ -158,6 +158,15 @@ def test_the_same_function_is_demanded_of_equal_forms() -> None:
     assert not verify(dense, reduced, same=True).met
 
 
+def test_ties_are_told() -> None:
+    def tie(x: NDArray[Any]) -> NDArray[Any]:
+        return np.where(np.arange(len(x))[:, None] == 0, x + np.float32(0.01), x)
+
+    found = verify(Fake("program", reduced=True), Fake("engine", tie, reduced=True))
+    assert found.met
+    assert found.sentences[0].endswith("4 of 32 samples differ as by a tie between two tokens")
+
+
 def test_given_inputs_are_used() -> None:
     a, b = Fake("a"), Fake("b")
     found = verify(a, b, inputs=[{"x": np.ones((3, 10), np.float32)}])
