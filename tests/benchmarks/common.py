@@ -6,7 +6,6 @@ A benchmark gives a Program and a function that scores a runnable; :func:`study`
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +16,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from thresher.compiler.contract import Context, Pass
 from thresher.compiler.errors import ThresherError
 from thresher.compiler.program import Program
+from thresher.passes.cleanup import Cleanup
 from thresher.passes.tokens import methods
+from thresher.passes.tokens.options import TokenOptions
 from thresher.runtime import ProgramRunner, export, profile
 from thresher.runtime.conditions import conditions, load_average
 from thresher.runtime.measure import Plan
@@ -34,7 +36,7 @@ METHODS: dict[str, tuple[type[Pass[Any]], type[Any]]] = {
     CONTROL: (methods.RandomDrop, methods.RandomOptions),
     "tome": (methods.Tome, methods.TomeOptions),
     "evit": (methods.Evit, methods.EvitOptions),
-    "topk-norm": (methods.TopkNorm, methods.TokenOptions),
+    "topk-norm": (methods.TopkNorm, TokenOptions),
 }
 
 
@@ -68,7 +70,7 @@ class Difference:
     @property
     def sigmas(self) -> float:
         """The difference in standard errors; 0 where nothing differs."""
-        return self.value / self.error if self.error else 0.0
+        return self.value / self.error if self.error > 1e-12 else 0.0
 
 
 def difference(metric: Metric, reference: Metric, seed: int = 0) -> Difference:
@@ -148,7 +150,7 @@ def reduced(program: Program, method: str, flops: float, **options: Any) -> Case
     if not result.applied:
         case.refused = result.refused[0].reason if result.refused else "nothing to reduce"
         return case
-    case.program = result.program
+    case.program = Cleanup()(result.program, Context()).program
     case.tokens, case.ideal = list(result.details["tokens"]), float(result.details["ideal"])
     return case
 

@@ -1,8 +1,8 @@
 """Labelled data that arrives inside ordinary packages; nothing of it is part of this repository.
 
 ``$THRESHER_BENCH_DATA`` (by default ``~/.cache/thresher/benchmarks``) is where packages are
-unpacked: Debian packages by ``dpkg-deb -x PACKAGE.deb FOLDER`` unless they are installed, the source
-archive of ``vaderSentiment==0.5`` as it is.  Python packages are found where pip put them.
+unpacked: Debian packages by ``dpkg-deb -x PACKAGE.deb FOLDER`` unless they are installed, the
+source archive of ``vaderSentiment==0.5`` as it is.  Python packages are found where pip put them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from thresher.compiler.errors import MissingRequirementError
 
 Floats = NDArray[np.float32]
@@ -63,7 +64,8 @@ def debian_file(package: str, path: str) -> Path:
         if found.exists():
             return found
     raise MissingRequirementError(
-        f"{package} is missing: 'apt-get download {package} && dpkg-deb -x {package}*.deb {folder()}'"
+        f"{package} is missing:"
+        f" 'apt-get download {package} && dpkg-deb -x {package}*.deb {folder()}'"
     )
 
 
@@ -97,7 +99,10 @@ def cut_outs(count: int, size: int, longest: int = 90, seed: int = 0) -> list[Sc
 
     stamps = debian_file("tuxpaint-stamps-default", "tuxpaint/stamps")
     files = sorted(
-        file for kind in _KINDS for file in (stamps / kind).rglob("*.png") if "_mirror" not in file.stem
+        file
+        for kind in _KINDS
+        for file in (stamps / kind).rglob("*.png")
+        if "_mirror" not in file.stem
     )
     rng = np.random.default_rng(seed)
     scenes: list[Scene] = []
@@ -109,7 +114,7 @@ def cut_outs(count: int, size: int, longest: int = 90, seed: int = 0) -> list[Sc
             (max(1, round(drawing.width * scale)), max(1, round(drawing.height * scale))),
             Image.Resampling.BICUBIC,
         )
-        pixels = np.asarray(drawing, np.float32) / 255
+        pixels = np.asarray(drawing, np.float32) / np.float32(255)
         opaque = pixels[..., 3] > 0.5
         if opaque.mean() < 0.2:  # a thin outline says little about where an object is
             continue
@@ -127,7 +132,7 @@ def _paste(
 
     coarse = rng.uniform(64, 192, (4, 4, 3)).astype(np.uint8)
     smooth = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
-    image = np.asarray(smooth, np.float32) / 255
+    image = np.asarray(smooth, np.float32) / np.float32(255)
     height, width = opaque.shape
     top, left = (int(rng.integers(0, size - side + 1)) for side in (height, width))
     window = np.s_[top : top + height, left : left + width]
@@ -179,13 +184,13 @@ def librivox() -> list[Clip]:
 
 
 TWO_CITIES = (
-    "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of"
-    " foolishness, it was the epoch of belief, it was the epoch of incredulity, it was the season of"
-    " Light, it was the season of Darkness, it was the spring of hope, it was the winter of despair, we"
-    " had everything before us, we had nothing before us, we were all going direct to Heaven, we were"
-    " all going direct the other way - in short, the period was so far like the present period, that"
-    " some of its noisiest authorities insisted on its being received, for good or for evil, in the"
-    " superlative degree of comparison only."
+    "It was the best of times, it was the worst of times, it was the age of wisdom, it was the "
+    "age of foolishness, it was the epoch of belief, it was the epoch of incredulity, it was "
+    "the season of Light, it was the season of Darkness, it was the spring of hope, it was the "
+    "winter of despair, we had everything before us, we had nothing before us, we were all "
+    "going direct to Heaven, we were all going direct the other way - in short, the period was "
+    "so far like the present period, that some of its noisiest authorities insisted on its "
+    "being received, for good or for evil, in the superlative degree of comparison only."
 )
 
 
@@ -206,4 +211,4 @@ def read_wav(path: Path) -> Floats:
 
         common = gcd(rate, RATE)
         samples = resample_poly(samples, RATE // common, rate // common)
-    return samples.astype(np.float32)
+    return np.asarray(samples, np.float32)

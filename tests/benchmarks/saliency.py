@@ -1,0 +1,153 @@
+"""Token reduction on a DINOv2-S saliency model: global feature, dense map, and speed at 518 px.
+
+    python -m tests.benchmarks.saliency [--parts probe map speed] [--limit 100] [--json FILE]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tests.benchmarks import zoo
+from tests.benchmarks.common import Metric, Study, parser, say, study
+from tests.benchmarks.data import Scene, cut_outs, fashion_mnist
+from tests.benchmarks.report import finish
+from thresher.runtime.runner import Runnable
+
+TRAIN, TEST, SCENES = 3000, 1000, 200
+PROBE_SIZE, MAP_SIZE = 112, 224
+NEAR = 7.0  # pixels that the maximum of the map may lie beside the object
+PARTS = ("probe", "map", "speed")
+
+
+def chosen(split: str, count: int, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The first ``count`` of a permutation of Fashion-MNIST."""
+    images, labels = fashion_mnist(split)
+    order = rng.permutation(len(images))[:count]
+    return images[order], labels[order]
+
+
+def features(runnable: Runnable, images: NDArray[Any], batch: int = 50) -> NDArray[np.float32]:
+    """Global features ``[N, 384]`` of grey images uint8 ``[N, 28, 28]``."""
+    found = []
+    for start in range(0, len(images), batch):
+        grey = torch.from_numpy(images[start : start + batch].copy()).float()[:, None] / 255
+        values = zoo.pixels(grey, PROBE_SIZE).numpy()
+        found.append(runnable.run({"pixel_values": values})["feature"])
+        if start % 500 == 0 and len(images) > TEST:
+            say(f"  features of {start:,} of {len(images):,} training images")
+    return np.concatenate(found)
+
+
+class Probe:
+    """Fashion-MNIST accuracy of a linear probe that is fitted to the dense model and then kept."""
+
+    def __init__(self, train: int, test: int) -> None:
+        rng = np.random.default_rng(0)
+        self.train = chosen("train", train, rng)
+        self.test = chosen("test", test, rng)
+        self.classifier: Any = None
+
+    def __call__(self, runnable: Runnable) -> list[Metric]:
+        """Accuracy; the first runnable, which is the dense one, is what the probe is fitted to."""
+        if self.classifier is None:
+            self.fit(runnable)
+        images, labels = self.test
+        guesses = self.classifier.predict(features(runnable, images))
+        return [Metric("accuracy", (guesses == labels).astype(np.float64), decisions=guesses)]
+
+    def fit(self, runnable: Runnable) -> None:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        images, labels = self.train
+        self.classifier = make_pipeline(
+            StandardScaler(), LogisticRegression(C=0.01, max_iter=1000)
+        ).fit(features(runnable, images), labels)
+
+
+def overlap(found: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
+    """IoU of the mask with as many of the highest pixels as the mask has."""
+    area = int(mask.sum())
+    top = np.zeros(mask.size, bool)
+    top[np.argpartition(-found.ravel(), area - 1)[:area]] = True
+    both = np.count_nonzero(top & mask.ravel())
+    return both / (2 * area - both)
+
+
+def points(found: NDArray[np.float32], mask: NDArray[np.bool_]) -> bool:
+    """Whether the highest pixel lies within 7 pixels of the object."""
+    row, column = np.unravel_index(found.argmax(), found.shape)
+    rows, columns = np.nonzero(mask)
+    return bool(np.hypot(rows - row, columns - column).min() <= NEAR)
+
+
+def localisation(runnable: Runnable, scenes: Sequence[Scene]) -> list[Metric]:
+    """IoU and pointing game of the dense map."""
+    pairs = list(zip(_maps(runnable, scenes), (scene.mask for scene in scenes), strict=True))
+    hits = np.array([points(found, mask) for found, mask in pairs])
+    return [
+        Metric("IoU", np.array([overlap(found, mask) for found, mask in pairs])),
+        Metric("pointing", hits.astype(np.float64), decisions=hits),
+    ]
+
+
+def _maps(
+    runnable: Runnable, scenes: Sequence[Scene], batch: int = 20
+) -> Iterator[NDArray[np.float32]]:
+    for start in range(0, len(scenes), batch):
+        images = np.stack([scene.image for scene in scenes[start : start + batch]])
+        values = zoo.pixels(torch.from_numpy(images), MAP_SIZE).numpy()
+        yield from runnable.run({"pixel_values": values})["map"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parser(__doc__, limit=TEST)
+    options.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
+    args = options.parse_args(argv)
+    studies: list[Study] = []
+    if "probe" in args.parts:
+        train = TRAIN if args.limit == TEST else min(TRAIN, 3 * args.limit)
+        title = f"DINOv2-S saliency model, {PROBE_SIZE} px, Fashion-MNIST probe"
+        studies.append(
+            study(
+                f"{title}, {train:,} / {args.limit:,} images",
+                zoo.saliency(PROBE_SIZE, head=False),
+                Probe(train, args.limit),
+                args,
+                batch=8,
+                notes=["the probe of the dense model is kept, not fitted again"],
+            )
+        )
+    if "map" in args.parts:
+        scenes = cut_outs(min(SCENES, args.limit), MAP_SIZE)
+        studies.append(
+            study(
+                f"DINOv2-S saliency model, {MAP_SIZE} px, dense map, {len(scenes)} cut-outs",
+                zoo.saliency(MAP_SIZE),
+                lambda runnable: localisation(runnable, scenes),
+                args,
+                batch=1,
+                notes=["the convolutional head, which no method touches, is in MACs and times"],
+            )
+        )
+    if "speed" in args.parts:
+        studies.append(
+            study(
+                f"DINOv2-S backbone, {zoo.NATIVE} px, 1,370 tokens: speed only",
+                zoo.saliency(zoo.NATIVE, head=False),
+                None,
+                args,
+                batch=1,
+            )
+        )
+    finish(studies, args)
+
+
+if __name__ == "__main__":
+    main()
