@@ -49,6 +49,7 @@ class BlockProfile:
     """Blocks in the order in which they run.  Seconds are medians over the runs, added up."""
 
     name: str
+    batch: int
     threads: int
     runs: int
     blocks: tuple[BlockTime, ...]
@@ -93,6 +94,7 @@ def block_profiles(
         RefusedError: ONNX Runtime does not take a model.
     """
     labels = names or [folder.name for folder in folders]
+    batch = len(next(iter(feeds.values())))
     walls: list[list[float]] = [[] for _ in folders]
     with ExitStack() as stack:
         named = [_named(folder / MODEL, stack, threads) for folder in folders]
@@ -103,10 +105,11 @@ def block_profiles(
                 model.plain.run(None, dict(feeds))
                 wall.append(time.perf_counter() - start)
         times = [_node_times(Path(model.profiled.end_profiling())) for model in named]
-    return tuple(
-        _summed(label, threads, runs, model.where, without_overhead(seconds, _median(wall)))
-        for label, model, seconds, wall in zip(labels, named, times, walls, strict=True)
-    )
+    found = []
+    for label, model, seconds, wall in zip(labels, named, times, walls, strict=True):
+        rows, kinds = _summed(model.where, without_overhead(seconds, _median(wall)))
+        found.append(BlockProfile(label, batch, threads, runs, rows, kinds))
+    return tuple(found)
 
 
 def without_overhead(times: Mapping[int, float], wall: float) -> dict[int, float]:
@@ -128,7 +131,8 @@ def compare_blocks(dense: BlockProfile, reduced: BlockProfile) -> BlockChange:
     change = f"{_ms(saved)} less" if saved >= 0 else f"{_ms(-saved)} more"
     verdict = "" if saved > cost else ": no gain here"
     sentence = (
-        f"{reduced.name}: its blocks take {change} than those of {dense.name}"
+        f"batch {reduced.batch}: the blocks of {reduced.name} take {change} than"
+        f" those of {dense.name}"
         f" and its inserted modules {_ms(cost)}{verdict}"
     )
     return BlockChange(dense.name, reduced.name, saved, cost, sentence)
@@ -183,8 +187,9 @@ def _node_times(path: Path) -> dict[int, float]:
 
 
 def _summed(
-    name: str, threads: int, runs: int, where: Sequence[Origin], times: Mapping[int, float]
-) -> BlockProfile:
+    where: Sequence[Origin], times: Mapping[int, float]
+) -> tuple[tuple[BlockTime, ...], dict[str, float]]:
+    """Times of the blocks, and of each kind of inserted module."""
     blocks = block_names(origin.module for origin in where)
     own: dict[str, float] = {}
     added: dict[str, float] = {}
@@ -199,7 +204,7 @@ def _summed(
             kinds[origin.inserted] = kinds.get(origin.inserted, 0.0) + seconds
     order = sorted(own, key=lambda block: block == OUTSIDE)
     rows = tuple(BlockTime(block, own[block], added.get(block, 0.0)) for block in order)
-    return BlockProfile(name, threads, runs, rows, kinds)
+    return rows, kinds
 
 
 def _median(values: Sequence[float]) -> float:

@@ -104,7 +104,7 @@ def _draw_blocks(panel: Any, profiles: Sequence[BlockProfile], ink: Ink) -> None
             panel.bar(at, added, 0.92 * width, bottom=own, color=ink.inserted, label="inserted")
     slant = {"rotation": 45, "ha": "right"} if len(blocks) > 6 else {}
     panel.set_xticks(range(len(blocks)), blocks, **slant)
-    panel.set_ylabel("milliseconds a run")
+    panel.set_ylabel(f"milliseconds a run of batch {profiles[0].batch}")
     handles, labels = panel.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     style = {"frameon": False, "fontsize": 8, "labelcolor": ink.text, "ncols": 3}

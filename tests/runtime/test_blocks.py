@@ -112,7 +112,7 @@ def test_large_models_are_timed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def made(name: str, own: float, inserted: float) -> BlockProfile:
     row = BlockTime("blocks.0", own, inserted)
-    return BlockProfile(name, 1, 1, (row,), {"Merge": inserted} if inserted else {})
+    return BlockProfile(name, 2, 1, 1, (row,), {"Merge": inserted} if inserted else {})
 
 
 def test_the_cost_stands_beside_the_saving() -> None:
@@ -120,7 +120,8 @@ def test_the_cost_stands_beside_the_saving() -> None:
     assert change.saved == pytest.approx(0.004)
     assert change.cost == pytest.approx(0.001)
     assert change.sentence == (
-        "small: its blocks take 4 ms less than those of dense and its inserted modules 1 ms"
+        "batch 2: the blocks of small take 4 ms less than those of dense"
+        " and its inserted modules 1 ms"
     )
     worse = compare_blocks(made("dense", 0.010, 0.0), made("small", 0.0095, 0.001))
     assert worse.sentence.endswith("1 ms: no gain here")
