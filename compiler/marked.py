@@ -123,10 +123,18 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> ScalarNode:
+        """Odd characters only survive as escapes."""
+        style = None if data.isprintable() else '"'
+        return self.represent_scalar(_TAG + "str", data, style=style)
+
 
 for _name, _pattern in _CORE:
     _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern.pattern})\Z"), None)
     _Dumper.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern.pattern})\Z"), None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def _marked(node: Node, where: Any, key: str) -> Marked:
@@ -167,5 +175,5 @@ def _scalar(node: ScalarNode, here: str) -> bool | int | float | str | None:
         if kind == "float":
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     except (ValueError, KeyError) as error:
-        raise UsageError(f"{here}: {text!r} is not a {kind}") from error
+        raise UsageError(f"{here}: {text!r} is not of type {kind}") from error
     raise UsageError(f"{here}: the YAML tag {node.tag} is not allowed here")
