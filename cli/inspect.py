@@ -1,1 +1,174 @@
-def inspect() -> None: ...
+"""``thresher inspect``: what a model is made of, and a picture of where its tokens go."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from thresher.cli import options
+from thresher.cli.console import progress, show, show_json, table
+from thresher.cli.opening import open_program, sample_of
+from thresher.compiler.errors import UsageError
+
+if TYPE_CHECKING:
+    from thresher.compiler.program import Program
+
+
+def inspect(
+    source: options.Source,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Follow the patches of this image.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PNG", help="The picture to write.")
+    ] = None,
+    graph: Annotated[
+        bool, typer.Option("--graph", help="Print the graph, one line for each node, instead.")
+    ] = False,
+    weights: options.Weights = None,
+    resolution: options.Resolution = None,
+    length: options.Length = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Show sites, refusals, token counts and cost; with --image, draw which patches survive.
+
+    The picture has a panel for every block that changes the tokens: dropped patches are pale,
+    patches that became one token have one colour.
+    """
+    if (image is None) != (output is None):
+        raise UsageError(
+            "--image and -o go together: give the image to follow and the PNG to write"
+        )
+    with progress() as tell:
+        program = open_program(source, options.wishes(weights, resolution, length), tell)
+        if graph:
+            print(program.text(), end="")
+            return
+        if image is not None and output is not None:
+            tell("following the tokens", 0, 0)
+            stages = picture(program, image, output)
+            data: dict[str, Any] = {"picture": str(output), "stages": stages}
+        else:
+            data = anatomy(program)
+    if json:
+        show_json("inspect", {"source": source, **data})
+    elif output is not None:
+        rows = [(s["layer"], s["tokens"], s["alive"], s["merged"], s["dropped"]) for s in stages]
+        head = ("block", "tokens", "patches alive", "merged into others", "dropped")
+        show(table(f"{image} through {source}", head, rows), f"written: {output}")
+    else:
+        _show(source, data)
+
+
+def picture(program: Program, image: Path, output: Path) -> list[dict[str, int]]:
+    """Draw the patches of an image through a reduced Program; returns counts for each stage."""
+    import numpy as np
+
+    from thresher.cli.draw import draw, grid_shape, stages
+    from thresher.compiler.ledger import final_positions, token_maps
+
+    if not program.ledger:
+        raise UsageError(
+            f"{program.info.source} drops and merges no tokens, so there is nothing to draw:"
+            " give a folder that 'thresher optimize' wrote"
+        )
+    feeds, pixels = sample_of(program, image)
+    maps = token_maps(program, feeds)
+    tokens = maps[0].slot.shape[1]
+    where = [positions[0] for positions in final_positions(maps, tokens)]
+    first = maps[0].entry
+    shape = grid_shape(tokens - first.protected, *pixels.shape[:2])
+    titles = [f"after block {m.entry.layer}: {m.kept.shape[1]} of {tokens} tokens" for m in maps]
+    found = stages(titles, where, first.protected, shape)
+    methods = ", ".join(dict.fromkeys(entry.method for entry in program.ledger))
+    draw(output, pixels, found, f"{image.name} through {program.info.source}, {methods}")
+    return [
+        {
+            "layer": m.entry.layer,
+            "tokens": m.kept.shape[1],
+            "alive": int((stage.owner >= 0).sum()),
+            "merged": int((stage.owner >= 0).sum() - np.unique(stage.owner[stage.owner >= 0]).size),
+            "dropped": int((stage.owner < 0).sum()),
+        }
+        for m, stage in zip(maps, found, strict=True)
+    ]
+
+
+def anatomy(program: Program) -> dict[str, Any]:
+    """Contract, history, sites, refusals and cost of a Program as plain data."""
+    from thresher.compiler.analysis.axes import hint_of
+    from thresher.compiler.analysis.cost import total_macs
+    from thresher.compiler.analysis.sites import find_sites
+
+    sites = find_sites(program)
+    reduced = bool(program.ledger)  # then sites were used, and what was refused stands in the history
+    refusals = [r for record in program.history for r in record.refused]
+    return {
+        "info": asdict(program.info),
+        "stage": program.stage,
+        "inputs": [asdict(spec) for spec in program.inputs],
+        "outputs": [asdict(spec) for spec in program.outputs],
+        "parameters": sum(p.numel() for p in program.exported.state_dict.values()),
+        "macs": total_macs(program.graph),
+        "tokens": hint_of(sites.tokens),
+        "protected": sites.protected,
+        "class_token": sites.class_token,
+        "history": [asdict(record) for record in program.history],
+        "ledger": [asdict(entry) for entry in program.ledger],
+        "sites": [
+            {"layer": site.layer, "path": site.path, "node": site.stream.name}
+            for site in sites.sites
+            if not reduced
+        ],
+        "refusals": [asdict(r) for r in (refusals if reduced else sites.refusals)],
+        "blocks": block_macs(program),
+    }
+
+
+def block_macs(program: Program) -> dict[str, int]:
+    """Multiply-accumulates of one item by block, in the order in which they run."""
+    from thresher.compiler.analysis.cost import node_cost
+    from thresher.compiler.program import module_path
+    from thresher.runtime.provenance import block_names
+
+    paths = [
+        (module_path(node), node) for node in program.graph.nodes if node.op == "call_function"
+    ]
+    names = block_names(path for path, _ in paths)
+    blocks: dict[str, int] = {}
+    for path, node in paths:
+        blocks[names[path]] = blocks.get(names[path], 0) + node_cost(node).macs
+    return {name: macs for name, macs in blocks.items() if macs}
+
+
+def _show(source: str, data: dict[str, Any]) -> None:
+    info = data["info"]
+    facts = [
+        (
+            "source",
+            f"{info['source']}, weights {info['weights']}, licence {info['licence'] or 'unknown'}",
+        ),
+        *((f"input {s['name']}", f"{s['dtype']} {list(s['shape'])}") for s in data["inputs"]),
+        *((f"output {s['name']}", f"{s['dtype']} {list(s['shape'])}") for s in data["outputs"]),
+        ("parameters", f"{data['parameters'] / 1e6:.2f} M"),
+        ("cost of one item", f"{data['macs'] / 1e9:.3g} G multiply-accumulates"),
+        ("tokens", f"{data['tokens']}, the first {data['protected']} protected"),
+        ("passes", ", ".join(record["name"] for record in data["history"]) or "none yet"),
+    ]
+    show(table(source, ("", ""), facts))
+    if data["ledger"]:
+        rows = [(e["layer"], e["method"], e["tokens_in"], e["tokens_out"]) for e in data["ledger"]]
+        show(table("Tokens", ("block", "by", "tokens before", "after"), rows))
+    elif data["sites"]:
+        rows = [(s["layer"], s["path"], s["node"]) for s in data["sites"]]
+        show(table("Sites, where tokens may go", ("block", "attention", "behind node"), rows))
+    if data["refusals"]:
+        rows = [(r["node"], r["reason"]) for r in data["refusals"]]
+        show(table("Refused", ("node", "reason"), rows))
+    total = max(1, data["macs"])
+    rows = [(n, f"{macs / 1e6:.4g}", f"{macs / total:.1%}") for n, macs in data["blocks"].items()]
+    show(table("Cost of one item", ("block", "M MACs", "share"), rows))

@@ -13,6 +13,8 @@ from thresher.compiler.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
 
     from thresher.compiler.program import Program
     from thresher.models.data import Dataset
@@ -92,6 +94,15 @@ class Watched:
         for index, batch in enumerate(self.dataset.batches(size, limit)):
             self.tell("comparing", index * size, self.total)
             yield batch
+
+
+def sample_of(program: Program, image: Path) -> tuple[dict[str, Tensor], NDArray[np.float64]]:
+    """One image as the model's inputs, and its pixels ``[H, W, 3]`` from 0 to 1 as the model sees it.
+
+    Raises:
+        UsageError: the model takes no images, or the file does not decode.
+    """
+    raise NotImplementedError
 
 
 def recipe_of(source: str) -> dict[str, object] | None:
