@@ -8,7 +8,7 @@ plugin instead of the body because of them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import onnx
@@ -29,6 +29,7 @@ class Operator:
     ``inputs`` and ``outputs`` map names to a tensor type or to ``"T"``, which ``types`` lists;
     ``attributes`` maps names to ``int`` or ``float``.  ``body`` is ONNX text: the statements of a
     function over the inputs, which reads an attribute as ``Constant<value_int: int=@name>``.
+    Outputs that are rarely read come last, so that a model can do without them.
     """
 
     name: str
@@ -66,17 +67,29 @@ class Operator:
             attributes=own + plugin,
         )
 
-    def function(self, opset: int = 20) -> onnx.FunctionProto:
-        """The body as a model-local function that imports ``opset``, which must be the model's own."""
+    def function(self, opset: int = 20, outputs: int | None = None) -> onnx.FunctionProto:
+        """The body as a model-local function.
+
+        Args:
+            opset: must be the model's own.
+            outputs: how many of the outputs, from the first on, are wanted; statements that only
+                the others need are left out, as ONNX Runtime would run them for nobody.
+        """
         import onnx.parser
 
         names = f" <{', '.join(self.attributes)}>" if self.attributes else ""
+        wanted = list(self.outputs)[:outputs]
         text = (
             f'<domain: "{DOMAIN}", opset_import: ["": {opset}]> {self.name}{names}'
-            f" ({', '.join(self.inputs)}) => ({', '.join(self.outputs)}) {{ {self.body} }}"
+            f" ({', '.join(self.inputs)}) => ({', '.join(wanted)}) {{ {self.body} }}"
         )
-        function: Any = onnx.parser.parse_function(text)
-        for index, node in enumerate(function.node):
-            node.name = f"{self.name}/{node.output[0]}" if node.output else f"{self.name}/{index}"
-        checked: onnx.FunctionProto = function
-        return checked
+        function = onnx.parser.parse_function(text)
+        live, nodes = set(wanted), []
+        for node in reversed(function.node):
+            if live.intersection(node.output):
+                live.update(node.input)
+                node.name = f"{self.name}/{node.output[0]}"
+                nodes.append(node)
+        del function.node[:]
+        function.node.extend(reversed(nodes))
+        return function

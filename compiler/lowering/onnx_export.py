@@ -85,10 +85,22 @@ def _name_axes(model: ir.Model, program: Program) -> None:
 
 
 def _add_functions(model: ir.Model) -> None:
-    """Append the bodies of the operators that the graph calls."""
-    used = {node.op_type for node in model.graph if node.domain == DOMAIN}
-    for name in sorted(used):
-        function = ir.from_proto(OPERATORS[name].function(OPSET))
+    """Append the bodies of the operators that the graph calls, without outputs that nobody reads."""
+    used: dict[str, list[ir.Node]] = {}
+    for node in model.graph:
+        if node.domain == DOMAIN:
+            used.setdefault(node.op_type, []).append(node)
+    for name, nodes in sorted(used.items()):
+        count = max(_read(node) for node in nodes)
+        for node in nodes:
+            node.resize_outputs(count)
+        function = ir.from_proto(OPERATORS[name].function(OPSET, count))
         model.functions[function.identifier()] = function
     if used:
         model.graph.opset_imports[DOMAIN] = VERSION
+
+
+def _read(node: ir.Node) -> int:
+    """How many outputs, from the first on, somebody reads; at least one."""
+    read = [i for i, o in enumerate(node.outputs) if o.uses() or o.is_graph_output()]
+    return max(read, default=0) + 1

@@ -20,7 +20,11 @@ def _operator(name: str) -> values.Op:
 
 
 def _bipartite_merge(x: Any, size: Any, metric: Any, keep: Any, protected: int, by_index: bool) -> Any:
-    return _operator("BipartiteMerge")(x, size, metric, keep, protected=protected, by_index=int(by_index), **PLUGIN)
+    merge = _operator("BipartiteMerge")
+    y, out_size, kept, slot = merge(
+        x, size, metric, keep, protected=protected, by_index=int(by_index), **PLUGIN
+    )
+    return y, out_size, slot, kept
 
 
 def _class_attention(q: Any, k: Any, bias: Any, scale: float, row: int) -> Any:
@@ -29,7 +33,9 @@ def _class_attention(q: Any, k: Any, bias: Any, scale: float, row: int) -> Any:
 
 
 def _keep_tokens(x: Any, score: Any, keep: Any, protected: int, fuse: bool) -> Any:
-    return _operator("FuseTokens" if fuse else "KeepTokens")(x, score, keep, protected=protected, **PLUGIN)
+    select = _operator("FuseTokens" if fuse else "KeepTokens")
+    y, kept, slot = select(x, score, keep, protected=protected, **PLUGIN)
+    return y, slot, kept
 
 
 def _gather_tokens(x: Any, index: Any) -> Any:

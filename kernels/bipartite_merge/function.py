@@ -87,17 +87,18 @@ _MATCHING = """
 """
 
 _MERGING = """
-    # Gather every row that leaves.
+    # Gather every row that leaves; the batch's coordinates also spread the tables over the batch.
     merging_at = Gather (source_table, merging)
     staying_at = Gather (source_table, staying)
     into_at = Gather (target_table, into)
     bv = Shape <start = 0, end = 1> (x)
-    prefix_size = Shape (prefix_table)
-    target_size = Shape (target_table)
-    prefix_shape = Concat <axis = 0> (bv, prefix_size)
-    target_shape = Concat <axis = 0> (bv, target_size)
-    prefix_at = Expand (prefix_table, prefix_shape)
-    target_at = Expand (target_table, target_shape)
+    b = Squeeze (bv)
+    batch = Range (i0, b, i1)
+    v12 = Constant <value = int64[2] {1, 2}> ()
+    batch_column = Unsqueeze (batch, v12)
+    nothing = Mul (batch_column, i0)
+    prefix_at = Add (prefix_table, nothing)
+    target_at = Add (target_table, nothing)
     kept_at = Concat <axis = 1> (prefix_at, staying_at, target_at)
     gathered = GatherND <batch_dims = 1> (x, kept_at)
 
@@ -128,10 +129,6 @@ _MERGING = """
     offset = Add (pv, nstay)
     into_column = Unsqueeze (into, last)
     place = Add (into_column, offset)
-    b = Squeeze (bv)
-    batch = Range (i0, b, i1)
-    v12 = Constant <value = int64[2] {1, 2}> ()
-    batch_column = Unsqueeze (batch, v12)
     place_shape = Shape (place)
     batch_at = Expand (batch_column, place_shape)
     places = Concat <axis = 2> (batch_at, place)
@@ -143,7 +140,7 @@ _MERGING = """
 """
 
 _MAPS = """
-    # Maps; dead code unless somebody reads them.
+    # Maps.
     kept = Squeeze (kept_at, last)
     place_flat = Squeeze (place, last)
     moved, back = TopK <axis = 1, largest = 0> (permutation, nstay)
@@ -166,7 +163,7 @@ OPERATOR = Operator(
     name="BipartiteMerge",
     torch_name="bipartite_merge",
     inputs={"x": "T", "size": "tensor(float)", "metric": "T", "keep": "tensor(int64)"},
-    outputs={"y": "T", "out_size": "tensor(float)", "slot": "tensor(int64)", "kept": "tensor(int64)"},
+    outputs={"y": "T", "out_size": "tensor(float)", "kept": "tensor(int64)", "slot": "tensor(int64)"},
     attributes={"protected": int, "by_index": int},
     body=_POSITIONS + _MATCHING + _MERGING + _MAPS,
 )

@@ -26,7 +26,7 @@ _RANKING = """
 """
 
 _SLOT = """
-    # Map; dead code unless somebody reads it.
+    # Map.
     rank_key, rank = TopK <axis = 1, largest = 0> (order, nv)
     stays = Less (rank, count)
     stays_int = Cast <to = 7> (stays)
@@ -40,7 +40,7 @@ KEEP = Operator(
     name="KeepTokens",
     torch_name="keep_tokens",
     inputs={"x": "T", "score": "tensor(float)", "keep": "tensor(int64)"},
-    outputs={"y": "T", "slot": "tensor(int64)", "kept": "tensor(int64)"},
+    outputs={"y": "T", "kept": "tensor(int64)", "slot": "tensor(int64)"},
     attributes={"protected": int},
     body=_RANKING
     + """
@@ -57,7 +57,7 @@ FUSE = Operator(
     name="FuseTokens",
     torch_name="keep_tokens",
     inputs={"x": "T", "score": "tensor(float)", "keep": "tensor(int64)"},
-    outputs={"y": "T", "slot": "tensor(int64)", "kept": "tensor(int64)"},
+    outputs={"y": "T", "kept": "tensor(int64)", "slot": "tensor(int64)"},
     attributes={"protected": int},
     body=_RANKING
     + """
