@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +17,18 @@ from thresher.compiler.files import atomic_file
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Each = TypeVar("Each", bound=NDArray[Any])
+Segment = tuple[tuple[float, float], tuple[float, float]]  # (x, y) to (x, y) in patches
 Image = NDArray[np.float64]  # [H, W, 3], values 0 to 1
 Grid = NDArray[np.int64]  # [rows, columns] of patches: the token that each patch is part of, or -1
 
 COLUMNS = 4
-INCHES = 2.4  # side of a panel
+INCHES, GAP, TITLE = 2.4, 0.1, 0.22  # width of a panel, space beside it, height of its title
+HEAD, FOOT = 0.4, 0.35  # heights of the headline and of the legend
 LARGEST_SIDE = 448  # pixels that a panel shows; smaller images are enlarged to whole multiples
-FADED = 0.22  # how much of a dropped patch's picture is left
-PAPER = np.array([0.93, 0.93, 0.93])
-DARK, LIGHT = "#101010", "#9a9a9a"  # of lines, on bright and on dark images
+FADED = 0.25  # how much of a dropped patch's picture is left
+GONE = np.array([0.55, 0.60, 0.75])  # blue-grey: no picture in grey has it
+AROUND, PLAIN = "#ff7f0e", "#808080"  # lines round merged patches, and between others
 
 
 @dataclass(frozen=True)
@@ -66,45 +69,48 @@ def stages(
 
 
 def paint(image: Image, owner: Grid) -> Image:
-    """The image with merged patches in their mean colour and dropped ones faded."""
+    """The image with merged patches in their mean colour and dropped ones greyed out."""
     label = enlarge(owner, image.shape[:2])
     painted = image.copy()
     dropped = label < 0
-    painted[dropped] = FADED * image[dropped] + (1 - FADED) * PAPER
-    flat, pixels = label.ravel(), image.reshape(-1, 3)
-    tokens = int(flat.max(initial=-1)) + 1
-    counts = np.bincount(flat[flat >= 0], minlength=tokens)
-    patches = np.bincount(owner[owner >= 0], minlength=tokens)
-    sums = [np.bincount(flat[flat >= 0], pixels[flat >= 0, c], tokens) for c in range(3)]
-    mean = np.stack(sums, axis=-1) / np.maximum(counts, 1)[:, None]
-    merged = ~dropped & (patches > 1)[np.maximum(label, 0)] if tokens else dropped & False
-    painted[merged] = mean[label[merged]]
+    painted[dropped] = FADED * image[dropped] + (1 - FADED) * GONE
+    merged = enlarge(_merged(owner), image.shape[:2])
+    tokens, pixels = label[merged], image[merged]
+    sums = [np.bincount(tokens, pixels[:, channel]) for channel in range(3)]
+    mean = np.stack(sums, axis=-1) / np.maximum(np.bincount(tokens), 1)[:, None]
+    painted[merged] = mean[tokens]
     return painted
 
 
-def enlarge(owner: Grid, size: tuple[int, ...]) -> Grid:
-    """The owner of every pixel."""
-    rows = np.arange(size[0]) * owner.shape[0] // size[0]
-    columns = np.arange(size[1]) * owner.shape[1] // size[1]
-    return owner[rows[:, None], columns[None, :]]
+def enlarge(grid: Each, size: tuple[int, ...]) -> Each:
+    """The value of its patch for every pixel."""
+    rows = np.arange(size[0]) * grid.shape[0] // size[0]
+    columns = np.arange(size[1]) * grid.shape[1] // size[1]
+    return grid[rows[:, None], columns[None, :]]
 
 
-def borders(owner: Grid) -> list[list[tuple[float, float]]]:
-    """Line segments between patches of different tokens, in patch units ``(x, y)``."""
+def borders(owner: Grid) -> tuple[list[Segment], list[Segment]]:
+    """Lines between patches of different tokens: those round merged patches, and the others."""
     rows, columns = owner.shape
-    upright = [
-        [(x + 1.0, float(y)), (x + 1.0, y + 1.0)]
-        for y in range(rows)
-        for x in range(columns - 1)
-        if owner[y, x] != owner[y, x + 1]
-    ]
-    level = [
-        [(float(x), y + 1.0), (x + 1.0, y + 1.0)]
-        for y in range(rows - 1)
-        for x in range(columns)
-        if owner[y, x] != owner[y + 1, x]
-    ]
-    return upright + level
+    around: list[Segment] = []
+    plain: list[Segment] = []
+    merged = _merged(owner)
+    for y in range(rows):
+        for x in range(columns):
+            for dy, dx in ((0, 1), (1, 0)):
+                y2, x2 = y + dy, x + dx
+                if y2 == rows or x2 == columns or owner[y, x] == owner[y2, x2]:
+                    continue
+                lines = around if merged[y, x] or merged[y2, x2] else plain
+                lines.append(((x2, y2), (x + 1, y + 1)))
+    return around, plain
+
+
+def _merged(owner: Grid) -> NDArray[np.bool_]:
+    """Which patches share their token with others."""
+    names, inverse, counts = np.unique(owner, return_inverse=True, return_counts=True)
+    shared: NDArray[np.bool_] = ((counts > 1) & (names >= 0))[inverse].reshape(owner.shape)
+    return shared
 
 
 def draw(path: Path, image: Image, found: Sequence[Stage], headline: str) -> None:
@@ -119,50 +125,43 @@ def draw(path: Path, image: Image, found: Sequence[Stage], headline: str) -> Non
     shown = _at_least(image, LARGEST_SIDE)
     columns = min(COLUMNS, len(found) + 1)
     rows = ceil((len(found) + 1) / columns)
-    tall = INCHES * image.shape[0] / image.shape[1] + 0.3
-    figure = Figure(figsize=(columns * INCHES + 0.2, rows * tall + 0.9), dpi=160)
+    tall = INCHES * image.shape[0] / image.shape[1]
+    width = columns * (INCHES + GAP) + GAP
+    height = rows * (tall + TITLE + GAP) + HEAD + FOOT
+    figure = Figure(figsize=(width, height), dpi=160)
     FigureCanvasAgg(figure)
-    figure.suptitle(headline, fontsize=10, x=0.02, ha="left")
-    panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).ravel())
-    for panel in panels:
-        panel.set_axis_off()
-    _panel(
-        panels[0], shown, "the image as the model sees it", found[0].owner.shape if found else None
-    )
-    for panel, stage in zip(panels[1:], found, strict=False):
-        _panel(panel, paint(shown, stage.owner), stage.title, stage.owner.shape)
-        _lines(panel, stage.owner, DARK if image.mean() > 0.35 else LIGHT)
-    figure.text(0.02, 0.012, _legend(found), fontsize=7.5, ha="left", color="#404040")
-    figure.tight_layout(rect=(0, 0.03, 1, 0.99), h_pad=0.6, w_pad=0.4)
+    figure.text(GAP / width, 1 - 0.22 / height, headline, fontsize=10)
+    figure.text(GAP / width, 0.13 / height, _legend(found), fontsize=7.5, color="#404040")
+    first = Stage("the image as the model sees it", np.zeros((1, 1), np.int64))
+    for index, stage in enumerate([first, *found]):
+        row, column = divmod(index, columns)
+        left = GAP + column * (INCHES + GAP)
+        bottom = height - HEAD - (row + 1) * (tall + TITLE) - row * GAP
+        box = (left / width, bottom / height, INCHES / width, tall / height)
+        _panel(figure.add_axes(box), shown if stage is first else paint(shown, stage.owner), stage)
     with atomic_file(path) as partial:
         figure.savefig(partial, format="png", facecolor="white")
 
 
-def _panel(panel: Axes, image: Image, title: str, size: Any) -> None:
-    rows, columns = size or image.shape[:2]
-    panel.imshow(image, extent=(0, columns, rows, 0), interpolation="nearest", aspect="auto")
-    panel.set_box_aspect(image.shape[0] / image.shape[1])
-    panel.set_title(title, fontsize=8, pad=3)
-
-
-def _lines(panel: Axes, owner: Grid, colour: str) -> None:
+def _panel(panel: Axes, image: Image, stage: Stage) -> None:
     from matplotlib.collections import LineCollection
 
-    panel.add_collection(LineCollection(borders(owner), colors=colour, linewidths=0.35))
+    rows, columns = stage.owner.shape
+    around, plain = borders(stage.owner)
+    panel.imshow(image, extent=(0, columns, rows, 0), interpolation="nearest", aspect="auto")
+    panel.add_collection(LineCollection(plain, colors=PLAIN, linewidths=0.25, alpha=0.6))
+    panel.add_collection(LineCollection(around, colors=AROUND, linewidths=0.7))
+    panel.set_title(stage.title, fontsize=8, pad=3)
+    panel.set_axis_off()
 
 
 def _legend(found: Sequence[Stage]) -> str:
     said = []
     if any((stage.owner < 0).any() for stage in found):
-        said.append("pale: the patch's token was dropped")
-    if any(_shared(stage.owner) for stage in found):
-        said.append("one flat colour: patches merged into one token, at their mean colour")
-    return "   ".join([*said, "lines: borders between tokens"] if said else ["no token left"])
-
-
-def _shared(owner: Grid) -> bool:
-    alive = owner[owner >= 0]
-    return len(np.unique(alive)) < alive.size
+        said.append("blue-grey: the patch's token was dropped")
+    if any(_merged(stage.owner).any() for stage in found):
+        said.append("one flat colour, framed: patches merged into one token, at their mean colour")
+    return ";   ".join([*said, "as it was: the patch is a token of its own"])
 
 
 def _at_least(image: Image, side: int) -> Image:

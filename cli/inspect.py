@@ -10,7 +10,7 @@ import typer
 
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
-from thresher.cli.opening import open_program, sample_of
+from thresher.cli.opening import open_program
 from thresher.compiler.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def inspect(
 ) -> None:
     """Show sites, refusals, token counts and cost; with --image, draw which patches survive.
 
-    The picture has a panel for every block that changes the tokens: dropped patches are pale,
+    The picture has a panel for every block that changes the tokens: dropped patches are greyed out,
     patches that became one token have one colour.
     """
     if (image is None) != (output is None):
@@ -67,8 +67,10 @@ def inspect(
 def picture(program: Program, image: Path, output: Path) -> list[dict[str, int]]:
     """Draw the patches of an image through a reduced Program; returns counts for each stage."""
     import numpy as np
+    import torch
 
     from thresher.cli.draw import draw, grid_shape, stages
+    from thresher.cli.inputs import image_sample
     from thresher.compiler.ledger import final_positions, token_maps
 
     if not program.ledger:
@@ -76,8 +78,8 @@ def picture(program: Program, image: Path, output: Path) -> list[dict[str, int]]
             f"{program.info.source} drops and merges no tokens, so there is nothing to draw:"
             " give a folder that 'thresher optimize' wrote"
         )
-    feeds, pixels = sample_of(program, image)
-    maps = token_maps(program, feeds)
+    feeds, pixels = image_sample(program.info.preprocessing, image)
+    maps = token_maps(program, {name: torch.from_numpy(array) for name, array in feeds.items()})
     tokens = maps[0].slot.shape[1]
     where = [positions[0] for positions in final_positions(maps, tokens)]
     first = maps[0].entry
@@ -105,7 +107,9 @@ def anatomy(program: Program) -> dict[str, Any]:
     from thresher.compiler.analysis.sites import find_sites
 
     sites = find_sites(program)
-    reduced = bool(program.ledger)  # then sites were used, and what was refused stands in the history
+    reduced = bool(
+        program.ledger
+    )  # then sites were used, and what was refused stands in the history
     refusals = [r for record in program.history for r in record.refused]
     return {
         "info": asdict(program.info),

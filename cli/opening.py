@@ -13,8 +13,6 @@ from thresher.compiler.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor
 
     from thresher.compiler.program import Program
     from thresher.models.data import Dataset
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 
     Batch: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray | None]
 
-MANIFEST = "manifest.json"
+MANIFEST, RECORD = "manifest.json", "program.yaml"  # what tells an engine and a Program's folder
 RECIPE = "recipe.yaml"  # beside the Program that 'optimize' wrote
 
 
@@ -33,7 +31,7 @@ def is_engine(name: str) -> bool:
 
 
 def open_program(source: str, wishes: SourceOptions, tell: Progress) -> Program:
-    """A Program from any source; ``wishes`` are for sources that are not folders of ours.
+    """A Program from any source.
 
     Raises:
         UsageError: the source is an engine, from which there is no way back.
@@ -41,10 +39,6 @@ def open_program(source: str, wishes: SourceOptions, tell: Progress) -> Program:
     if is_engine(source):
         raise UsageError(f"{source} is an engine already: give the SOURCE that it was made from")
     tell(f"reading {source}", 0, 0)
-    if Path(source).is_dir() and ":" not in source:
-        from thresher.compiler.program import Program
-
-        return Program.load(Path(source))
     from thresher.models.sources import load_source
 
     return load_source(source, wishes)
@@ -52,7 +46,15 @@ def open_program(source: str, wishes: SourceOptions, tell: Progress) -> Program:
 
 def open_candidate(name: str, wishes: SourceOptions, tell: Progress) -> Path | Program:
     """What ``profile`` takes: an engine's folder as it is, anything else as a Program."""
-    return Path(name) if is_engine(name) else open_program(name, wishes, tell)
+    return Path(name) if is_engine(name) else _open_one(name, wishes, tell)
+
+
+def _open_one(name: str, wishes: SourceOptions, tell: Progress) -> Program:
+    """One of several candidates; what is wished for the sources does not touch our own folders."""
+    from thresher.models.options import SourceOptions
+
+    ours = (Path(name) / RECORD).is_file()
+    return open_program(name, SourceOptions() if ours else wishes, tell)
 
 
 def open_runner(
@@ -63,7 +65,7 @@ def open_runner(
 
     if is_engine(name):
         return Engine.load(name, threads=threads)
-    program = open_program(name, wishes, tell)
+    program = _open_one(name, wishes, tell)
     return nullcontext(ProgramRunner(program, name=Path(name).name, threads=threads))
 
 
@@ -94,15 +96,6 @@ class Watched:
         for index, batch in enumerate(self.dataset.batches(size, limit)):
             self.tell("comparing", index * size, self.total)
             yield batch
-
-
-def sample_of(program: Program, image: Path) -> tuple[dict[str, Tensor], NDArray[np.float64]]:
-    """One image as the model's inputs, and its pixels ``[H, W, 3]`` from 0 to 1 as the model sees it.
-
-    Raises:
-        UsageError: the model takes no images, or the file does not decode.
-    """
-    raise NotImplementedError
 
 
 def recipe_of(source: str) -> dict[str, object] | None:

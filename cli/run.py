@@ -1,1 +1,112 @@
-def run() -> None: ...
+"""``thresher run``: an engine on files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from thresher.cli import options
+from thresher.cli.console import progress, show, show_json, table
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MOST_VALUES = 4096  # of an output that is written out as JSON; larger ones need --save
+
+
+def run(
+    engine: Annotated[str, typer.Argument(metavar="ENGINE", help="A folder that 'export' wrote.")],
+    input: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="An image, a text file with a sentence a line, or arrays (.npz, .npy);"
+            " may be repeated: all files make one batch.",
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(metavar="SENTENCE", help="A text; may be repeated.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
+    save: Annotated[
+        Path | None, typer.Option(metavar="NPZ", help="Write the outputs as arrays.")
+    ] = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Run an engine on images, texts or arrays; inputs are prepared as the model wants them."""
+    with progress() as tell:
+        from thresher.cli.inputs import feeds_of
+        from thresher.runtime import Engine
+
+        tell(f"loading {engine}", 0, 0)
+        with Engine.load(engine, threads=threads) as loaded:
+            names = [spec.name for spec in loaded.inputs]
+            manifest = loaded.manifest
+            feeds = feeds_of(manifest.preprocessing, names, input or (), text or ())
+            outputs = loaded.run(feeds)
+    if save is not None:
+        _save(save, outputs)
+    samples = [*map(str, text or ()), *map(str, input or ())]
+    ranked = best(outputs, manifest.labels, top)
+    if json:
+        found = {name: _plain(value) for name, value in outputs.items()}
+        show_json("run", {"engine": engine, "inputs": samples, "outputs": found, "top": ranked})
+    elif ranked is not None:
+        named = (
+            samples if len(samples) == len(ranked) else [f"sample {i}" for i in range(len(ranked))]
+        )
+        rows = [
+            (name if not place else "", entry["label"], f"{entry['probability']:.1%}")
+            for name, entries in zip(named, ranked, strict=True)
+            for place, entry in enumerate(entries)
+        ]
+        show(table("", ("input", "class", "probability"), rows))
+    else:
+        rows = [(name, v.dtype, list(v.shape), *_range(v)) for name, v in outputs.items()]
+        show(table("", ("output", "dtype", "shape", "lowest", "mean", "highest"), rows))
+
+
+def best(
+    outputs: Mapping[str, NDArray[Any]], labels: Sequence[str] | None, top: int
+) -> list[list[dict[str, Any]]] | None:
+    """The likeliest classes of every sample, if the only output ``[B, classes]`` has labels."""
+    import numpy as np
+
+    logits = next(iter(outputs.values()))
+    if len(outputs) > 1 or logits.ndim != 2 or labels is None or len(labels) != logits.shape[1]:
+        return None
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probability = shifted / shifted.sum(axis=1, keepdims=True)
+    order = np.argsort(-probability, axis=1, kind="stable")[:, :top]
+    return [
+        [
+            {"class": int(c), "label": labels[c], "probability": float(probability[row, c])}
+            for c in classes
+        ]
+        for row, classes in enumerate(order)
+    ]
+
+
+def _save(path: Path, outputs: Mapping[str, NDArray[Any]]) -> None:
+    import numpy as np
+
+    from thresher.compiler.files import atomic_file
+
+    with atomic_file(path) as partial, partial.open("wb") as stream:
+        np.savez(stream, **outputs)  # type: ignore[arg-type]  # output names are never its options
+
+
+def _plain(value: NDArray[Any]) -> dict[str, Any]:
+    values = value.tolist() if value.size <= MOST_VALUES else None
+    return {"dtype": value.dtype.name, "shape": list(value.shape), "values": values}
+
+
+def _range(value: NDArray[Any]) -> tuple[str, ...]:
+    if not value.size:
+        return "", "", ""
+    return tuple(f"{float(number):.4g}" for number in (value.min(), value.mean(), value.max()))
