@@ -60,6 +60,7 @@ class Facts:
     constants: dict[str, torch.Tensor]  # real tensors, the file's own and folded ones
     static: dict[str, Host] = field(default_factory=dict)  # shape arithmetic with a known result
     shapes: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # of everything else
+    sizes: dict[str, Any] = field(default_factory=dict)  # shape arithmetic of one symbolic item
     needed: set[str] = field(default_factory=set)  # constants that were used as tensors
     made: set[str] = field(default_factory=set)  # constants that raising made of weights
 
@@ -103,6 +104,7 @@ class DryRun:
                 symbolic_context=StatelessSymbolicContext(dynamic_sizes=dynamic),
             )
             self._values[spec.name] = value
+            self.facts.shapes[spec.name] = _shape(value)
             for name, size in zip(spec.shape, value.shape, strict=True):
                 if isinstance(name, str):
                     self._symbols.setdefault(name, size)
@@ -127,6 +129,8 @@ class DryRun:
                 else:
                     self._values[name] = value
                     facts.shapes[name] = _shape(value)
+                    if isinstance(value, Host) and value.items.size == 1:
+                        facts.sizes[name] = value.items.item()
         return facts
 
     def _fold(self, node: Node) -> list[Value]:
@@ -153,7 +157,7 @@ class DryRun:
         return of_tensor(tensor, use) if tensor.numel() <= HOST_LIMIT else use()
 
     def shape(self, name: str) -> tuple[Any, ...]:
-        return self.facts.shapes[name] if name in self.facts.shapes else _shape(self._values[name])
+        return self.facts.shapes[name]
 
     def symbols(self) -> dict[str, Any]:
         """What became of each symbol of the inputs: an expression, or an int if it is fixed."""

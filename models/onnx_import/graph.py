@@ -14,6 +14,7 @@ from thresher.models.onnx_import.names import scope
 from thresher.models.onnx_import.node import Node, torch_tensor
 from thresher.models.onnx_import.raise_attention import raise_attention
 from thresher.models.onnx_import.raise_layers import raise_einsum, raise_layers
+from thresher.models.onnx_import.raise_tables import raise_tables
 
 
 def nodes_of(model: ir.Model) -> list[Node]:
@@ -72,6 +73,7 @@ def raised(
     before = _shapes(first, model.graph.outputs)
     matcher = Matcher(model.graph, first.facts)
     raise_einsum(matcher)
+    raise_tables(matcher)
     raise_layers(matcher)
     count = raise_attention(matcher)
     nodes = [n for n in nodes_of(model) if not all(map(first.facts.known, n.outputs))]

@@ -47,7 +47,7 @@ def import_onnx(
     """
     path = Path(path)
     model = read(path, HANDLERS.keys())
-    inputs = _inputs(path, model, shapes or {})
+    inputs = [_fixed_channels(model, spec) for spec in _inputs(path, model, shapes or {})]
     names = [value.name or "" for value in model.graph.outputs]
     own = set(model.graph.initializers)
     sizes = _sizes(inputs)
@@ -110,6 +110,20 @@ def _symbol(given: str | None, name: str, axis: int) -> str:
     if given and not re.fullmatch(r"(s|u|unk__)\d+", given):
         return given
     return given or f"{name}_{axis}" if axis else "batch"
+
+
+def _fixed_channels(model: ir.Model, spec: Input) -> Input:
+    """Some files call every axis of an image dynamic; the first convolution knows the channels."""
+    for node in model.graph:
+        source = node.inputs[0] if node.op_type == "Conv" else None
+        while source is not None and (up := source.producer()) is not None and up.op_type == "Cast":
+            source = up.inputs[0]
+        weight = node.inputs[1] if source is not None and source.name == spec.name else None
+        if weight is not None and weight.const_value is not None and isinstance(spec.shape[1], str):
+            group = node.attributes.get_int("group", 1) or 1
+            channels = int(weight.const_value.shape.numpy()[1]) * group
+            return Input(spec.name, spec.dtype, (spec.shape[0], channels, *spec.shape[2:]))
+    return spec
 
 
 def _override(path: Path, spec: Input, asked: Sequence[int | str] | None) -> Input:

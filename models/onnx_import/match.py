@@ -17,6 +17,7 @@ class Matcher:
     def __init__(self, graph: ir.Graph, facts: Facts) -> None:
         self.graph = graph
         self.facts = facts
+        self.lean_masks: dict[str, ir.Value] = {}
 
     def producer(self, value: ir.Value | None, *ops: str) -> ir.Node | None:
         """The node that makes a value, if it is one of ``ops`` (any, if none is given)."""
@@ -52,6 +53,11 @@ class Matcher:
             return self.facts.shapes[name]
         tensor = self.constant(value)
         return tuple(tensor.shape) if tensor is not None else ()
+
+    def size(self, value: ir.Value) -> Any:
+        """The one item of shape arithmetic, symbolic or not, else None."""
+        number = self.scalar(value)
+        return int(number) if number is not None else self.facts.sizes.get(value.name or "")
 
     def operands(self, node: ir.Node) -> tuple[tuple[ir.Value, ir.Value], ...]:
         """The inputs of a two-input node in both orders."""

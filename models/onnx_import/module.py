@@ -47,6 +47,9 @@ class OnnxModule(Scope):
         self._nodes, self._inputs, self._outputs = nodes, dict(inputs), list(outputs)
         self._places: dict[str, tuple[Scope, str]] = {}
         self._hosts: dict[str, Host] = dict(facts.static)
+        # torch would differentiate by a parameter, which it refuses for running statistics
+        norms = (node for node in nodes if node.op == "BatchNormalization")
+        own = own.difference(name for node in norms for name in node.inputs[3:])
         for name in sorted(facts.needed | {n for n in outputs if n in facts.constants}):
             self._register(name, facts.constants[name], name in own)
         used = {name for node in nodes for name in node.inputs}

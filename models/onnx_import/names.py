@@ -19,8 +19,13 @@ def identifier(name: str) -> str:
 
 def dotted(name: str) -> str:
     """A module path of words and numbers: ``/layer.0/MatMul`` to ``layer.0.MatMul``."""
-    parts = [p for p in re.split(r"[./]+", name.replace("::", "_")) if p]
-    return ".".join(re.sub(r"\W", "_", part, flags=re.ASCII) for part in parts)
+    kept: list[str] = []
+    for part in name.replace("::", "_").split("/"):
+        if kept and part.startswith(f"{kept[-1]}."):  # "/blocks/blocks.0", from a Sequential
+            kept.pop()
+        kept.append(part)
+    words = [word for part in kept for word in part.split(".") if word]
+    return ".".join(re.sub(r"\W", "_", word, flags=re.ASCII) for word in words)
 
 
 def scope(node: ir.Node) -> str:

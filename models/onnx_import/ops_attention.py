@@ -14,6 +14,12 @@ ATTENTION = "raised::Attention"
 def raised_attention(call: Call) -> torch.Tensor:
     """Made by :mod:`raise_attention`: query, key, value ``[..., N, d]`` and an additive mask."""
     q, k, v, mask = call.tensor(0), call.tensor(1), call.tensor(2), call.maybe(3)
+    if (
+        q.dtype != v.dtype
+    ):  # scores were cast up before the softmax, and the product was not cast back
+        q, k = q.to(v.dtype), k.to(v.dtype)
+    if mask is not None and mask.dtype not in (q.dtype, torch.bool):
+        mask = mask.to(q.dtype)
     return _attend(q, k, v, mask, call.number("scale", 1.0))
 
 

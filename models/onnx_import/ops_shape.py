@@ -43,7 +43,7 @@ def _unchanged(x: torch.Tensor, target: list[Any]) -> bool:
 @op("Flatten")
 def flatten(call: Call) -> torch.Tensor:
     x = call.tensor(0)
-    axis = call.integer("axis", 1) % (x.dim() + 1)
+    axis = call.integer("axis", 1)
     rows = 1
     for length in x.shape[:axis]:
         rows = rows * length

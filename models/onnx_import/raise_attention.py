@@ -8,10 +8,12 @@ added with the scale that they met on the way; scales on query, key and scores m
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx_ir as ir
 import torch
 
+from thresher.models.onnx_import.masks import lean, sum_of_masks
 from thresher.models.onnx_import.match import Matcher
 from thresher.models.onnx_import.ops_attention import ATTENTION
 from thresher.models.onnx_import.values import same
@@ -31,14 +33,20 @@ class _Scores:
 
 def raise_attention(m: Matcher) -> int:
     """Rewrite every attention found and return how many there are, ``Attention`` nodes included."""
-    count = sum(node.op_type == "Attention" and node.domain == "" for node in m.graph)
+    count = 0
     for node in list(m.graph):
         if node.op_type == "MatMul" and node.domain == "":
             count += _attention(m, node)
+        elif node.op_type == "Attention" and node.domain == "":
+            mask = node.inputs[3] if len(node.inputs) > 3 else None
+            if mask is not None:
+                node.replace_input_with(3, lean(m, node, mask))
+            count += 1
     return count
 
 
 def _attention(m: Matcher, node: ir.Node) -> bool:
+    """Replace one attention that ends in ``node``, if there is one."""
     softmax = _softmax(m, node.inputs[0])
     value = node.inputs[1]
     if softmax is None or value is None or m.constant(value) is not None:
@@ -53,16 +61,58 @@ def _attention(m: Matcher, node: ir.Node) -> bool:
     scores.scale *= share
     key, share = _key(m, node, key)
     scores.scale *= share
+    split = _split_heads(m, [query, key, value, *scores.masks])
+    if split is None and len(m.shape(softmax.outputs[0])) != len(m.shape(query)):
+        return False
+    query, key, value, *masks = split or [query, key, value, *scores.masks]
     for factor in scores.tensors:
         query = m.emit(node, "Mul", [query, factor], m.shape(query))
-    inputs = [query, key, value]
-    if scores.masks:
-        inputs.append(_sum(m, node, scores.masks))
+    inputs, mask = [query, key, value], sum_of_masks(m, node, masks)
+    if mask is not None:
+        inputs.append(mask)
     domain, op = ATTENTION.split("::")
-    attributes = {"scale": scores.scale}
-    new = m.emit(node, op, inputs, m.shape(node.outputs[0]), attributes, domain)
+    shape = (*m.shape(query)[:-1], m.shape(value)[-1])
+    new = m.emit(node, op, inputs, shape, {"scale": scores.scale}, domain)
+    if split is not None:
+        new = _join_heads(m, node, new)
     m.replace(node.outputs[0], new)
     return True
+
+
+def _split_heads(m: Matcher, values: list[ir.Value]) -> list[ir.Value] | None:
+    """``[B, H, ...]`` for values ``[B * H, ...]`` that are reshaped from it; None if one is not."""
+    found = []
+    for position, value in enumerate(values):
+        if len(m.shape(value)) != 3:
+            if position < 3:
+                return None
+            found.append(value)
+            continue
+        reshape = m.producer(value, "Reshape")
+        whole = reshape.inputs[0] if reshape else None
+        if whole is None or not _merges_heads(m.shape(whole), m.shape(value)):
+            return None
+        found.append(whole)
+    return found
+
+
+def _merges_heads(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
+    """Whether ``[B, H, n, m]`` becomes ``[B * H, n, m]``."""
+    return len(before) == 4 and len(after) == 3 and all(map(same, before[2:], after[1:]))
+
+
+def _join_heads(m: Matcher, node: ir.Node, new: ir.Value) -> ir.Value:
+    """``[B * H, N, d]`` for the old users; those that only split it again take ``new`` itself."""
+    shape, old = m.shape(new), node.outputs[0]
+    for use in list(old.uses()):
+        result = use.node.outputs[0]
+        again = m.shape(result)
+        if use.node.op_type == "Reshape" and len(again) == 4 and all(map(same, shape, again)):
+            m.replace(result, new)
+    minus = m.literal(torch.tensor([-1]), "heads_joined")
+    rest = m.emit(node, "Shape", [new], (2,), {"start": 2})
+    target = m.emit(node, "Concat", [minus, rest], (3,), {"axis": 0})
+    return m.emit(node, "Reshape", [new, target], m.shape(old))
 
 
 def _softmax(m: Matcher, value: ir.Value | None) -> ir.Node | None:
@@ -72,6 +122,10 @@ def _softmax(m: Matcher, value: ir.Value | None) -> ir.Node | None:
             axis = m.attribute(node, "axis", -1 if _opset(m) >= 13 else 1)
             return node if axis in (-1, len(m.shape(value)) - 1) else None
         if node.op_type in ("Cast", "Dropout", "Identity"):
+            value = node.inputs[0]
+        elif node.op_type == "Reshape" and node.inputs[0] is not None:
+            if not _merges_heads(m.shape(node.inputs[0]), m.shape(value)):
+                return None
             value = node.inputs[0]
         elif node.op_type == "Where":  # Where(IsNaN(p), 0, p)
             guard = m.producer(node.inputs[0], "IsNaN")
@@ -98,6 +152,9 @@ def _scores(m: Matcher, at: ir.Node, value: ir.Value | None, depth: int) -> _Sco
             return None if constant else _Scores(node)
         case "Cast" | "Identity":
             return _scores(m, at, node.inputs[0], depth - 1)
+        case "Reshape" if node.inputs[0] is not None:
+            splits = _merges_heads(m.shape(value), m.shape(node.inputs[0]))
+            return _scores(m, at, node.inputs[0], depth - 1) if splits else None
         case "Mul" | "Div":
             return _scaled(m, at, node, depth)
         case "Add":
@@ -145,14 +202,6 @@ def _filled(m: Matcher, at: ir.Node, node: ir.Node, depth: int) -> _Scores | Non
         found.masks.append(m.emit(at, "Where", options, shape))
         return found
     return None
-
-
-def _sum(m: Matcher, at: ir.Node, masks: list[ir.Value]) -> ir.Value:
-    total, *rest = masks
-    for mask in rest:
-        a, b = m.shape(total), m.shape(mask)
-        total = m.emit(at, "Add", [total, mask], a if len(a) >= len(b) else b)
-    return total
 
 
 def _unscaled(m: Matcher, value: ir.Value) -> tuple[ir.Value, float]:
