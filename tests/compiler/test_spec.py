@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,6 +143,27 @@ def test_ledger_agrees_with_its_nodes(dynamic: bool) -> None:
     ):
         wrong = dataclasses.replace(program, ledger=(dataclasses.replace(entry, **change),))
         assert said in problems(wrong, source=source)
+
+
+def test_a_loaded_program_is_as_legal_as_the_saved_one(tmp_path: Path) -> None:
+    program = Tome(TomeOptions(r=2))(toy(True), Context()).program
+    program.save(tmp_path / "small")
+    loaded = Program.load(tmp_path / "small")
+    verify(loaded, "lowerable", toy(True))
+    verify(rewritten(loaded, negated), "lowerable", loaded)
+
+
+class Asserting(nn.Module):
+    """Traces to an operator that yields nothing."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(torch.float64) + 1
+
+
+def test_operators_that_yield_nothing_need_no_description() -> None:
+    program = trace(Asserting(), {"x": torch.randn(3)}, dynamic={}, info=SourceInfo("toy"))
+    assert "_assert_tensor_metadata" in program.text()
+    verify(program, "lowerable", program)
 
 
 class Everything(nn.Module):
