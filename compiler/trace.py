@@ -20,6 +20,7 @@ def trace(
     dynamic: Mapping[str, Mapping[int, str]],
     info: SourceInfo,
     outputs: Sequence[str] | None = None,
+    least: Mapping[str, int] | None = None,
 ) -> Program:
     """Trace ``model`` in evaluation mode.
 
@@ -28,12 +29,13 @@ def trace(
         example: name of a ``forward`` argument to a tensor; sizes of dynamic axes must not be 0 or 1.
         dynamic: input name to ``{axis: symbol}``; equal symbols are one dimension.
         info: origin, kept with the Program.
+        least: smallest size of a symbol that the model can process, where it is more than 1.
         outputs: names of the outputs; by default the dict's keys, or ``output``/``output_0`` ...
 
     Raises:
         RefusedError: ``torch.export`` cannot trace the model; the message carries its first line.
     """
-    dims = {name: Dim(name, min=1) for axes in dynamic.values() for name in axes.values()}
+    dims = {name: Dim(name, min=(least or {}).get(name, 1)) for axes in dynamic.values() for name in axes.values()}
     shapes = {
         name: {axis: dims[symbol] for axis, symbol in dynamic.get(name, {}).items()} for name in example
     }

@@ -8,6 +8,7 @@ token in its place, and the refusal names that node.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import networkx as nx
 import torch
@@ -88,16 +89,21 @@ class Sites:
     late: set[fx.Node] = field(default_factory=set)
     padding: fx.Node | None = None
 
+    @cached_property
     def offsets(self) -> dict[int, int]:
         """Token-like variables to their length less the token count (0: the axis itself)."""
         return {} if self.token is None else self.axes.variables.offsets(self.token)
 
     def token_axes(self, node: fx.Node) -> dict[int, int]:
         """Axes of a tensor that run over tokens: axis to offset."""
-        offsets = self.offsets()
         if not self.axes.has(node):
             return {}
-        return {i: offsets[v] for i, v in enumerate(self.axes.of(node)) if v in offsets}
+        return {i: self.offsets[v] for i, v in enumerate(self.axes.of(node)) if v in self.offsets}
+
+    def carries_tokens(self, node: fx.Node) -> bool:
+        """Whether any tensor that a node yields runs over tokens."""
+        find = self.axes.variables.find
+        return any(find(v) in self.offsets for tensor in self.axes.tensors(node) for v in tensor)
 
 
 def dataflow(graph: fx.Graph) -> nx.DiGraph[fx.Node]:
@@ -213,7 +219,7 @@ def _stream_root(flow: nx.DiGraph[fx.Node], site: Site) -> fx.Node:
 def _prefix(found: Sites, flow: nx.DiGraph[fx.Node]) -> None:
     """Protected prefix and class token, from how the model builds and reads its tokens."""
     assert found.root is not None
-    offsets = found.offsets()
+    offsets = found.offsets
     behind = nx.descendants(flow, found.root) | {found.root}
     last = found.sites[-1].attention.node
     final = nx.descendants(flow, last)
@@ -237,7 +243,7 @@ def _prefix(found: Sites, flow: nx.DiGraph[fx.Node]) -> None:
 
 def _named_class_token(found: Sites, flow: nx.DiGraph[fx.Node]) -> int | None:
     """Index 0 when the first prefix token is a parameter that its model calls a class token."""
-    offsets = found.offsets()
+    offsets = found.offsets
     for use in found.axes.uses:
         if use.kind == "part" and use.axis == TOKEN_AXIS and found.axes.of(use.node)[TOKEN_AXIS] in offsets:
             sources = nx.ancestors(flow, use.operand) | {use.operand}
@@ -254,7 +260,7 @@ def _variable(axes: Axes, use: Use) -> int:
 def _barriers(found: Sites, flow: nx.DiGraph[fx.Node]) -> None:
     """Nodes that need every token: refuse the sites they stand behind, or restore tokens late."""
     assert found.root is not None
-    offsets = found.offsets()
+    offsets = found.offsets
     behind = nx.descendants(flow, found.root) | {found.root}
     later = {s.attention.node for s in found.sites}
     refused: dict[fx.Node, str] = {}

@@ -83,7 +83,7 @@ class Reduction:
             if node in self.schedule:
                 self._reduce(node, *self.schedule[node])
         outputs = [
-            self._dense(n) if restore_outputs and self._carries(n) else self.rewriter.map[n]
+            self._dense(n) if restore_outputs and self.sites.carries_tokens(n) else self.rewriter.map[n]
             for n in self.program.output_nodes()
         ]
         return self.rewriter.finish(outputs), tuple(self.ledger)
@@ -93,11 +93,8 @@ class Reduction:
     def _version(self, node: fx.Node) -> int:
         return self.version_of.get(node, 0)
 
-    def _carries(self, node: fx.Node) -> bool:
-        return bool(self.sites.token_axes(node)) or node in self.version_of
-
     def _visit(self, node: fx.Node) -> None:
-        tokens = [n for n in node.all_input_nodes if self._carries(n)]
+        tokens = [n for n in node.all_input_nodes if self.sites.carries_tokens(n)]
         version = max((self._version(n) for n in tokens), default=0)
         if node.op == "placeholder" or version == 0:
             if node.target is SDPA and self.versions:
@@ -115,7 +112,8 @@ class Reduction:
             self._pool(node, version)
         else:
             self.rewriter.copy(node, replace, self._arguments(node, version, replace))
-        self.version_of[node] = version
+        if self.sites.carries_tokens(node):
+            self.version_of[node] = version
 
     def _follow(self, node: fx.Node, version: int, user: fx.Node) -> fx.Node:
         """Side information at the tokens of ``version``."""
@@ -177,7 +175,7 @@ class Reduction:
 
     def _length(self, node: fx.Node, axis: int, given: Any, version: int) -> Any:
         """Length of an output axis: recomputed where it is, or contains, a token axis."""
-        offsets = self.sites.offsets()
+        offsets = self.sites.offsets
         variable = self.sites.axes.of(node)[axis]
         if variable in offsets:
             return self._plus(self.versions[version].count, offsets[variable])
@@ -290,7 +288,7 @@ class Reduction:
         if node in self.trunk or node in self.schedule:
             dense = restore.restore(self.rewriter, reduced, self.versions[1 : version + 1], self.step.merges)
         else:
-            operands = {n: self._dense(n) for n in node.all_input_nodes if self._carries(n)}
+            operands = {n: self._dense(n) for n in node.all_input_nodes if self.sites.carries_tokens(n)}
             dense = self.rewriter.copy(node, operands)
             self.rewriter.map[node] = reduced
         self.dense_map[node] = dense

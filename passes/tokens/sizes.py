@@ -38,7 +38,7 @@ def add_log_size(rewriter: Rewriter, mask: fx.Node | None, size: fx.Node, like: 
 
     def with_mask(size: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         if mask.dtype == torch.bool:
-            mask = torch.where(mask, 0.0, torch.finfo(dtype).min / 2).to(dtype)
+            mask = torch.where(mask, 0.0, MASKED).to(dtype)
         return mask + bias(size)
 
     return rewriter.inline(bias, size) if mask is None else rewriter.inline(with_mask, size, mask)

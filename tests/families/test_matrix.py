@@ -1,0 +1,188 @@
+"""Every method on every family: equal to the oracle, and equal on every back end."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.families.oracle import reduced_outputs
+from tests.families.traced import cast, program
+from tests.families.zoo import BY_NAME, REDUCIBLE, REFUSED
+from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.contract import Context, PassResult
+from thresher.compiler.program import Program
+from thresher.passes.tokens.methods import Evit, EvitOptions, RandomDrop, RandomOptions, Tome, TomeOptions, TopkNorm
+from thresher.passes.tokens.options import TokenOptions
+
+SIZES_IN_FLOAT32 = 3e-6  # relative; sizes and scores are float32 whatever the model's dtype
+FLOAT32 = 2e-4
+
+Budget = dict[str, Any]
+METHODS: dict[str, Callable[[Budget], Any]] = {
+    "tome": lambda b: Tome(TomeOptions(**b)),
+    "evit": lambda b: Evit(EvitOptions(**b, fuse=False)),
+    "evit-fuse": lambda b: Evit(EvitOptions(**b, fuse=True)),
+    "topk-norm": lambda b: TopkNorm(TokenOptions(**b)),
+    "random": lambda b: RandomDrop(RandomOptions(**b)),
+}
+FAMILIES = [entry.name for entry in REDUCIBLE]
+CASES = [(f, m) for f in FAMILIES for m in METHODS]
+
+
+def reduce(name: str, method: str, dtype: torch.dtype = torch.float64, **budget: Any) -> tuple[Program, PassResult]:
+    dense = program(name, dtype)
+    return dense, METHODS[method](budget)(dense, Context())
+
+
+def budget_of(name: str, method: str) -> Budget:
+    """A few tokens at every block, so that later decisions build on earlier ones."""
+    return {"r": 3} if method == "tome" else {"keep": 0.75, "layers": (0, 1, 2)}
+
+
+def refused_here(name: str, method: str, result: PassResult) -> bool:
+    if method.startswith("evit") and find_sites(program(name)).class_token is None:
+        assert result.applied == 0
+        assert "class token" in result.refused[0].reason
+        assert "tome" in result.refused[0].reason
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_analysis_sees_what_a_reader_sees(name: str) -> None:
+    entry, found = BY_NAME[name], find_sites(program(name))
+    assert len(found.sites) == entry.layers
+    if name != "hf:modernbert":
+        assert found.protected == entry.prefix
+    assert (found.padding is not None) == (entry.real is not None)
+
+
+@pytest.mark.parametrize(("name", "method"), CASES)
+def test_nothing_to_remove_is_bit_equal(name: str, method: str) -> None:
+    budget = {"r": 0} if method == "tome" else {"keep": 1.0}
+    dense, result = reduce(name, method, **budget)
+    if refused_here(name, method, result):
+        return
+    assert result.applied == 0
+    assert result.program is dense
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("name", "method"), CASES)
+def test_reduced_graph_equals_the_oracle(name: str, method: str, batch: int) -> None:
+    entry = BY_NAME[name]
+    _, result = reduce(name, method, **budget_of(name, method))
+    if refused_here(name, method, result):
+        return
+    inputs = entry.inputs(batch)
+    found = find_sites(program(name))
+    if method.startswith("evit"):  # a class token that is there but not read out scores all the same
+        entry = dataclasses.replace(entry, class_token=found.class_token)
+    model, _ = entry.build()
+    counts = _counts(result, program(name), inputs)
+    expected = reduced_outputs(
+        entry, model, inputs, method.removesuffix("-fuse"), counts, fuse=method == "evit-fuse", prefix=found.protected  # type: ignore[arg-type]
+    )
+    got = result.program.run(cast(inputs, torch.float64))
+    assert got.keys() == expected.outputs.keys()
+    for key, want in expected.outputs.items():
+        value = got[key]
+        if key in entry.dense:
+            value, want = value[expected.real], want[expected.real]
+        error = float((value - want).abs().max() / want.abs().max())
+        assert error < max(SIZES_IN_FLOAT32, 3 * entry.tolerance), (key, error, counts)
+
+
+def _counts(result: PassResult, dense: Program, inputs: dict[str, torch.Tensor]) -> list[int]:
+    """Tokens after each block, read off a run: dynamic lengths have no number before."""
+    from thresher.compiler.ledger import token_maps
+
+    maps = token_maps(result.program, cast(inputs, torch.float64))
+    sites = len(find_sites(dense).sites)
+    tokens, counts = maps[0].slot.shape[1], []
+    by_layer = {m.entry.layer: m.kept.shape[1] for m in maps}
+    for layer in range(sites):
+        tokens = by_layer.get(layer, tokens)
+        counts.append(tokens)
+    return counts
+
+
+@pytest.mark.parametrize("name", [e.name for e in REFUSED])
+@pytest.mark.parametrize("method", ["tome", "topk-norm"])
+def test_refused_with_node_and_reason(name: str, method: str) -> None:
+    dense, result = reduce(name, method, **({"r": 1} if method == "tome" else {"keep": 0.75}))
+    if result.applied:  # a part of the network may be reducible; then it must be true to itself
+        pytest.skip(f"{name} is reduced in part: {result.applied} sites")
+    assert result.program is dense
+    assert result.refused
+    assert all(r.node and r.reason for r in result.refused)
+
+
+LOWERED = [
+    pytest.param(f, m, marks=() if m in ("tome", "evit-fuse") and i % 2 == 0 else pytest.mark.slow)
+    for i, f in enumerate(FAMILIES)
+    for m in ("dense", *METHODS)
+]
+
+
+@pytest.mark.parametrize(("name", "method"), LOWERED)
+def test_eager_onnxruntime_and_openvino_agree(name: str, method: str) -> None:
+    entry = BY_NAME[name]
+    if method == "dense":
+        subject = program(name, torch.float32)
+    else:
+        _, result = reduce(name, method, torch.float32, **budget_of(name, method))
+        if refused_here(name, method, result):
+            return
+        subject = result.program
+    runners = {"onnxruntime": onnxruntime_of(subject), "openvino": openvino_of(subject)}
+    lengths = (None, 23) if _is_text(entry.name) else (None,)
+    for batch in (1, 3, 8):
+        for length in lengths:
+            inputs = cast(entry.inputs(batch, length), torch.float32)
+            eager = subject.run(inputs)
+            real = entry.real(entry.build()[0], inputs) if entry.real else None
+            for back_end, run in runners.items():
+                for key, value in run({k: v.numpy() for k, v in inputs.items()}).items():
+                    want = eager[key].numpy()
+                    if key in entry.dense and real is not None:
+                        value, want = value[real.numpy()], want[real.numpy()]
+                    error = np.abs(value - want).max() / np.abs(want).max()
+                    assert error < FLOAT32, (back_end, key, batch, length, error)
+
+
+def _is_text(name: str) -> bool:
+    return name in ("hf:bert", "hf:modernbert")
+
+
+def onnxruntime_of(subject: Program) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    import onnx_ir
+    import onnxruntime
+
+    from thresher.compiler.lowering import to_onnx
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    model = onnx_ir.to_proto(to_onnx(subject)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    return lambda feeds: dict(zip(names, session.run(None, feeds), strict=True))
+
+
+def openvino_of(subject: Program) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    openvino = pytest.importorskip("openvino")
+    import onnx_ir
+
+    from thresher.compiler.lowering import inlined, to_onnx
+
+    core = openvino.Core()
+    model = core.read_model(inlined(onnx_ir.to_proto(to_onnx(subject))).SerializeToString())
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
+    names = [spec.name for spec in subject.outputs]
+    return lambda feeds: {name: compiled(feeds)[name] for name in names}

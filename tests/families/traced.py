@@ -1,0 +1,52 @@
+"""The zoo's models as Programs: traced as the sources trace them, in any dtype."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.families.entry import Entry
+from tests.families.zoo import BY_NAME
+from thresher.compiler.program import Program, SourceInfo
+from thresher.compiler.trace import trace
+
+_WRAPPERS = {"Pixels": "Image", "Text": "Text", "Mel": "Spectrogram", "Wave": "Waveform"}
+
+
+@cache
+def program(name: str, dtype: torch.dtype = torch.float64) -> Program:
+    """A Program of one entry, with symbolic batch, and length where the entry has one."""
+    entry = BY_NAME[name]
+    model, inputs = entry.build(dtype)
+    example = cast(inputs(2), dtype)
+    return trace(
+        _wrapped(entry, model),
+        example,
+        dynamic=entry.dynamic,
+        info=SourceInfo(name, "random"),
+        outputs=getattr(model, "outputs", None),
+        least={"samples": 65},  # two frames of wav2vec2's feature extractor
+    )
+
+
+def cast(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Floating-point inputs in another dtype."""
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+
+
+def _wrapped(entry: Entry, model: Any) -> nn.Module:
+    """Hugging Face models get the masks that thresher's own source prepares."""
+    if not entry.name.startswith("hf:"):
+        return model  # type: ignore[no-any-return]
+    from thresher.models import hf_modules
+
+    hf_modules.register_attention()
+    inner = model.model
+    inner.config._attn_implementation = hf_modules.ATTENTION
+    kind = "ModernText" if "modernbert" in entry.name else _WRAPPERS[type(model).__name__]
+    wrapped = getattr(hf_modules, kind)(inner)
+    wrapped.outputs = getattr(model, "outputs", ("last_hidden_state",))
+    return wrapped  # type: ignore[no-any-return]
