@@ -123,8 +123,10 @@ class ModernText(Text):
         real = attention_mask.ne(0)
         everywhere = real[:, None, None, :]
         place = torch.arange(input_ids.shape[1], device=input_ids.device)
-        near = (place[:, None] - place[None, :]).abs() <= self.model.config.sliding_window
-        masks = {"full_attention": everywhere, "sliding_attention": everywhere & near}
+        distance = (place[:, None] - place[None, :]).abs()
+        near = everywhere & (distance <= self.model.config.sliding_window)
+        # padding far from any word sees itself: a row that sees nothing is NaN in some engines
+        masks = {"full_attention": everywhere, "sliding_attention": near | (distance == 0)}
         body = getattr(self.model, "model", self.model)
         hidden = body(input_ids=input_ids, attention_mask=masks).last_hidden_state
         if body is self.model:

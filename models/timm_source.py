@@ -50,6 +50,7 @@ def load(name: str, options: SourceOptions) -> Program:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)  # random weights are the same in every run
         model = _create(name, options.resolution, weights == "pretrained", state)
+    _check_patches(source, model, options.resolution)
     if path:
         fit(model, _adapted(model, state), origin=str(path), name=source)
     _fuse_attention(model)
@@ -193,6 +194,19 @@ def _fuse_attention(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = True  # type: ignore[assignment]
+
+
+def _check_patches(source: str, model: nn.Module, resolution: tuple[int, int] | None) -> None:
+    """Pixels beyond the last whole patch would be dropped without a word."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if resolution is None or not isinstance(patch, tuple):
+        return
+    for pixels, size in zip(resolution, patch, strict=False):
+        if pixels % size:
+            raise UsageError(
+                f"{source} takes images whose sides are a multiple of its patches of {size} pixels,"
+                f" not {pixels}"
+            )
 
 
 def _own_size(model: nn.Module) -> tuple[int, int] | None:

@@ -1,0 +1,1 @@
+"""Sources, weights, data and preprocessing."""
