@@ -61,7 +61,7 @@ def _build(name: str) -> tuple[nn.Module, ModelSpec]:
             reason = (str(error).splitlines() or [""])[0]
             raise UsageError(f"{name}() raised {type(error).__name__}: {reason}") from error
     if not isinstance(model, nn.Module):
-        raise UsageError(f"{name}() returned a {type(model).__name__}, not a torch.nn.Module")
+        raise UsageError(f"{name}() returned {type(model).__name__}, not a torch.nn.Module")
     spec = getattr(model, ATTRIBUTE, None)
     if not isinstance(spec, ModelSpec):
         raise UsageError(
@@ -84,7 +84,7 @@ def _function(name: str) -> Any:
         hint = nearest(function_name, known)
         raise UsageError(f"module {module_name} has no function {function_name!r}{hint}")
     if not callable(function):
-        raise UsageError(f"{name} is a {type(function).__name__}, not a function")
+        raise UsageError(f"{name} is of type {type(function).__name__}, not a function")
     return function
 
 
