@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from thresher.models.spec import ModelSpec
+
 FOLDER = Path(__file__).parent / "fashion_mnist"
 WEIGHTS = FOLDER / "vit.safetensors"
 TEST_SET = FOLDER / "test.npz"
@@ -108,9 +110,27 @@ class FashionViT(nn.Module):
 
 
 def vit() -> FashionViT:
-    """The trained network in evaluation mode."""
+    """The trained network in evaluation mode, with what thresher wants to know about it."""
     from safetensors.torch import load_file
 
     model = FashionViT()
     model.load_state_dict({k: v.float() for k, v in load_file(WEIGHTS).items()})
+    model.thresher_spec = ModelSpec(  # type: ignore[assignment]
+        example={"images": torch.zeros(2, 1, 28, 28)},
+        dynamic={"images": {0: "batch"}},
+        outputs=("logits",),
+        preprocessing={
+            "kind": "image",
+            "input": "images",
+            "size": [28, 28],
+            "channels": 1,
+            "mean": [MEAN],
+            "std": [STD],
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+        },
+        labels=CLASSES,
+        weights=WEIGHTS,
+        licence="Apache-2.0 (trained on Fashion-MNIST, MIT)",
+    )
     return model.eval()
