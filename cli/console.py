@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.table import Table
 
 PIPE_WIDTH = 120  # columns of a table that goes to a file or a pipe
 Progress = Callable[[str, int, int], None]
@@ -23,7 +22,7 @@ def show(*things: RenderableType) -> None:
     """Print a result for a person."""
     console = _console(sys.stdout)
     for thing in things:
-        console.print(thing)
+        console.print(thing, markup=False, soft_wrap=isinstance(thing, str))
 
 
 def show_json(verb: str, data: Mapping[str, Any]) -> None:
@@ -36,25 +35,21 @@ def say(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
-def table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A table; a column whose cells are all numbers (or empty) is aligned to the right."""
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> RenderableType:
+    """A table under its title; columns of numbers (or nothing) are aligned to the right."""
     from rich import box
+    from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
-    made = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_header=any(head),
-    )
+    made = Table(box=box.SIMPLE_HEAD, show_header=any(head), pad_edge=False)
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     for index, name in enumerate(head):
         numeric = all(_numeric(row[index]) for row in cells)
         made.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
-        made.add_row(*map(_literal, row))
-    return made
+        made.add_row(*(Text(cell) for cell in row))
+    return Group(Text(title, style="bold", no_wrap=True, overflow="ignore"), made)
 
 
 @contextmanager
@@ -100,14 +95,7 @@ def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
     width = None if stream.isatty() else PIPE_WIDTH
-    return Console(file=stream, highlight=False, soft_wrap=False, width=width)
-
-
-def _literal(text: str) -> str:
-    """Text in which rich finds no markup."""
-    from rich.markup import escape
-
-    return escape(text)
+    return Console(file=stream, highlight=False, width=width)
 
 
 def _numeric(text: str) -> bool:

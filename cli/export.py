@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
-from thresher.cli.opening import open_program, recipe_of
+from thresher.cli.opening import MANIFEST, open_program, recipe_of
+from thresher.cli.passes import cost_text, counts_text
+
+if TYPE_CHECKING:
+    from thresher.runtime import Manifest
 
 
 def export(
@@ -48,7 +54,25 @@ def export(
         ("target", f"{target}, {precision}"),
         ("inputs", ", ".join(f"{i.name} {list(i.shape)}" for i in manifest.inputs)),
         ("outputs", ", ".join(f"{o.name} {list(o.shape)}" for o in manifest.outputs)),
-        ("files", ", ".join([*manifest.files, "manifest.json"])),
+        ("tokens", counts_text(manifest.tokens or ())),
+        ("predicted", _predicted(manifest)),
+        ("against eager", _agreement(manifest)),
+        ("files", ", ".join([*manifest.files, MANIFEST])),
         ("size", f"{size / 1e6:.1f} MB"),
     ]
-    show(table(f"{output}", ("", ""), rows))
+    show(table(str(output), ("", ""), [row for row in rows if row[1]]))
+
+
+def _predicted(manifest: Manifest) -> str:
+    found = manifest.prediction
+    return cost_text(found.dense_macs, found.macs) if found else ""
+
+
+def _agreement(manifest: Manifest) -> str:
+    """The largest difference that the check before the folder got its name has seen."""
+    if not manifest.verified:
+        return ""
+    outputs = manifest.verified["outputs"].values()
+    worst = max(output["relative"] for output in outputs)
+    allowed = manifest.verified["tolerance"]
+    return f"differs by {worst:.2g} of the output's scale, {allowed:.2g} allowed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from thresher.cli.console import Progress
 from thresher.cli.options import numbers
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from thresher.compiler.program import Program
     from thresher.models.data import Dataset
     from thresher.models.options import SourceOptions
-    from thresher.runtime import Engine, ProgramRunner
+    from thresher.runtime import Engine, Manifest, ProgramRunner
 
     Batch: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray | None]
 
@@ -69,17 +69,32 @@ def open_runner(
     return nullcontext(ProgramRunner(program, name=Path(name).name, threads=threads))
 
 
-def open_data(spec: str | None, preprocessing: dict[str, Any] | None) -> Dataset | None:
-    """The data that ``--data`` names, made into the model's inputs."""
+def open_data(spec: str | None, model: Program | Manifest) -> Dataset | None:
+    """The data that ``--data`` names, made into the model's inputs.
+
+    Raises:
+        UsageError: no such data, or data and labels that do not fit the model.
+    """
     if spec is None:
         return None
     from thresher.models.data import open_dataset
 
-    return open_dataset(spec, preprocessing)
+    told = getattr(model, "info", model)
+    logits = next((output.shape for output in model.outputs if output.name == "logits"), ())
+    classes = logits[1] if len(logits) == 2 and isinstance(logits[1], int) else None
+    return open_dataset(spec, told.preprocessing, labels=told.labels, classes=classes)
+
+
+def described(runner: Engine | ProgramRunner) -> Program | Manifest:
+    """What knows how the inputs of something that runs are made."""
+    found: Program | Manifest = getattr(runner, "manifest", None) or getattr(
+        runner, "program", None
+    )
+    return found
 
 
 class Watched:
-    """A dataset whose passing batches move a progress bar."""
+    """A dataset whose batches move a progress bar; labels that are no classes are left out."""
 
     def __init__(self, dataset: Dataset, limit: int | None, tell: Progress) -> None:
         self.dataset = dataset
@@ -87,15 +102,16 @@ class Watched:
         self.labels = dataset.labels
         self.total = min(len(dataset), limit or len(dataset))
         self.tell = tell
+        self.classes = self.labels is not None and self.labels.dtype.kind in "iu"
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
         """The batches of the dataset."""
-        for index, batch in enumerate(self.dataset.batches(size, limit)):
+        for index, (inputs, labels) in enumerate(self.dataset.batches(size, limit)):
             self.tell("comparing", index * size, self.total)
-            yield batch
+            yield inputs, labels if self.classes else None
 
 
 def recipe_of(source: str) -> dict[str, object] | None:

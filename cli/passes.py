@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from thresher.cli.console import table
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from thresher.compiler.program import PassRecord, Refusal
 
 TOP = 2  # reasons shown in a row
 
 
-def pass_table(title: str, records: Sequence[PassRecord]) -> Table:
+def pass_table(title: str, records: Sequence[PassRecord]) -> RenderableType:
     """One row for each pass."""
     head = ("pass", "options", "matched", "applied", "refused", "why", "seconds")
     rows = [
@@ -35,7 +35,7 @@ def pass_table(title: str, records: Sequence[PassRecord]) -> Table:
     return table(title, head, rows)
 
 
-def refusal_table(records: Sequence[PassRecord]) -> Table:
+def refusal_table(records: Sequence[PassRecord]) -> RenderableType:
     """Every node that was left alone, with the reason."""
     rows = [(record.name, r.node, r.reason) for record in records for r in record.refused]
     return table("Refused", ("pass", "node", "reason"), rows)
@@ -68,13 +68,23 @@ def foresight(records: Sequence[PassRecord]) -> list[str]:
     found = foreseen(records)
     if found is None:
         return []
-    tokens = " ".join(map(str, found["tokens"]))
-    macs, dense = found["macs"] / 1e9, found["dense_macs"] / 1e9
     return [
-        f"tokens at the input and after each block: {tokens}",
-        f"predicted: {dense:.3g} G multiply-accumulates become {macs:.3g} G,"
-        f" an ideal speed-up of {found['ideal']:.2f}",
+        f"tokens at the input and after each block: {counts_text(found['tokens'])}",
+        f"predicted: {cost_text(found['dense_macs'], found['macs'])}",
     ]
+
+
+def counts_text(tokens: Sequence[int | str]) -> str:
+    """``"197 184 171"``."""
+    return " ".join(map(str, tokens))
+
+
+def cost_text(dense: int, macs: int) -> str:
+    """What a reduction saves, in words."""
+    return (
+        f"{dense / 1e9:.3g} G multiply-accumulates become {macs / 1e9:.3g} G,"
+        f" an ideal speed-up of {dense / macs:.2f}"
+    )
 
 
 def as_json(records: Sequence[PassRecord]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import typer
 
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
-from thresher.cli.opening import axis_sizes, open_data, open_runner
+from thresher.cli.opening import Watched, axis_sizes, described, open_data, open_runner
 from thresher.cli.profile import NEGATIVE
 
 
@@ -54,10 +54,11 @@ def verify(
             open_runner(b, wishes, threads, tell) as candidate,
         ):
             tell("comparing", 0, 0)
+            dataset = open_data(data, described(reference))
             found = compare(
                 reference,
                 candidate,
-                dataset=open_data(data, reference.preprocessing),
+                dataset=dataset and Watched(dataset, limit, tell),
                 batch=batch,
                 limit=limit,
                 max_drop=max_drop,
@@ -82,6 +83,6 @@ def verify(
             )
             for error in found.same_function.outputs
         ]
-        show(table(f"{found.b} against {found.a}", head, rows), *found.sentences)
+        show(table(f"{b} against {a}", head, rows), *found.sentences)
     if not found.met:
         raise typer.Exit(NEGATIVE)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from thresher.cli.main import main
+
+SOURCE = "tests.cli.toy:vit"
 
 
 @dataclass(frozen=True)
@@ -38,3 +45,48 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
         return Result(code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def failed(cli: Cli) -> Callable[..., str]:
+    """Run a command that the user got wrong: its one sentence on standard error, and no more."""
+
+    def run(code: int, *arguments: object) -> str:
+        done = cli(*arguments)
+        assert (done.code, done.out) == (code, ""), done.err
+        assert done.err.startswith("thresher: ")
+        assert len(done.err.splitlines()) == 1, done.err
+        return done.err
+
+    return run
+
+
+@dataclass(frozen=True)
+class Made:
+    """Artefacts of the toy, made once by the verbs themselves."""
+
+    reduced: Path
+    engine: Path
+    dense_engine: Path
+    image: Path
+    data: Path
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A reduced Program, two engines, an image and labelled images."""
+    place = tmp_path_factory.mktemp("toy")
+    made = Made(*(place / name for name in ("reduced", "r.engine", "d.engine", "p.png", "t.npz")))
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 24, 24, 3), np.uint8)
+    Image.fromarray(pixels[0]).save(made.image)
+    np.savez(made.data, images=pixels, labels=np.arange(12) % 4)
+    with chdir(place):
+        assert main(["optimize", SOURCE, "-o", str(made.reduced), "--set", "r=5"]) == 0
+        assert main(["export", str(made.reduced), "-o", str(made.engine)]) == 0
+        assert main(["export", SOURCE, "-o", str(made.dense_engine)]) == 0
+    return made
+
+
+def listing(folder: Path) -> list[str]:
+    """Everything in a folder, hidden files among it."""
+    return sorted(os.listdir(folder))
