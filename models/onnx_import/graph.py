@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from thresher.models.onnx_import.evaluate import DryRun, Facts, Input
+from thresher.models.onnx_import.dry_run import DryRun, Facts, Input
 from thresher.models.onnx_import.match import Matcher
 from thresher.models.onnx_import.names import scope
 from thresher.models.onnx_import.node import Node, torch_tensor

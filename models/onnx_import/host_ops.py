@@ -88,7 +88,6 @@ _ELEMENTWISE: dict[str, HostHandler] = {
     "Sub": _elementwise(operator.sub),
     "Mul": _elementwise(operator.mul),
     "Div": _elementwise(_divide),
-    "Mod": _elementwise(operator.mod),
     "Pow": _elementwise(_power),
     "Max": _elementwise(_fold(torch.sym_max)),
     "Min": _elementwise(_fold(torch.sym_min)),
@@ -111,6 +110,12 @@ _ELEMENTWISE: dict[str, HostHandler] = {
     "Or": _elementwise(lambda a, b: bool(a or b), torch.bool),
 }
 HOST_HANDLERS.update(_ELEMENTWISE)
+
+
+@op("Mod")
+def modulo(call: Call) -> HostResult:
+    whole = not call.integer("fmod") and not call.host(0).dtype.is_floating_point
+    return _elementwise(operator.mod)(call) if whole else None
 
 
 @op("Where")
@@ -209,8 +214,9 @@ def reshape(call: Call) -> HostResult:
     target = call.ints(1)
     if any(map(_symbolic, target)):
         return None
-    sizes = [data.items.shape[i] if size == 0 else size for i, size in enumerate(target)]
-    return _like(data, data.items.reshape(sizes))
+    if not call.integer("allowzero"):
+        target = [data.items.shape[i] if size == 0 else size for i, size in enumerate(target)]
+    return _like(data, data.items.reshape(target))
 
 
 @op("Transpose")

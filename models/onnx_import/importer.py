@@ -14,7 +14,7 @@ from onnx_ir.tensor_adapters import to_torch_dtype
 from thresher.compiler.errors import RefusedError, UsageError, nearest
 from thresher.compiler.program import Program, SourceInfo
 from thresher.compiler.trace import trace
-from thresher.models.onnx_import.evaluate import Input
+from thresher.models.onnx_import.dry_run import Input
 from thresher.models.onnx_import.graph import raised
 from thresher.models.onnx_import.module import OnnxModule
 from thresher.models.onnx_import.names import identifier
@@ -46,10 +46,9 @@ def import_onnx(
             that cannot be dynamic.
     """
     path = Path(path)
-    model = read(path, HANDLERS.keys())
+    model, own = read(path, HANDLERS.keys())
     inputs = [_fixed_channels(model, spec) for spec in _inputs(path, model, shapes or {})]
     names = [value.name or "" for value in model.graph.outputs]
-    own = set(model.graph.initializers)
     sizes = _sizes(inputs)
     nodes, facts, count, fate = raised(model, inputs, sizes)
     if count == 0:

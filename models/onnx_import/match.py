@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from thresher.models.onnx_import.evaluate import Facts
+from thresher.models.onnx_import.dry_run import Facts
 
 
 class Matcher:

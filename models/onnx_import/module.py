@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from thresher.models.onnx_import.evaluate import Facts, compute
+from thresher.models.onnx_import.dry_run import Facts
+from thresher.models.onnx_import.evaluate import compute
 from thresher.models.onnx_import.names import dotted
 from thresher.models.onnx_import.node import Node
 from thresher.models.onnx_import.values import HOST_LIMIT, Host, Value, of_tensor
+
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "LayerNormalization", "BatchNormalization", "Linear")
 
 
 class Scope(nn.Module):
@@ -47,6 +50,9 @@ class OnnxModule(Scope):
         self._nodes, self._inputs, self._outputs = nodes, dict(inputs), list(outputs)
         self._places: dict[str, tuple[Scope, str]] = {}
         self._hosts: dict[str, Host] = dict(facts.static)
+        for node in nodes:  # weights that were folded have lost their names
+            if node.op in _WEIGHTED:
+                own = own.union(node.inputs[1:3])
         # torch would differentiate by a parameter, which it refuses for running statistics
         norms = (node for node in nodes if node.op == "BatchNormalization")
         own = own.difference(name for node in norms for name in node.inputs[3:])

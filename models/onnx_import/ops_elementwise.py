@@ -114,7 +114,6 @@ _UNARY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Floor": torch.floor,
     "HardSwish": F.hardswish,
     "Identity": lambda x: x,
-    "IsInf": torch.isinf,
     "IsNaN": torch.isnan,
     "Log": torch.log,
     "Mish": F.mish,
@@ -155,6 +154,15 @@ def gelu(call: Call) -> torch.Tensor:
 def biased_gelu(call: Call) -> torch.Tensor:
     x = call.tensor(0) + call.tensor(1) if call.has(1) else call.tensor(0)
     return F.gelu(x, approximate="tanh" if call.node.op == "FastGelu" else "none")
+
+
+@op("IsInf")
+def is_infinite(call: Call) -> torch.Tensor:
+    up, down = call.integer("detect_positive", 1), call.integer("detect_negative", 1)
+    x = call.tensor(0)
+    if up and down:
+        return torch.isinf(x)
+    return torch.isposinf(x) if up else torch.isneginf(x) if down else torch.zeros_like(x).bool()
 
 
 @op("Swish")
@@ -204,7 +212,11 @@ def clip(call: Call) -> torch.Tensor:
 
 @op("Where")
 def where(call: Call) -> torch.Tensor:
-    return torch.where(call.tensor(0), call.tensor(1), call.tensor(2))
+    condition, yes, no = call.tensor(0), call.value(1), call.value(2)
+    if isinstance(yes, Host) and isinstance(no, Host) and yes.dtype != torch.get_default_dtype():
+        return torch.where(condition, yes.tensor(), no.tensor())  # numbers would change the dtype
+    rank = max(condition.dim(), call.rank(1), call.rank(2))
+    return torch.where(condition, call.operand(1, rank), call.operand(2, rank))
 
 
 @op("Cast")

@@ -85,5 +85,5 @@ def scatter_nd(call: Call) -> torch.Tensor:
 def one_hot(call: Call) -> torch.Tensor:
     index, axis = call.tensor(0), call.integer("axis", -1)
     depth, (low, high) = call.scalar(1), call.tensor(2).unbind()
-    hit = torch.arange(depth) == index.remainder(depth).unsqueeze(-1)
-    return torch.where(hit, high, low).movedim(-1, axis)
+    hot = torch.where(index < 0, index + depth, index).unsqueeze(-1)
+    return torch.where(torch.arange(depth) == hot, high, low).movedim(-1, axis)

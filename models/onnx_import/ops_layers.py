@@ -121,6 +121,8 @@ def pool(call: Call) -> torch.Tensor:
     counted = bool(call.integer("count_include_pad"))
     if uneven and not counted:
         raise ValueError("uneven padding that is not counted is not supported")
+    if (ceil and any(before + after)) or any(step != 1 for step in dilations):
+        raise ValueError("AveragePool with dilations, or with padding and ceil_mode=1")
     if uneven:
         x, before = _padded(x, before, after, 0.0), [0] * rank
     function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[rank - 1]

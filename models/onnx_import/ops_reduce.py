@@ -69,14 +69,10 @@ def softmax(call: Call) -> torch.Tensor:
 @op("TopK")
 def top_k(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
     count = call.scalar(1) if call.has(1) else call.integer("k")
-    values, indices = torch.topk(
-        call.tensor(0),
-        count,
-        call.integer("axis", -1),
-        largest=bool(call.integer("largest", 1)),
-        sorted=bool(call.integer("sorted", 1)),
-    )
-    return values, indices
+    axis, largest = call.integer("axis", -1), bool(call.integer("largest", 1))
+    # of equal values the first comes first, which torch.topk does not promise
+    values, indices = torch.sort(call.tensor(0), dim=axis, descending=largest, stable=True)
+    return values.narrow(axis, 0, count), indices.narrow(axis, 0, count)
 
 
 @op("CumSum")
@@ -95,4 +91,4 @@ def lp_normalization(call: Call) -> torch.Tensor:
     x = call.tensor(0)
     order, axis = call.integer("p", 2), call.integer("axis", -1)
     norm: torch.Tensor = torch.linalg.vector_norm(x, order, axis, keepdim=True)
-    return x / norm
+    return torch.where(norm == 0, norm, x / norm)

@@ -30,20 +30,39 @@ def resize(call: Call) -> torch.Tensor:
     mode = call.text("mode", "nearest")
     if mode == "nearest":
         return _nearest(call, x, factor, size)
-    placing = call.text("coordinate_transformation_mode", "half_pixel")
-    if placing not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
-        raise ValueError(f"{mode} interpolation with coordinate_transformation_mode {placing!r}")
-    if mode == "cubic" and (x.dim() != 4 or call.number("cubic_coeff_a", -0.75) != -0.75):
-        raise ValueError("cubic interpolation of other than images, or with another coefficient")
+    _require_as_torch(call, x, mode, factor, size)
     return F.interpolate(
         x,
         size,
         factor,
         "bicubic" if mode == "cubic" else _LINEAR[x.dim() - 2],
-        align_corners=placing == "align_corners",
+        align_corners=call.text("coordinate_transformation_mode") == "align_corners",
         recompute_scale_factor=False if factor else None,
         antialias=bool(call.integer("antialias")),
     )
+
+
+def _require_as_torch(
+    call: Call, x: torch.Tensor, mode: str, factor: list[Any] | None, size: list[Any] | None
+) -> None:
+    """Refuse the forms of linear and cubic interpolation that torch computes in another way."""
+    placing = call.text("coordinate_transformation_mode", "half_pixel")
+    antialias, outside = call.integer("antialias"), call.integer("exclude_outside")
+    if placing not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
+        raise ValueError(f"{mode} interpolation with coordinate_transformation_mode {placing!r}")
+    if placing == "pytorch_half_pixel" and any(same(n, 1) for n in size or ()):
+        raise ValueError("pytorch_half_pixel interpolation to a single row or column")
+    sizes = zip(x.shape[2:], factor or (), strict=False)
+    if placing == "align_corners" and any(not isinstance(n, int) or n * f % 1 for n, f in sizes):
+        raise ValueError("align_corners interpolation by a scale that gives no whole size")
+    if (antialias or outside) and antialias != outside:
+        raise ValueError("interpolation with only one of antialias and exclude_outside")
+    if mode == "cubic":
+        usual = -0.5 if antialias else -0.75
+        if x.dim() != 4 or call.number("cubic_coeff_a", -0.75) != usual:
+            raise ValueError(
+                "cubic interpolation of other than images, or with another coefficient"
+            )
 
 
 def _input(call: Call, index: int) -> list[Any] | None:

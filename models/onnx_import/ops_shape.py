@@ -124,7 +124,11 @@ def expand(call: Call) -> torch.Tensor:
     rank = max(x.dim(), len(target))
     own = [1] * (rank - x.dim()) + list(x.shape)
     asked = [1] * (rank - len(target)) + target
-    return x.expand([b if _is(a, 1) else a for a, b in zip(own, asked, strict=True)])
+    shape = [b if _is(a, 1) else a for a, b in zip(own, asked, strict=True)]
+    value = call.value(0)
+    if isinstance(value, Host) and value.items.size == 1 and value.source is None:
+        return torch.full(shape, value.items.item(), dtype=value.dtype)
+    return x.expand(shape)
 
 
 @op("Tile")
@@ -155,6 +159,8 @@ def eye_like(call: Call) -> torch.Tensor:
 @op("Dropout")
 def dropout(call: Call) -> list[torch.Tensor]:
     x = call.tensor(0)
+    if call.has(2) and call.scalar(2):
+        raise ValueError("Dropout in training mode is not supported")
     return [x, torch.ones_like(x, dtype=torch.bool)][: len(call.node.outputs)]
 
 
@@ -200,6 +206,8 @@ def depth_to_space(call: Call) -> torch.Tensor:
 @op("SpaceToDepth")
 def space_to_depth(call: Call) -> torch.Tensor:
     x, block = call.tensor(0), call.integer("blocksize")
+    if call.text("mode", "DCR") == "CRD":
+        return F.pixel_unshuffle(x, block)
     b, c, h, w = x.shape
     x = x.reshape(b, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
     return x.reshape(b, c * block**2, h // block, w // block)

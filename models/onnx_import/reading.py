@@ -17,8 +17,10 @@ OLDEST_OPSET = 9
 OURS = "thresher"
 
 
-def read(path: Path, supported: Collection[str]) -> ir.Model:
+def read(path: Path, supported: Collection[str]) -> tuple[ir.Model, set[str]]:
     """Read, refuse what cannot be imported, inline functions, fold and tidy.
+
+    Gives the model and the names of the file's own weights.
 
     Args:
         path: the ``.onnx`` file; external data must lie in its folder.
@@ -47,7 +49,7 @@ def read(path: Path, supported: Collection[str]) -> ir.Model:
         )
     _simplify(model)
     _refuse_unsupported(path, model, supported)
-    return model
+    return model, {tensor.name for tensor in proto.graph.initializer}
 
 
 def _parse(path: Path) -> onnx.ModelProto:
