@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -93,7 +94,8 @@ def provenance(node: fx.Node) -> dict[str, Any]:
 def module_path(node: fx.Node) -> str:
     """Dotted path of the innermost module that a node came from, or ``""``."""
     stack = node.meta.get("nn_module_stack") or {}
-    return str(next(reversed(stack.values()))[0]) if stack else ""
+    path = str(next(reversed(stack.values()))[0]) if stack else ""
+    return "" if path.startswith("_empty_nn_module_stack") else path
 
 
 @dataclass(frozen=True)
@@ -233,10 +235,7 @@ class Program:
 
 
 def _named(size: torch.SymInt, symbols: Mapping[str, str]) -> str:
-    text = str(size.node.expr)
-    for symbol, name in symbols.items():
-        text = text.replace(symbol, name)
-    return text
+    return re.sub(r"s\d+", lambda match: symbols.get(match[0], match[0]), str(size.node.expr))
 
 
 def _read_record(entry: dict[str, Any]) -> PassRecord:

@@ -30,6 +30,7 @@ class Cleanup(Pass[CleanupOptions]):
 
     name = "cleanup"
     summary = "fold constants, drop dead code and unused weights"
+    allow_zero = True
     Options: ClassVar[type[CleanupOptions]] = CleanupOptions
 
     def match(self, program: Program, context: Context) -> PassResult:
@@ -55,9 +56,9 @@ class Cleanup(Pass[CleanupOptions]):
         outputs = [rewriter.map[n] for n in program.output_nodes()]
         dropped = frozenset(n.name for n in _unused(program)) | _freed(program, values)
         exported = rewriter.finish(outputs, constants, dropped)
-        removed = len(program.graph.nodes) - len(exported.graph.nodes)
+        count = len(values) + len(_unused(program))
         return PassResult(
-            dataclasses.replace(program, exported=exported), len(values), max(removed, 1), details={"folded": len(frontier)}
+            dataclasses.replace(program, exported=exported), count, count, details={"folded": len(frontier)}
         )
 
 

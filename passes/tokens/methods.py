@@ -58,6 +58,10 @@ class TokenReduction(Pass[TokenOptions]):
     by_share: ClassVar[bool] = True
     ensures = frozenset({"tokens-reduced"})
 
+    @property
+    def keeps_outputs(self) -> bool:
+        return bool(self.options.restore)
+
     @abstractmethod
     def step(self, sites: Sites) -> Step:
         """The step taken at every site of a model."""
