@@ -143,7 +143,8 @@ def _show(found: list[Package], able: list[TargetState], ok: bool) -> None:
     show(table("Packages", ("package", "for", "wanted", "installed", ""), rows))
     states = [(t.target, t.summary, t.version or "-", _mark(t.ok), t.reason) for t in able]
     show(table("Back ends", ("target", "", "version", "", "reason"), states))
-    remedies = list(dict.fromkeys(x.remedy for x in (*found, *able) if x.remedy))
+    remedies = dict.fromkeys([*(p.remedy for p in found), *(t.remedy for t in able)])
+    remedies.pop("", None)
     if remedies:
         show(table("To install, where wanted", ("",), [(remedy,) for remedy in remedies]))
     show("everything that thresher needs is installed" if ok else "thresher cannot work here yet")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +86,7 @@ def enlarge(grid: Each, size: tuple[int, ...]) -> Each:
     """The value of its patch for every pixel."""
     rows = np.arange(size[0]) * grid.shape[0] // size[0]
     columns = np.arange(size[1]) * grid.shape[1] // size[1]
-    return grid[rows[:, None], columns[None, :]]
+    return cast(Each, grid[rows[:, None], columns[None, :]])
 
 
 def borders(owner: Grid) -> tuple[list[Segment], list[Segment]]:

@@ -54,7 +54,7 @@ def explain(
         recipe = parse_recipe(f"passes: [{name}]", f"pass {name}", settings or ())
         program = open_program(source, options.wishes(weights, resolution, length), tell)
         tell(f"asking {name}", 0, 0)
-        context = Context(data=open_data(data, program), progress=tell)
+        context = Context(data=open_data(data, program.info, program.outputs), progress=tell)
         records = ask(program, recipe, context)
     if json:
         show_json("explain", {**describe(kind), "source": source, "found": as_json(records)[0]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,9 +58,10 @@ def inspect(
     if json:
         show_json("inspect", {"source": source, **data})
     elif output is not None:
-        rows = [(s["layer"], s["tokens"], s["alive"], s["merged"], s["dropped"]) for s in stages]
-        head = ("block", "tokens", "patches alive", "merged into others", "dropped")
-        show(table(f"{image} through {source}", head, rows), f"written: {output}")
+        title = f"{image} through {source}"
+        words = {"alive": "patches alive", "merged": "merged into others", "dropped": "dropped"}
+        _show_rows(title, stages, layer="block", tokens="tokens", **words)
+        show(f"written: {output}")
     else:
         _show(source, data)
 
@@ -164,15 +166,19 @@ def _show(source: str, data: dict[str, Any]) -> None:
         ("passes", ", ".join(record["name"] for record in data["history"]) or "none yet"),
     ]
     show(table(source, ("", ""), facts))
-    if data["ledger"]:
-        rows = [(e["layer"], e["method"], e["tokens_in"], e["tokens_out"]) for e in data["ledger"]]
-        show(table("Tokens", ("block", "by", "tokens before", "after"), rows))
-    elif data["sites"]:
-        rows = [(s["layer"], s["path"], s["node"]) for s in data["sites"]]
-        show(table("Sites, where tokens may go", ("block", "attention", "behind node"), rows))
-    if data["refusals"]:
-        rows = [(r["node"], r["reason"]) for r in data["refusals"]]
-        show(table("Refused", ("node", "reason"), rows))
+    _show_rows(
+        "Tokens", data["ledger"], layer="block", method="by", tokens_in="tokens", tokens_out="left"
+    )
+    _show_rows(
+        "Sites, where tokens may go", data["sites"], layer="block", path="attention", node="node"
+    )
+    _show_rows("Refused", data["refusals"], node="node", reason="reason")
     total = max(1, data["macs"])
     rows = [(n, f"{macs / 1e6:.4g}", f"{macs / total:.1%}") for n, macs in data["blocks"].items()]
     show(table("Cost of one item", ("block", "M MACs", "share"), rows))
+
+
+def _show_rows(title: str, rows: Sequence[dict[str, Any]], **head: str) -> None:
+    """A table of the fields in ``head`` under its texts, if there are rows."""
+    if rows:
+        show(table(title, list(head.values()), [[row[key] for key in head] for row in rows]))

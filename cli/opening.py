@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from thresher.cli.console import Progress
 from thresher.cli.options import numbers
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from thresher.compiler.program import Program
     from thresher.models.data import Dataset
     from thresher.models.options import SourceOptions
-    from thresher.runtime import Engine, Manifest, ProgramRunner
+    from thresher.runtime import Engine, ProgramRunner
 
     Batch: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray | None]
 
@@ -69,8 +69,28 @@ def open_runner(
     return nullcontext(ProgramRunner(program, name=Path(name).name, threads=threads))
 
 
-def open_data(spec: str | None, model: Program | Manifest) -> Dataset | None:
-    """The data that ``--data`` names, made into the model's inputs.
+class Told(Protocol):
+    """What a SourceInfo and a Manifest both know."""
+
+    @property
+    def preprocessing(self) -> dict[str, Any] | None: ...
+
+    @property
+    def labels(self) -> tuple[str, ...] | None: ...
+
+
+class Spec(Protocol):
+    """What a TensorSpec and a TensorInfo both know."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int | str, ...]: ...
+
+
+def open_data(spec: str | None, told: Told, outputs: Sequence[Spec]) -> Dataset | None:
+    """The data that ``--data`` names, made into the inputs of a model with these outputs.
 
     Raises:
         UsageError: no such data, or data and labels that do not fit the model.
@@ -79,18 +99,16 @@ def open_data(spec: str | None, model: Program | Manifest) -> Dataset | None:
         return None
     from thresher.models.data import open_dataset
 
-    told = getattr(model, "info", model)
-    logits = next((output.shape for output in model.outputs if output.name == "logits"), ())
-    classes = logits[1] if len(logits) == 2 and isinstance(logits[1], int) else None
+    shape = next((output.shape for output in outputs if output.name == "logits"), ())
+    classes = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
     return open_dataset(spec, told.preprocessing, labels=told.labels, classes=classes)
 
 
-def described(runner: Engine | ProgramRunner) -> Program | Manifest:
-    """What knows how the inputs of something that runs are made."""
-    found: Program | Manifest = getattr(runner, "manifest", None) or getattr(
-        runner, "program", None
-    )
-    return found
+def told_by(runner: Engine | ProgramRunner) -> Told:
+    """What something that runs knows about its inputs and classes."""
+    from thresher.runtime import Engine
+
+    return runner.manifest if isinstance(runner, Engine) else runner.program.info
 
 
 class Watched:

@@ -62,7 +62,7 @@ def optimize(
         check_free(output, overwrite=overwrite)
         chosen = load_recipe(recipe, options.overrides(settings, flops))
         dense = open_program(source, options.wishes(weights, resolution, length), tell)
-        dataset = open_data(data, dense)
+        dataset = open_data(data, dense.info, dense.outputs)
         context = Context(seed=seed, data=dataset, progress=tell, dump_dir=dump_dir)
         reduced = run(dense, chosen, context, observe=reports.append)
         quality = None

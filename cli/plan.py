@@ -48,7 +48,7 @@ def plan(
         program = open_program(source, options.wishes(weights, resolution, length), tell)
         check_order(chosen.build(), program)
         tell("asking the passes", 0, 0)
-        context = Context(data=open_data(data, program), progress=tell)
+        context = Context(data=open_data(data, program.info, program.outputs), progress=tell)
         records = explain(program, chosen, context)
         tell(f"asking the target {target}", 0, 0)
         problems = untaken(program, maker)

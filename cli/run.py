@@ -57,18 +57,11 @@ def run(
         found = {name: _plain(value) for name, value in outputs.items()}
         show_json("run", {"engine": engine, "inputs": samples, "outputs": found, "top": ranked})
     elif ranked is not None:
-        named = (
-            samples if len(samples) == len(ranked) else [f"sample {i}" for i in range(len(ranked))]
-        )
-        rows = [
-            (name if not place else "", entry["label"], f"{entry['probability']:.1%}")
-            for name, entries in zip(named, ranked, strict=True)
-            for place, entry in enumerate(entries)
-        ]
-        show(table("", ("input", "class", "probability"), rows))
+        _show_classes(samples, ranked)
     else:
+        head = ("output", "dtype", "shape", "lowest", "mean", "highest")
         rows = [(name, v.dtype, list(v.shape), *_range(v)) for name, v in outputs.items()]
-        show(table("", ("output", "dtype", "shape", "lowest", "mean", "highest"), rows))
+        show(table(engine, head, rows))
 
 
 def best(
@@ -90,6 +83,17 @@ def best(
         ]
         for row, classes in enumerate(order)
     ]
+
+
+def _show_classes(samples: Sequence[str], ranked: list[list[dict[str, Any]]]) -> None:
+    if len(samples) != len(ranked):  # arrays and text files hold several samples
+        samples = [f"sample {index}" for index in range(len(ranked))]
+    rows = [
+        ("" if place else name, entry["label"], f"{entry['probability']:.1%}")
+        for name, entries in zip(samples, ranked, strict=True)
+        for place, entry in enumerate(entries)
+    ]
+    show(table("Classes", ("input", "class", "probability"), rows))
 
 
 def _save(path: Path, outputs: Mapping[str, NDArray[Any]]) -> None:

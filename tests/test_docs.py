@@ -59,7 +59,7 @@ def command(block: Block) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", filter(runnable, DOCUMENTS), ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if runnable(d)], ids=lambda d: d.name)
 def test_commands_and_examples_run(document: Path, tmp_path: Path) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "COLUMNS": "100"}
@@ -84,14 +84,14 @@ def test_commands_and_examples_run(document: Path, tmp_path: Path) -> None:
             )
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
 def test_marks_are_known_and_reasons_given(document: Path) -> None:
     for block in blocks(document):
         known = [block.option(name) for name in ("not run", "exits", "file")]
         assert not block.mark or any(known), f"{document.name}:{block.line} {block.mark!r}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
 def test_links_lead_to_files(document: Path) -> None:
     missing = [
         target
