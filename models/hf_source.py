@@ -109,7 +109,7 @@ def _model(
     named = next(iter(config.get("architectures") or ()), family.base)
     cls = getattr(transformers, named if named in family.heads else family.base)
     settings = cls.config_class.from_pretrained(folder, local_files_only=True)
-    weights = options.weights or "included"
+    weights = "included" if options.weights in (None, "pretrained") else str(options.weights)
     size = options.square()
     with _quiet(transformers):
         if weights == "random":

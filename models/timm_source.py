@@ -44,7 +44,7 @@ def load(name: str, options: SourceOptions) -> Program:
     timm = _timm()
     source = f"timm:{name}"
     _check_name(timm, name)
-    weights = options.weights or "pretrained"
+    weights = "pretrained" if options.weights in (None, "included") else str(options.weights)
     path = None if weights in ("pretrained", "random") else Path(weights)
     state = read_weights(path) if path else {}
     with torch.random.fork_rng(devices=[]):

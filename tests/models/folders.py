@@ -68,7 +68,7 @@ def save(model: Any, folder: Path, **files: Any) -> str:
     """Write the model, and JSON files beside it; the source that names the folder."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))

@@ -241,7 +241,7 @@ def test_sharded_weights(tmp_path: Path) -> None:
     source = save(model, tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
-    table = {}
+    table: dict[str, str] = {}
     for number, keys in enumerate((sorted(state)[::2], sorted(state)[1::2])):
         save_file({key: state[key] for key in keys}, tmp_path / f"part-{number}.safetensors")
         table |= dict.fromkeys(keys, f"part-{number}.safetensors")
@@ -297,4 +297,4 @@ def test_wishes_that_do_not_apply(tmp_path: Path) -> None:
         ({"outputs": ("logits",)}, "has no output 'logits': it has last_hidden_state"),
     ):
         with pytest.raises(UsageError, match=message):
-            load_source(source, **wish)  # type: ignore[arg-type]
+            load_source(source, **wish)

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
 from torch.export import Dim, export
 
 from thresher.compiler.errors import RefusedError, UsageError
+from thresher.compiler.lowering import to_onnx
 from thresher.models.sources import kind_of, load_source
 from thresher.models.spec import ModelSpec
 
@@ -47,7 +49,7 @@ def archive(tmp_path: Path) -> Path:
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
     """Writes a module into the current folder; its name is new each time."""
     monkeypatch.chdir(tmp_path)
-    names = []
+    names: list[str] = []
 
     def write(body: str) -> str:
         name = f"user_models_{tmp_path.name}_{len(names)}".replace("-", "_")
@@ -117,6 +119,17 @@ def test_onnx_is_read_by_the_importer(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no protobuf")
     with pytest.raises(UsageError, match=r"bad\.onnx"):
         load_source(str(tmp_path / "bad.onnx"), resolution=32)
+
+
+def test_onnx(archive: Path) -> None:
+    path = archive.with_suffix(".onnx")
+    ir.save(to_onnx(load_source(str(archive))), path)
+    program = load_source(str(path))
+    assert [(s.name, s.shape) for s in program.inputs] == [("x", ("batch", "x_1", 8))]
+    with pytest.raises(UsageError, match="has no input that takes a resolution"):
+        load_source(str(path), resolution=32)
+    with pytest.raises(UsageError, match="has no input that takes a length"):
+        load_source(str(path), length=8)
 
 
 def test_archive(archive: Path) -> None:
