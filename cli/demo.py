@@ -1,118 +1,123 @@
-"""The main job on the shipped network, end to end: ``make demo``.
+"""``python -m thresher.cli.demo``: the main job, end to end, on the model and images that are shipped.
 
-Optimises, exports, checks against labelled images, measures, and prints one table; leaves the
-engine, a report and a picture of the tokens.
+Checkpoint in, faster engine out, with what it cost: optimise, export dense and reduced, compare
+them on labelled images, measure them side by side, and draw where the tokens of an image went.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from thresher.cli.console import progress, show, table
+import typer
+
+from thresher.cli import options
+from thresher.cli.console import Progress, progress, say, show, show_json, table
+from thresher.cli.opening import Watched, open_data, open_program
+from thresher.cli.optimize import save
+from thresher.cli.passes import foresight
 
 if TYPE_CHECKING:
-    from thresher.compiler.program import Program
-    from thresher.models.data import Dataset
-    from thresher.runtime.profiling import Timing
-    from thresher.runtime.verifying import QualityKept
+    from thresher.runtime import Profile, Verification
 
 SOURCE, DATA = "thresher.models.fashion:vit", "fashion-mnist"
-RECIPE, FLOPS = "tome", 0.65
+RECIPE, BUDGET = "tome", "r=26"
 BATCHES = (1, 8)
-SHOWN = 9  # test image in the picture: an ankle boot
+SHOWN = 1  # number of the test image in the picture
 
 
-def run(folder: Path, limit: int | None, threads: int) -> None:
-    """Do everything and write to ``folder``."""
-    from thresher.compiler import load_recipe, optimize
-    from thresher.models.data import open_dataset
-    from thresher.models.sources import load_source
-    from thresher.runtime import ProgramRunner, export, profile, verify, write_report
-
-    folder.mkdir(parents=True, exist_ok=True)
+def demo(
+    output: options.Output = Path("build/demo"),
+    limit: options.Limit = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Make the shipped model faster and say what that cost."""
     with progress() as tell:
-        tell("optimising", 0, 0)
-        dense = load_source(SOURCE)
-        reduced = optimize(dense, load_recipe(RECIPE, [f"flops={FLOPS}"]))
-        reduced.save(folder / "reduced", overwrite=True)
-        tell("exporting", 0, 0)
-        engines = [
-            export(program, folder / f"{name}.engine", threads=threads, overwrite=True)
-            for name, program in (("dense", dense), ("reduced", reduced))
-        ]
-        dataset = open_dataset(DATA, dense.info.preprocessing, labels=dense.info.labels)
-        tell(f"checking {limit or len(dataset)} labelled images", 0, 0)
-        found = verify(engines[0], engines[1], dataset=dataset, limit=limit, batch=50)
-        tell("measuring", 0, 0)
-        measured = profile([e for e in engines], batches=BATCHES, threads=threads, blocks=True)
-        write_report(measured, folder / "report.html")
-        write_report(measured, folder / "report.png")
-        tell("drawing", 0, 0)
-        _picture(reduced, dataset, folder / "tokens.png")
-        runner = ProgramRunner(reduced)
-        assert runner.outputs
-    assert found.quality is not None
-    tokens = reduced.history[0].details["tokens"]
-    show(
-        table(
-            f"{SOURCE} on ONNX Runtime, {threads} threads, {found.quality.n} test images",
-            ("", "accuracy", "batch", "ms a run", "speed-up", "predicted", "realised"),
-            _rows(found.quality, measured.timings),
-        ),
-        f"tokens at the input and after each block: {' '.join(map(str, tokens))}",
-        f"flips: {found.quality.right_to_wrong} right to wrong, {found.quality.wrong_to_right} wrong to"
-        f" right; difference {100 * found.quality.difference:+.2f} points, standard error"
-        f" {100 * found.quality.standard_error:.2f}",
-        f"written to {folder}: reduced.engine (model.onnx runs in any ONNX Runtime), report.html, report.png, tokens.png",
-    )
+        quality, times, foreseen = work(output, limit, threads, tell)
+    if json:
+        show_json("demo", {"quality": quality.to_json(), "profile": times.to_json()})
+    else:
+        head, rows = summary(quality, times)
+        show(table("The shipped vision transformer, dense and reduced", head, rows), *foreseen)
+        show(*quality.sentences[1:], *times.sentences)
+    say(f"engine: {output / 'reduced.engine'}")
+    say(f"pictures: {output / 'kept.png'}, {output / 'report.html'}")
 
 
-def _rows(quality: QualityKept, timings: Sequence[Timing]) -> list[tuple[str, ...]]:
-    accuracy = (f"{100 * quality.accuracy_a:.2f} %", f"{100 * quality.accuracy_b:.2f} %")
+def work(
+    output: Path, limit: int | None, threads: int | None, tell: Progress
+) -> tuple[Verification, Profile, list[str]]:
+    """Run every step; leaves engines, picture and report in ``output``."""
+    from thresher.cli.inspect import picture
+    from thresher.compiler.contract import Context
+    from thresher.compiler.pipeline import run
+    from thresher.compiler.recipe import load_recipe
+    from thresher.models.options import SourceOptions
+    from thresher.runtime import export, profile, verify, write_report
+
+    recipe = load_recipe(RECIPE, [BUDGET])
+    dense = open_program(SOURCE, SourceOptions(), tell)
+    reduced = run(dense, recipe, Context(progress=tell))
+    shutil.rmtree(output, ignore_errors=True)
+    save(reduced, recipe, output / "reduced", overwrite=False)
+    tell("exporting", 0, 0)
+    engines = [
+        export(dense, output / "dense.engine", threads=threads),
+        export(reduced, output / "reduced.engine", threads=threads, recipe=recipe.plain()),
+    ]
+    dataset = open_data(DATA, dense.info, dense.outputs)
+    assert dataset is not None
+    quality = verify(*engines, dataset=Watched(dataset, limit, tell), limit=limit, batch=32)
+    times = profile(engines, batches=BATCHES, threads=engines[0].threads, progress=tell)
+    tell("drawing", 0, 0)
+    picture(reduced, _image(output / "image.png"), output / "kept.png")
+    write_report(times, output / "report.html")
+    return quality, times, foresight(reduced.history)
+
+
+def summary(quality: Verification, times: Profile) -> tuple[list[str], list[list[str]]]:
+    """The one table: quality beside speed, predicted beside realised."""
+    assert quality.quality is not None
+    accuracies = (quality.quality.accuracy_a, quality.quality.accuracy_b)
+    head = ["", "accuracy", *(f"ms, batch {batch}" for batch in BATCHES), "predicted"]
+    head += [f"realised, batch {batch}" for batch in BATCHES]
     rows = []
-    for timing in timings:
-        reduced = timing.speedup is not None
+    for candidate, accuracy in zip(times.candidates, accuracies, strict=True):
+        row = [times.timing(candidate.name, batch) for batch in BATCHES]
+        ideal = row[0].ideal
         rows.append(
-            (
-                f"{RECIPE}, {FLOPS:.0%} of the work" if reduced else "dense",
-                accuracy[reduced],
-                str(timing.batch),
-                f"{1e3 * timing.latency.median:.2f}",
-                f"{timing.speedup.median:.2f}" if timing.speedup else "",
-                f"{timing.ideal:.2f}" if timing.ideal and reduced else "",
-                f"{timing.realised:.2f}" if timing.realised and reduced else "",
-            )
+            [
+                candidate.name,
+                f"{accuracy:.2%}",
+                *(f"{1e3 * timing.latency.median:.1f}" for timing in row),
+                f"{ideal:.2f}x" if ideal else "",
+                *(f"{t.speedup.median:.2f}x" if t.speedup else "" for t in row),
+            ]
         )
-    return rows
+    return head, rows
 
 
-def _picture(program: Program, dataset: Dataset, output: Path) -> None:
+def _image(path: Path) -> Path:
+    """One test image as a file."""
+    import numpy as np
     from PIL import Image
 
-    from thresher.cli.inspect import picture
     from thresher.models.fashion import TEST_SET
 
-    import numpy as np  # isort: skip
-
     with np.load(TEST_SET) as arrays:
-        image = Image.fromarray(arrays["images"][SHOWN])
-    source = output.with_name("image.png")
-    image.save(source)
-    picture(program, source, output)
+        Image.fromarray(arrays["images"][SHOWN]).save(path)
+    return path
 
 
-def main() -> None:
-    """Entry point of ``python -m thresher.cli.demo``."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-o", "--output", type=Path, default=Path("build/demo"))
-    parser.add_argument("--limit", type=int, default=None, help="test images; all by default")
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    run(arguments.output, arguments.limit, arguments.threads)
+def main() -> int:
+    """The command line, with the exit codes of ``thresher``."""
+    from thresher.cli.main import answer
+
+    return answer(typer.Typer(), demo)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
