@@ -1,4 +1,4 @@
-"""``python -m thresher.cli.demo``: the main job, end to end, on the model and images that are shipped.
+"""``thresher demo``: the main job, end to end, on the model and the images that are shipped.
 
 Checkpoint in, faster engine out, with what it cost: optimise, export dense and reduced, compare
 them on labelled images, measure them side by side, and draw where the tokens of an image went.
@@ -6,11 +6,8 @@ them on labelled images, measure them side by side, and draw where the tokens of
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from thresher.cli import options
 from thresher.cli.console import Progress, progress, say, show, show_json, table
@@ -34,7 +31,7 @@ def demo(
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Make the shipped model faster and say what that cost."""
+    """Make the model that is shipped faster, and say what that cost."""
     with progress() as tell:
         quality, times, foreseen = work(output, limit, threads, tell)
     if json:
@@ -61,12 +58,11 @@ def work(
     recipe = load_recipe(RECIPE, [BUDGET])
     dense = open_program(SOURCE, SourceOptions(), tell)
     reduced = run(dense, recipe, Context(progress=tell))
-    shutil.rmtree(output, ignore_errors=True)
-    save(reduced, recipe, output / "reduced", overwrite=False)
+    save(reduced, recipe, output / "reduced", overwrite=True)
     tell("exporting", 0, 0)
     engines = [
-        export(dense, output / "dense.engine", threads=threads),
-        export(reduced, output / "reduced.engine", threads=threads, recipe=recipe.plain()),
+        export(program, output / f"{name}.engine", threads=threads, overwrite=True, recipe=told)
+        for name, program, told in (("dense", dense, None), ("reduced", reduced, recipe.plain()))
     ]
     dataset = open_data(DATA, dense.info, dense.outputs)
     assert dataset is not None
@@ -110,14 +106,3 @@ def _image(path: Path) -> Path:
     with np.load(TEST_SET) as arrays:
         Image.fromarray(arrays["images"][SHOWN]).save(path)
     return path
-
-
-def main() -> int:
-    """The command line, with the exit codes of ``thresher``."""
-    from thresher.cli.main import answer
-
-    return answer(typer.Typer(), demo)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -13,7 +13,18 @@ from typing import Annotated
 
 import typer
 
-from thresher.cli import doctor, explain, export, inspect, optimize, plan, profile, recipes, run
+from thresher.cli import (
+    demo,
+    doctor,
+    explain,
+    export,
+    inspect,
+    optimize,
+    plan,
+    profile,
+    recipes,
+    run,
+)
 from thresher.cli import verify as verifying
 from thresher.cli.console import be_verbose, log, say
 from thresher.compiler.errors import ThresherError
@@ -38,6 +49,7 @@ for verb in (
     explain.explain,
     recipes.recipes,
     doctor.doctor,
+    demo.demo,
 ):
     app.command()(verb)
 

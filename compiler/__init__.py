@@ -14,7 +14,7 @@ _PUBLIC = {
     "load_recipe": "recipe",
     "optimize": "pipeline",
 }
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

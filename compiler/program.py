@@ -16,6 +16,7 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from thresher.compiler.archive import read_archive
 from thresher.compiler.errors import UsageError
 from thresher.compiler.files import atomic_folder
 
@@ -147,7 +148,9 @@ class Program:
         """Spec of a tensor node, with symbols under the user's names."""
         value = node.meta["val"]
         symbols = self.symbols
-        shape = tuple(size if isinstance(size, int) else _named(size, symbols) for size in value.shape)
+        shape = tuple(
+            size if isinstance(size, int) else _named(size, symbols) for size in value.shape
+        )
         return TensorSpec(name or node.name, str(value.dtype).removeprefix("torch."), shape)
 
     @property
@@ -216,7 +219,9 @@ class Program:
         import thresher.kernels.ops  # noqa: F401
 
         if not (folder / RECORD).is_file() or not (folder / ARCHIVE).is_file():
-            raise UsageError(f"{folder} is not a folder written by 'thresher optimize': {RECORD} is missing")
+            raise UsageError(
+                f"{folder} is not a folder written by 'thresher optimize': {RECORD} is missing"
+            )
         record = yaml.safe_load((folder / RECORD).read_text())
         if record.get("format") != FORMAT:
             raise UsageError(
@@ -225,7 +230,7 @@ class Program:
             )
         info = record["info"] | {"labels": tuple(record["info"]["labels"] or ()) or None}
         return Program(
-            exported=torch.export.load(folder / ARCHIVE),
+            exported=read_archive(folder / ARCHIVE),
             info=SourceInfo(**info),
             axes=record["axes"],
             output_names=tuple(record["outputs"]),

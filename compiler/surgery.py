@@ -17,7 +17,6 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import (
-    ConstantArgument,
     ExportGraphSignature,
     InputKind,
     InputSpec,
@@ -49,7 +48,9 @@ class Rewriter:
         self._like: fx.Node | None = None
         self._note: dict[str, Any] = {}
         self._mode = next(
-            n.meta["val"].fake_mode for n in program.graph.nodes if hasattr(n.meta.get("val"), "fake_mode")
+            n.meta["val"].fake_mode
+            for n in program.graph.nodes
+            if hasattr(n.meta.get("val"), "fake_mode")
         )
 
     # --- copying ------------------------------------------------------------------------------
@@ -72,7 +73,9 @@ class Rewriter:
             new.meta = copy.copy(node.meta)
             self.map[node] = new
             return new
-        chosen: Any = target or (aten.reshape.default if node.target is aten.view.default else node.target)
+        chosen: Any = target or (
+            aten.reshape.default if node.target is aten.view.default else node.target
+        )
 
         def mapped(n: fx.Node) -> fx.Node:
             return replace[n] if replace and n in replace else self.map[n]
@@ -80,17 +83,25 @@ class Rewriter:
         new_args = fx.node.map_arg(node.args, mapped) if args is None else args
         kwargs = fx.node.map_arg(node.kwargs, mapped)
         new = self._call(chosen, new_args, kwargs, node.name)
-        new.meta = {k: v for k, v in node.meta.items() if k not in ("val", "tensor_meta")} | {"val": new.meta["val"]}
+        new.meta = {k: v for k, v in node.meta.items() if k not in ("val", "tensor_meta")} | {
+            "val": new.meta["val"]
+        }
         self.map[node] = new
         return new
 
     def call_like(
-        self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Target | None = None
+        self,
+        node: fx.Node,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        target: Target | None = None,
     ) -> fx.Node:
         """Copy a node of the old graph with all its arguments given in terms of new nodes."""
         chosen: Any = target or node.target
         new = self._call(chosen, args, kwargs, node.name)
-        new.meta = {k: v for k, v in node.meta.items() if k not in ("val", "tensor_meta")} | {"val": new.meta["val"]}
+        new.meta = {k: v for k, v in node.meta.items() if k not in ("val", "tensor_meta")} | {
+            "val": new.meta["val"]
+        }
         self.map[node] = new
         return new
 
@@ -128,9 +139,13 @@ class Rewriter:
                 return inner[node.args[0]]  # type: ignore[no-any-return]
             elif node.op == "call_function":
                 args = fx.node.map_arg(node.args, lambda n: inner[n])
-                inner[node] = self.emit(node.target, *args, **fx.node.map_arg(node.kwargs, lambda n: inner[n]))
+                inner[node] = self.emit(
+                    node.target, *args, **fx.node.map_arg(node.kwargs, lambda n: inner[n])
+                )
             else:
-                raise ValueError(f"{function} holds a constant tensor ({node.name}): build it from sizes instead")
+                raise ValueError(
+                    f"{function} holds a constant tensor ({node.name}): build it from sizes instead"
+                )
         raise AssertionError("a traced graph ends with its output")
 
     def size(self, node: fx.Node, axis: int) -> fx.Node | int:
@@ -138,7 +153,9 @@ class Rewriter:
         value = node.meta["val"].shape[axis]
         return value if isinstance(value, int) else self.emit(aten.sym_size.int, node, axis)
 
-    def _call(self, target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> fx.Node:
+    def _call(
+        self, target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str
+    ) -> fx.Node:
         values = fx.node.map_arg((args, dict(kwargs)), lambda n: n.meta["val"])
         with self._mode, torch.no_grad():
             result = target(*values[0], **values[1])
@@ -167,33 +184,51 @@ class Rewriter:
         old, weights = self.old.exported, weights or {}
         output = next(iter(reversed(self.graph.nodes)))
         output.meta["val"] = tuple(n.meta["val"] for n in outputs)
-        for node in [n for n in reversed(self.graph.nodes) if n.op == "call_function" and not n.users]:
+        for node in [
+            n for n in reversed(self.graph.nodes) if n.op == "call_function" and not n.users
+        ]:
             _erase_dead(self.graph, node)
         for node in [n for n in self.graph.nodes if n.op == "placeholder" and n.name in dropped]:
             self.graph.erase_node(node)
         self.graph.lint()
-        specs = [s for s in old.graph_signature.input_specs if getattr(s.arg, "name", "") not in dropped]
+        specs = [
+            s for s in old.graph_signature.input_specs if getattr(s.arg, "name", "") not in dropped
+        ]
         folded = [
-            InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name=name), target=name, persistent=None)
+            InputSpec(
+                InputKind.CONSTANT_TENSOR, TensorArgument(name=name), target=name, persistent=None
+            )
             for name in constants or {}
         ]
-        position = next((i for i, s in enumerate(specs) if s.kind is InputKind.USER_INPUT), len(specs))
+        position = next(
+            (i for i, s in enumerate(specs) if s.kind is InputKind.USER_INPUT), len(specs)
+        )
         user_outputs = [
             OutputSpec(s.kind, TensorArgument(name=n.name), s.target)
             for s, n in zip(old.graph_signature.output_specs, outputs, strict=True)
         ]
-        signature = ExportGraphSignature([*specs[:position], *folded, *specs[position:]], user_outputs)
+        signature = ExportGraphSignature(
+            [*specs[:position], *folded, *specs[position:]], user_outputs
+        )
         wanted = {s.target for s in signature.input_specs}
         return ExportedProgram(
             root=torch.nn.Module(),
             graph=self.graph,
             graph_signature=signature,
-            state_dict={k: weights.get(k, v) for k, v in old.state_dict.items() if k in wanted or not dropped},
+            state_dict={
+                k: weights.get(k, v)
+                for k, v in old.state_dict.items()
+                if k in wanted or not dropped
+            },
             range_constraints=old.range_constraints,
             module_call_graph=_call_graph(old, signature),
             example_inputs=None,
             constants={
-                **{k: weights.get(k, v) for k, v in old.constants.items() if k in wanted or not dropped},
+                **{
+                    k: weights.get(k, v)
+                    for k, v in old.constants.items()
+                    if k in wanted or not dropped
+                },
                 **(constants or {}),
             },
         )
@@ -221,12 +256,14 @@ def _call_graph(old: ExportedProgram, signature: ExportGraphSignature) -> list[A
     """Module call graph with the root's outputs renamed; inner entries are not used after tracing."""
     root = copy.deepcopy(old.module_call_graph[0])
     if root.signature is not None:
-        root.signature.outputs = [
-            spec.arg if not isinstance(spec.arg, ConstantArgument) else spec.arg for spec in signature.output_specs
-        ]
+        root.signature.outputs = [spec.arg for spec in signature.output_specs]
     return [root]
 
 
 def _short(target: Target) -> str:
     schema = getattr(target, "_schema", None)
-    return str(schema.name).split("::")[-1] if schema is not None else getattr(target, "__name__", "node")
+    return (
+        str(schema.name).split("::")[-1]
+        if schema is not None
+        else getattr(target, "__name__", "node")
+    )

@@ -35,9 +35,14 @@ def trace(
     Raises:
         RefusedError: ``torch.export`` cannot trace the model; the message carries its first line.
     """
-    dims = {name: Dim(name, min=(least or {}).get(name, 1)) for axes in dynamic.values() for name in axes.values()}
+    dims = {
+        name: Dim(name, min=(least or {}).get(name, 1))
+        for axes in dynamic.values()
+        for name in axes.values()
+    }
     shapes = {
-        name: {axis: dims[symbol] for axis, symbol in dynamic.get(name, {}).items()} for name in example
+        name: {axis: dims[symbol] for axis, symbol in dynamic.get(name, {}).items()}
+        for name in example
     }
     try:
         exported = torch.export.export(

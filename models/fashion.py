@@ -40,7 +40,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
+        mixed: torch.Tensor = self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
+        return mixed
 
 
 class Mlp(nn.Module):
@@ -52,7 +53,8 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        mixed: torch.Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return mixed
 
 
 class Block(nn.Module):
@@ -66,8 +68,9 @@ class Block(nn.Module):
         self.mlp = Mlp(width, 4 * width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        attended: torch.Tensor = x + self.attn(self.norm1(x))
+        mixed: torch.Tensor = attended + self.mlp(self.norm2(attended))
+        return mixed
 
 
 class FashionViT(nn.Module):
@@ -103,7 +106,8 @@ class FashionViT(nn.Module):
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """``[B, N, D] -> [B, 10]``, for any N."""
-        return self.head(self.norm(self.blocks(tokens))[:, 0])
+        logits: torch.Tensor = self.head(self.norm(self.blocks(tokens))[:, 0])
+        return logits
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.encode(self.embed(images))

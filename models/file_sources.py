@@ -9,9 +9,9 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from thresher.compiler.archive import read_archive
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.program import Program, SourceInfo
-from thresher.models.archive import read_archive
 from thresher.models.options import SourceOptions
 from thresher.models.weights import digest, warn_unless_finite
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, export
 
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.program import Program, SourceInfo
@@ -45,19 +44,15 @@ class Task:
         with torch.no_grad():
             names = tuple(self.module(**self.example))
         names = self.module.outputs = keep_outputs(names, wanted, info.source)
-        if self.shortest > 1 and any(LENGTH in axes.values() for axes in self.dynamic.values()):
-            return self._trace_long(info, names)
-        return trace(self.module, self.example, dynamic=self.dynamic, info=info, outputs=names)
-
-    def _trace_long(self, info: SourceInfo, names: tuple[str, ...]) -> Program:
-        """Trace with a least length: convolutions cannot take less than they reach over."""
-        dims = {BATCH: Dim(BATCH, min=1), LENGTH: Dim(LENGTH, min=self.shortest)}
-        shapes = {
-            name: {axis: dims[symbol] for axis, symbol in axes.items()}
-            for name, axes in self.dynamic.items()
-        }
-        exported = export(self.module, (), dict(self.example), dynamic_shapes=shapes, strict=False)
-        return Program(exported.run_decompositions({}), info, self.dynamic, names)
+        least = {LENGTH: self.shortest}
+        return trace(
+            self.module,
+            self.example,
+            dynamic=self.dynamic,
+            info=info,
+            outputs=names,
+            least=least,
+        )
 
 
 def _image(folder: Path, model: Any, options: SourceOptions) -> Task:

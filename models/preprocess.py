@@ -117,10 +117,10 @@ class ImageSteps:
         if self.crop_mode == "squash":
             target = (wide, high)
         elif self.crop_mode == "center" and high == wide:  # whole pixels by cutting off, as torch
-            if width <= height:
-                target = (wide, int(wide * height / width))
-            else:
-                target = (int(high * width / height), high)
+            tall = width <= height
+            target = (
+                (wide, int(wide * height / width)) if tall else (int(high * width / height), high)
+            )
         else:
             pick = max if self.crop_mode == "border" else min
             ratio = pick(height / high, width / wide)

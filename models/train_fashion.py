@@ -62,7 +62,7 @@ def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def pool_tokens(tokens: torch.Tensor) -> torch.Tensor:
     """``[B, 197, D] -> [B, 50, D]``: the grid averaged 2x2, the class token untouched."""
-    grid = tokens[:, 1:].transpose(1, 2).unflatten(2, (14, 14))
+    grid = tokens[:, 1:].transpose(1, 2).reshape(len(tokens), -1, 14, 14)
     pooled = F.avg_pool2d(grid, 2).flatten(2).transpose(1, 2)
     return torch.cat([tokens[:, :1], pooled], dim=1)
 
@@ -71,7 +71,7 @@ def batches(count: int, size: int, generator: torch.Generator) -> Iterator[torch
     """Endless shuffled index batches."""
     while True:
         order = torch.randperm(count, generator=generator)
-        yield from order[: count - count % size].split(size)
+        yield from torch.split(order[: count - count % size], size)
 
 
 def accuracy(model: FashionViT, images: torch.Tensor, labels: torch.Tensor, coarse: bool) -> float:
@@ -79,7 +79,7 @@ def accuracy(model: FashionViT, images: torch.Tensor, labels: torch.Tensor, coar
     model.eval()
     hits = 0
     with torch.inference_mode():
-        for part, target in zip(images.split(250), labels.split(250), strict=True):
+        for part, target in zip(torch.split(images, 250), torch.split(labels, 250), strict=True):
             tokens = model.embed(normalise(part))
             answer = model.encode(pool_tokens(tokens) if coarse else tokens).argmax(1)
             hits += int((answer == target).sum())
@@ -120,7 +120,7 @@ def train(args: argparse.Namespace) -> None:
             logits = model.encode(pool_tokens(tokens) if coarse else tokens)
             loss = F.cross_entropy(logits, labels[index], label_smoothing=0.1)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for group in optimizer.param_groups:
                 group["lr"] = rate(step, total, args.lr)

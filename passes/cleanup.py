@@ -13,7 +13,9 @@ from thresher.compiler.contract import Context, Options, Pass, PassResult
 from thresher.compiler.program import Program
 from thresher.compiler.surgery import Rewriter
 
-GROWTH = 4  # a folded result may be at most this many times as large as the weights that it replaces
+GROWTH = (
+    4  # a folded result may be at most this many times as large as the weights that it replaces
+)
 _SMALL = 4096  # elements: always worth folding
 
 
@@ -51,14 +53,19 @@ class Cleanup(Pass[CleanupOptions]):
             if node.op == "placeholder" and node in program.input_nodes() and not constants:
                 constants = {f"folded_{n.name}": v for n, v in frontier.items()}
                 for source in frontier:
-                    rewriter.map[source] = rewriter.constant(f"folded_{source.name}", constants[f"folded_{source.name}"])
+                    rewriter.map[source] = rewriter.constant(
+                        f"folded_{source.name}", constants[f"folded_{source.name}"]
+                    )
             rewriter.copy(node)
         outputs = [rewriter.map[n] for n in program.output_nodes()]
         dropped = frozenset(n.name for n in _unused(program)) | _freed(program, values)
         exported = rewriter.finish(outputs, constants, dropped)
         count = len(values) + len(_unused(program))
         return PassResult(
-            dataclasses.replace(program, exported=exported), count, count, details={"folded": len(frontier)}
+            dataclasses.replace(program, exported=exported),
+            count,
+            count,
+            details={"folded": len(frontier)},
         )
 
 
@@ -74,12 +81,16 @@ def _weights(program: Program) -> dict[str, torch.Tensor]:
 
 def _foldable(program: Program) -> dict[fx.Node, torch.Tensor]:
     """Nodes computed from weights and literals alone, with their values."""
-    known: dict[fx.Node, Any] = {n: _weights(program)[n.name] for n in program.graph.nodes if n.name in _weights(program)}
+    known: dict[fx.Node, Any] = {
+        n: _weights(program)[n.name] for n in program.graph.nodes if n.name in _weights(program)
+    }
     sources = set(known)
     for node in program.graph.nodes:
         if node.op != "call_function" or not all(n in known for n in node.all_input_nodes):
             continue
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) or not _worth(node):
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) or not _worth(
+            node
+        ):
             continue
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: known[n])
         with torch.no_grad():
@@ -93,13 +104,21 @@ def _worth(node: fx.Node) -> bool:
         return isinstance(value, (tuple, list))
     if any(not isinstance(size, int) for size in value.shape):
         return False
-    sources = sum(n.meta["val"].numel() for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor))
+    sources = sum(
+        n.meta["val"].numel()
+        for n in node.all_input_nodes
+        if isinstance(n.meta.get("val"), torch.Tensor)
+    )
     return bool(value.numel() <= max(GROWTH * sources, _SMALL))
 
 
 def _unused(program: Program) -> list[fx.Node]:
     """Weights that no node reads."""
-    return [n for n in program.graph.nodes if n.op == "placeholder" and not n.users and n not in program.input_nodes()]
+    return [
+        n
+        for n in program.graph.nodes
+        if n.op == "placeholder" and not n.users and n not in program.input_nodes()
+    ]
 
 
 def _freed(program: Program, folded: dict[fx.Node, torch.Tensor]) -> frozenset[str]:
@@ -107,5 +126,8 @@ def _freed(program: Program, folded: dict[fx.Node, torch.Tensor]) -> frozenset[s
     return frozenset(
         n.name
         for n in program.graph.nodes
-        if n.op == "placeholder" and n.users and all(user in folded for user in n.users) and n not in program.input_nodes()
+        if n.op == "placeholder"
+        and n.users
+        and all(user in folded for user in n.users)
+        and n not in program.input_nodes()
     )

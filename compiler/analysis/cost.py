@@ -16,7 +16,7 @@ import networkx as nx
 import torch
 from torch import fx
 
-from thresher.compiler.analysis.axes import hint_of
+from thresher.compiler.analysis.axes import hint_of, size_of
 from thresher.compiler.analysis.sites import SDPA, Sites, dataflow
 
 aten = torch.ops.aten
@@ -28,7 +28,7 @@ def shape_of(value: object, batch: int | None = None) -> list[int]:
     if not isinstance(value, torch.Tensor):
         return []
     shape = [hint_of(s) for s in value.shape]
-    if batch is not None and shape and isinstance(value.shape[0], torch.SymInt):
+    if batch is not None and shape and not isinstance(size_of(value.shape[0]), int):
         shape[0] = batch
     return shape
 
@@ -102,7 +102,9 @@ def node_cost(node: fx.Node, batch: int = 1) -> NodeCost:
     ]
     macs = rule(shapes, shape_of(results[0], batch)) if rule else 0
     moved = sum(
-        prod(shape_of(v, batch)) * v.element_size() for v in [*values, *results] if isinstance(v, torch.Tensor)
+        prod(shape_of(v, batch)) * v.element_size()
+        for v in [*values, *results]
+        if isinstance(v, torch.Tensor)
     )
     return NodeCost(macs, moved)
 
@@ -158,13 +160,18 @@ def cost_model(graph: fx.Graph, sites: Sites) -> CostModel:
         dense += macs
         segment = 0 if node in restored else sum(node in nodes for nodes in behind.values())
         terms[segment][_degree(sites, node) if segment else 0] += macs
-    return CostModel(hint_of(sites.tokens) if sites.sites else 1, {s: dict(d) for s, d in terms.items()}, dense)
+    return CostModel(
+        hint_of(sites.tokens) if sites.sites else 1, {s: dict(d) for s, d in terms.items()}, dense
+    )
 
 
 def _degree(sites: Sites, node: fx.Node) -> int:
     if node.target is SDPA:
         operands = [a for a in node.args[:2] if isinstance(a, fx.Node)]
-        return sum(any(axis == a.meta["val"].dim() - 2 for axis in sites.token_axes(a)) for a in operands)
+        return sum(
+            any(axis == a.meta["val"].dim() - 2 for axis in sites.token_axes(a)) for a in operands
+        )
     return min(1, len(sites.token_axes(node))) or int(
-        any(sites.token_axes(a) for a in node.args[:1] if isinstance(a, fx.Node)) and bool(sites.token_axes(node))
+        any(sites.token_axes(a) for a in node.args[:1] if isinstance(a, fx.Node))
+        and bool(sites.token_axes(node))
     )

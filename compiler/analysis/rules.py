@@ -42,7 +42,9 @@ def _name(node: fx.Node) -> str:
     return str(schema.name).removeprefix("aten::") if schema is not None else str(node.target)
 
 
-def _use(axes: Axes, node: fx.Node, operand: fx.Node, axis: int, kind: str, index: int = 0, why: str = "") -> None:
+def _use(
+    axes: Axes, node: fx.Node, operand: fx.Node, axis: int, kind: str, index: int = 0, why: str = ""
+) -> None:
     axes.uses.append(Use(node, operand, axis, kind, index, why))
 
 
@@ -82,7 +84,9 @@ def _pointwise(axes: Axes, node: fx.Node) -> None:
     for out in axes.tensors(node):
         for operand in tensor_operands(node):
             shape = operand.meta["val"].shape
-            for back, (size, variable) in enumerate(zip(reversed(shape), reversed(axes.of(operand)), strict=True), 1):
+            for back, (size, variable) in enumerate(
+                zip(reversed(shape), reversed(axes.of(operand)), strict=True), 1
+            ):
                 if back <= len(out) and size_of(size) != 1:
                     axes.variables.union(out[-back], variable)
 
@@ -136,8 +140,14 @@ def _unsqueeze(axes: Axes, node: fx.Node) -> None:
 
 def _squeeze(axes: Axes, node: fx.Node) -> None:
     shape = _operand(node).meta["val"].shape
-    dims = {d % len(shape) for d in _dims(node.args[1])} if len(node.args) > 1 else set(range(len(shape)))
-    kept = [v for i, v in enumerate(axes.of(_operand(node))) if i not in dims or size_of(shape[i]) != 1]
+    dims = (
+        {d % len(shape) for d in _dims(node.args[1])}
+        if len(node.args) > 1
+        else set(range(len(shape)))
+    )
+    kept = [
+        v for i, v in enumerate(axes.of(_operand(node))) if i not in dims or size_of(shape[i]) != 1
+    ]
     _equal(axes, axes.tensors(node)[0], kept)
 
 
@@ -228,7 +238,9 @@ def _split(axes: Axes, node: fx.Node) -> None:
             if axis != dim:
                 axes.variables.union(out[axis], variable)
     if len(sizes) == 2 and isinstance(sizes[0], int):
-        axes.variables.union(axes.tensors(node)[1][dim], axes.variables.suffix(source[dim], sizes[0]))
+        axes.variables.union(
+            axes.tensors(node)[1][dim], axes.variables.suffix(source[dim], sizes[0])
+        )
         _use(axes, node, operand, dim, "tail", sizes[0])
     else:
         _mix(axes, node, operand, [dim], "splits it")
@@ -267,7 +279,9 @@ def _view(axes: Axes, node: fx.Node) -> None:
             axes.variables.union(source[left[0]], out[right[0]])
         elif len(right) == 1:
             size = size_of(outs[right[0]])
-            axes.variables.union(out[right[0]], axes.variables.product([source[i] for i in left], size))
+            axes.variables.union(
+                out[right[0]], axes.variables.product([source[i] for i in left], size)
+            )
         elif len(left) == 1:
             _split_axis(axes, node, operand, left[0], [out[j] for j in right])
         else:
@@ -285,7 +299,9 @@ def _split_axis(axes: Axes, node: fx.Node, operand: fx.Node, axis: int, out: lis
         _mix(axes, node, operand, [axis], "splits it into a grid")
 
 
-def _groups(ins: Sequence[int | torch.SymInt], outs: Sequence[int | torch.SymInt]) -> list[tuple[list[int], list[int]]]:
+def _groups(
+    ins: Sequence[int | torch.SymInt], outs: Sequence[int | torch.SymInt]
+) -> list[tuple[list[int], list[int]]]:
     """Pair up the smallest runs of axes with equal products; axes of size one are left out."""
     left = [i for i, s in enumerate(ins) if size_of(s) != 1]
     right = [j for j, s in enumerate(outs) if size_of(s) != 1]
@@ -422,7 +438,13 @@ def _fresh(axes: Axes, node: fx.Node) -> None:
 
 def _unknown(axes: Axes, node: fx.Node) -> None:
     for operand in tensor_operands(node):
-        _mix(axes, node, operand, range(len(axes.of(operand))), f"is {_name(node)}, which thresher does not know")
+        _mix(
+            axes,
+            node,
+            operand,
+            range(len(axes.of(operand))),
+            f"is {_name(node)}, which thresher does not know",
+        )
 
 
 def _reduced(axes: Axes, node: fx.Node) -> None:
@@ -436,7 +458,20 @@ _SAME = (
     "masked_fill", "where", "lift_fresh_copy", "native_dropout", "zeros_like", "ones_like", "full_like",
     "empty_like", "bernoulli", "pow", "_assert_tensor_metadata", "copy",
 )  # fmt: skip
-_CREATED = ("full", "zeros", "ones", "empty", "arange", "scalar_tensor", "new_zeros", "new_ones", "new_full", "linspace", "eye")
+_CREATED = (
+    "full",
+    "zeros",
+    "ones",
+    "empty",
+    "arange",
+    "scalar_tensor",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "linspace",
+    "eye",
+)
+_REDUCED = ("sum", "amax", "amin", "var", "std", "prod", "any", "all", "argmax", "max", "min")
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_SAME, _pointwise),
@@ -451,7 +486,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("split_with_sizes", "split", "chunk"), _split),
     **dict.fromkeys(("matmul", "bmm"), _matmul),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution", "max_pool2d", "avg_pool2d"), _convolution),
-    **dict.fromkeys(("sum", "amax", "amin", "var", "std", "prod", "any", "all", "argmax", "max", "min"), _reduce("mix", "reduces over it")),
+    **dict.fromkeys(_REDUCED, _reduce("mix", "reduces over it")),
     **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), _same),
     "mean": _reduce("mean", "averages it"),
     "permute": _permute,

@@ -45,7 +45,11 @@ class Attention:
     @property
     def scale(self) -> float:
         value = self.node.args[6] if len(self.node.args) > 6 else self.node.kwargs.get("scale")
-        return float(value) if isinstance(value, (int, float)) else float(self.q.meta["val"].shape[-1]) ** -0.5
+        return (
+            float(value)
+            if isinstance(value, (int, float))
+            else float(self.q.meta["val"].shape[-1]) ** -0.5
+        )
 
     def _operand(self, position: int) -> fx.Node:
         operand = self.node.args[position]
@@ -143,8 +147,9 @@ def _no_attention(graph: fx.Graph) -> str:
     for node in graph.nodes:
         if node.target in (torch.ops.aten._softmax.default, torch.ops.aten.softmax.int):
             return (
-                f"no fused self-attention was found; the softmax at {node.name} ({module_path(node) or 'top level'}) looks like"
-                " attention whose logits are changed in between (talking heads, windows), which leaves no q, k, v to reduce by"
+                f"no fused self-attention was found; the softmax at {node.name}"
+                f" ({module_path(node) or 'top level'}) looks like attention whose logits are changed"
+                " in between (talking heads, windows), which leaves no q, k, v to reduce by"
             )
     return "no attention was found: this is not a transformer that thresher can reduce"
 
@@ -166,15 +171,30 @@ def _choose_token(found: Sites, attentions: list[Attention]) -> None:
 def _place(found: Sites, flow: nx.DiGraph[fx.Node], attention: Attention) -> None:
     node = attention.node
     if found.axes.of(attention.q)[-2] != found.token:
-        found.refusals.append(Refusal(node.name, _where(node) + "attends over another axis than the other blocks (window or grouped attention)"))
+        found.refusals.append(
+            Refusal(
+                node.name,
+                _where(node)
+                + "attends over another axis than the other blocks (window or grouped attention)",
+            )
+        )
         return
     if any(u.node is node and u.kind == "mix" for u in found.axes.uses):
-        found.refusals.append(Refusal(node.name, _where(node) + "is causal: later tokens depend on the order of earlier ones"))
+        found.refusals.append(
+            Refusal(
+                node.name,
+                _where(node) + "is causal: later tokens depend on the order of earlier ones",
+            )
+        )
         return
     stream = _residual(found, flow, node)
     if stream is None:
         found.refusals.append(
-            Refusal(node.name, _where(node) + "has no residual add over its token axis behind it (window attention or tokens on a grid)")
+            Refusal(
+                node.name,
+                _where(node)
+                + "has no residual add over its token axis behind it (window attention or tokens on a grid)",
+            )
         )
         return
     found.tokens = stream.meta["val"].shape[TOKEN_AXIS]
@@ -245,7 +265,11 @@ def _named_class_token(found: Sites, flow: nx.DiGraph[fx.Node]) -> int | None:
     """Index 0 when the first prefix token is a parameter that its model calls a class token."""
     offsets = found.offsets
     for use in found.axes.uses:
-        if use.kind == "part" and use.axis == TOKEN_AXIS and found.axes.of(use.node)[TOKEN_AXIS] in offsets:
+        if (
+            use.kind == "part"
+            and use.axis == TOKEN_AXIS
+            and found.axes.of(use.node)[TOKEN_AXIS] in offsets
+        ):
             sources = nx.ancestors(flow, use.operand) | {use.operand}
             if any("cls" in n.name or "class" in n.name for n in sources if n.op == "placeholder"):
                 return 0
@@ -277,8 +301,11 @@ def _barriers(found: Sites, flow: nx.DiGraph[fx.Node]) -> None:
         for site in [s for s in found.sites if s.stream in upstream]:
             found.sites.remove(site)
             found.refusals.append(
-                Refusal(site.stream.name, f"{node.name} ({module_path(node) or node.target}) stands between this block and later"
-                        f" attention and needs every token in place: it {why}")
+                Refusal(
+                    site.stream.name,
+                    f"{node.name} ({module_path(node) or node.target}) stands between this block and later"
+                    f" attention and needs every token in place: it {why}",
+                )
             )
 
 

@@ -20,12 +20,21 @@ def problems(model: ir.Model) -> Iterator[str]:
     """Every broken rule, as a phrase that names the node."""
     for owner, nodes in [("", model.graph), *((f.name, f) for f in model.functions.values())]:
         for node in nodes:
-            where = f"{node.op_type} {node.name or '?'}" + (f" in the body of {owner}" if owner else "")
+            where = f"{node.op_type} {node.name or '?'}" + (
+                f" in the body of {owner}" if owner else ""
+            )
             if node.domain == "" and node.op_type in FORBIDDEN:
                 yield f"{where}: {FORBIDDEN[node.op_type]}"
-            if node.op_type in _SCATTERS and "reduction" in node.attributes and node.attributes["reduction"].as_string() != "none":
+            if (
+                node.op_type in _SCATTERS
+                and "reduction" in node.attributes
+                and node.attributes["reduction"].as_string() != "none"
+            ):
                 yield f"{where}: scatter with a reduction is wrong or refused on several back ends"
-            if node.op_type == "LayerNormalization" and len([o for o in node.outputs if o.uses()]) > 1:
+            if (
+                node.op_type == "LayerNormalization"
+                and len([o for o in node.outputs if o.uses()]) > 1
+            ):
                 yield f"{where}: TensorRT takes LayerNormalization with one output only"
 
 

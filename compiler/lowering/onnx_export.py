@@ -49,7 +49,9 @@ def to_onnx(program: Program, *, precision: str = "fp32") -> ir.Model:
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise RefusedError(f"{program.info.source} cannot be written as ONNX: {_reason(error)}") from error
+        raise RefusedError(
+            f"{program.info.source} cannot be written as ONNX: {_reason(error)}"
+        ) from error
     assert exported is not None
     model: ir.Model = exported.model
     _name_axes(model, program)
@@ -79,7 +81,10 @@ def _reason(error: Exception) -> str:
 
 def _name_axes(model: ir.Model, program: Program) -> None:
     """Symbolic axes of inputs and outputs under the user's names."""
-    for values, specs in ((model.graph.inputs, program.inputs), (model.graph.outputs, program.outputs)):
+    for values, specs in (
+        (model.graph.inputs, program.inputs),
+        (model.graph.outputs, program.outputs),
+    ):
         for value, spec in zip(values, specs, strict=True):
             value.shape = ir.Shape(spec.shape)
 
@@ -94,7 +99,7 @@ def _add_functions(model: ir.Model) -> None:
         count = max(_read(node) for node in nodes)
         for node in nodes:
             node.resize_outputs(count)
-        function = ir.from_proto(OPERATORS[name].function(OPSET, count))
+        function = ir.serde.deserialize_function(OPERATORS[name].function(OPSET, count))
         model.functions[function.identifier()] = function
     if used:
         model.graph.opset_imports[DOMAIN] = VERSION

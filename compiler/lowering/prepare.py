@@ -23,8 +23,17 @@ from thresher.compiler.surgery import Rewriter
 
 aten = torch.ops.aten
 HIDDEN = -1e4  # logit of a masked key: finite in float16, zero after softmax
-_CHECKS = (aten._assert_tensor_metadata.default, aten._assert_scalar.default)  # of the tracer's, for one dtype
-_NORMS = {"aten::layer_norm", "aten::rms_norm", "aten::group_norm", "aten::softmax", "aten::_softmax"}
+_CHECKS = (
+    aten._assert_tensor_metadata.default,
+    aten._assert_scalar.default,
+)  # of the tracer's, for one dtype
+_NORMS = {
+    "aten::layer_norm",
+    "aten::rms_norm",
+    "aten::group_norm",
+    "aten::softmax",
+    "aten::_softmax",
+}
 
 
 def prepare(program: Program, precision: str) -> Program:
@@ -53,12 +62,20 @@ class _Lowering:
             elif node.op != "output" and node.target not in _CHECKS:
                 self.rewriter.at(node)
                 self._call(node)
-        outputs = [self._cast(self.rewriter.map[n], n.meta["val"].dtype) for n in self.program.output_nodes()]
+        outputs = [
+            self._cast(self.rewriter.map[n], n.meta["val"].dtype)
+            for n in self.program.output_nodes()
+        ]
         return self.rewriter.finish(outputs, weights=self.halved)
 
     def _placeholder(self, node: fx.Node) -> None:
         tensor = self._weight(node)
-        if self.half and tensor is not None and _is_float(node) and not all(_island(u) for u in node.users):
+        if (
+            self.half
+            and tensor is not None
+            and _is_float(node)
+            and not all(_island(u) for u in node.users)
+        ):
             spec = self._spec(node)
             half = tensor.detach().half()
             parameter = isinstance(tensor, torch.nn.Parameter)
@@ -76,7 +93,9 @@ class _Lowering:
         if spec.kind is InputKind.USER_INPUT:
             return None
         exported = self.program.exported
-        return exported.state_dict.get(spec.target, exported.constants.get(spec.target))
+        stored: dict[str, Any] = {**exported.constants, **exported.state_dict}
+        found: torch.Tensor | None = stored.get(spec.target)
+        return found
 
     def _call(self, node: fx.Node) -> None:
         replace = self._operands(node)
@@ -86,7 +105,9 @@ class _Lowering:
             source = node.args[0]
             assert isinstance(source, fx.Node)
             whole = self.rewriter.emit(
-                aten.clone.default, replace.get(source) or self.rewriter.map[source], memory_format=torch.contiguous_format
+                aten.clone.default,
+                replace.get(source) or self.rewriter.map[source],
+                memory_format=torch.contiguous_format,
             )
             shape = fx.node.map_arg(node.args[1], lambda n: self.rewriter.map[n])
             self.rewriter.call_like(node, (whole, shape), {}, aten.view.default)
@@ -97,13 +118,16 @@ class _Lowering:
 
     def _class_attention(self, node: fx.Node) -> None:
         """The operator takes the one row of the bias that it needs, as float32."""
-        q, k, mask, scale, row = fx.node.map_arg(node.args, lambda n: n)
+        arguments: tuple[Any, ...] = node.args
+        q, k, mask, scale, row = arguments
         if mask is not None:
             bias = self._bias(mask)
             if bias.meta["val"].shape[-2] != 1:
                 bias = self.rewriter.inline(lambda b: b[..., row : row + 1, :], bias)
             mask = bias
-        self.rewriter.call_like(node, (self.rewriter.map[q], self.rewriter.map[k], mask, scale, row), {})
+        self.rewriter.call_like(
+            node, (self.rewriter.map[q], self.rewriter.map[k], mask, scale, row), {}
+        )
 
     def _operands(self, node: fx.Node) -> dict[fx.Node, fx.Node]:
         """Operands that need a cast: float32 in islands, float16 elsewhere."""
@@ -111,7 +135,11 @@ class _Lowering:
         if not self.half or schema is None or schema.name.startswith("thresher::"):
             return {}
         wanted = torch.float32 if _island(node) else torch.float16
-        return {n: self._cast(self.rewriter.map[n], wanted) for n in node.all_input_nodes if _is_float(n)}
+        return {
+            n: self._cast(self.rewriter.map[n], wanted)
+            for n in node.all_input_nodes
+            if _is_float(n)
+        }
 
     def _cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
         if node.meta["val"].dtype == dtype or not node.meta["val"].dtype.is_floating_point:
@@ -123,7 +151,9 @@ class _Lowering:
     def _attention(self, node: fx.Node, replace: dict[fx.Node, fx.Node]) -> None:
         _check(node)
         attention = Attention(node)
-        q, k, v = (replace.get(a) or self.rewriter.map[a] for a in node.args[:3] if isinstance(a, fx.Node))
+        q, k, v = (
+            replace.get(a) or self.rewriter.map[a] for a in node.args[:3] if isinstance(a, fx.Node)
+        )
         scale = attention.scale
 
         def logits(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -147,7 +177,9 @@ class _Lowering:
         if mask not in self.biases:
             new = self.rewriter.map[mask]
             if new.meta["val"].dtype == torch.bool:
-                self.biases[mask] = self.rewriter.inline(lambda m: (~m).to(torch.float32) * HIDDEN, new)
+                self.biases[mask] = self.rewriter.inline(
+                    lambda m: (~m).to(torch.float32) * HIDDEN, new
+                )
             else:
                 self.biases[mask] = self._cast(new, torch.float32)
         return self.biases[mask]

@@ -19,11 +19,11 @@ def _operator(name: str) -> values.Op:
     return values.Op(values.Opset(DOMAIN, VERSION), name, OPERATORS[name].schema())
 
 
-def _bipartite_merge(x: Any, size: Any, metric: Any, keep: Any, protected: int, by_index: bool) -> Any:
-    merge = _operator("BipartiteMerge")
-    y, out_size, kept, slot = merge(
-        x, size, metric, keep, protected=protected, by_index=int(by_index), **PLUGIN
-    )
+def _bipartite_merge(
+    x: Any, size: Any, metric: Any, keep: Any, protected: int, by_index: bool
+) -> Any:
+    merge = _operator("BipartiteMerge" if by_index else "RankedBipartiteMerge")
+    y, out_size, kept, slot = merge(x, size, metric, keep, protected=protected, **PLUGIN)
     return y, out_size, slot, kept
 
 

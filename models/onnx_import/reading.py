@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from thresher.compiler.errors import RefusedError, UsageError
 
 OLDEST_OPSET = 9
 OURS = "thresher"
+SMALL = 16  # items
 
 
 def read(path: Path, supported: Collection[str]) -> tuple[ir.Model, set[str]]:
@@ -108,14 +109,21 @@ def _check(path: Path) -> None:
 
 
 def _simplify(model: ir.Model) -> None:
-    """Inline functions, fold constants and branches, merge duplicates, drop what is unused."""
-    logger = logging.getLogger("onnxscript.optimizer")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        optimizer.optimize_ir(model, onnx_shape_inference=False)
-    finally:
-        logger.setLevel(level)
+    """Inline functions, decide constant branches, merge duplicate nodes, drop what is unused.
+
+    Only small constants are folded and merged here, so that weights keep their names; the dry run
+    folds the rest.  The optimizer's rewrite rules stay out: they take a norm's epsilon for zero.
+    """
+    common.InlinePass()(model)
+    optimizer.fold_constants(model, input_size_limit=SMALL, output_size_limit=SMALL)
+    for tidy in (
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(size_limit=SMALL),
+        common.CommonSubexpressionEliminationPass(),
+        common.IdentityEliminationPass(),
+    ):
+        tidy(model)
 
 
 def _refuse_unsupported(path: Path, model: ir.Model, supported: Collection[str]) -> None:

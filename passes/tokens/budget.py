@@ -71,8 +71,14 @@ class Count:
         """The same as shape arithmetic on a symbolic token count."""
         emit = rewriter.emit
         if self.kind == "share":
-            rest = emit(operator.mul, emit(operator.sub, tokens, limits.protected), self.value.numerator)
-            up = emit(operator.floordiv, emit(operator.add, rest, self.value.denominator - 1), self.value.denominator)
+            rest = emit(
+                operator.mul, emit(operator.sub, tokens, limits.protected), self.value.numerator
+            )
+            up = emit(
+                operator.floordiv,
+                emit(operator.add, rest, self.value.denominator - 1),
+                self.value.denominator,
+            )
             wanted = emit(operator.add, up, limits.protected + limits.extra)
             return emit(torch.sym_min, wanted, tokens) if limits.extra else wanted
         if self.kind == "exact":
@@ -81,7 +87,9 @@ class Count:
         if limits.halves:
             half = emit(operator.floordiv, emit(operator.sub, tokens, limits.protected), 2)
             return emit(torch.sym_max, wanted, emit(operator.sub, tokens, half))
-        return emit(torch.sym_min, emit(torch.sym_max, wanted, limits.protected + 1 + limits.extra), tokens)
+        return emit(
+            torch.sym_min, emit(torch.sym_max, wanted, limits.protected + 1 + limits.extra), tokens
+        )
 
 
 def parse(text: str) -> Count:
@@ -95,7 +103,9 @@ def parse(text: str) -> Count:
             return Count("remove", int(text[1:]))
         return Count("exact", int(text[1:])) if text.startswith("=") else share(float(text))
     except ValueError as error:
-        raise UsageError(f"{text!r} is not a token count: write -13 (remove), 0.7 (share) or =150 (keep)") from error
+        raise UsageError(
+            f"{text!r} is not a token count: write -13 (remove), 0.7 (share) or =150 (keep)"
+        ) from error
 
 
 def share(value: float) -> Count:
@@ -133,7 +143,11 @@ def resolve(schedule: Schedule, tokens: int, limits: Limits) -> list[int]:
 
 
 def share_out(
-    target: float, candidates: Callable[[float], Schedule], macs: Callable[[Schedule], float], gentlest: float, harshest: float
+    target: float,
+    candidates: Callable[[float], Schedule],
+    macs: Callable[[Schedule], float],
+    gentlest: float,
+    harshest: float,
 ) -> Schedule:
     """The gentlest schedule of a one-parameter family whose MACs are at most ``target`` of the dense ones.
 

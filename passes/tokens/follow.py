@@ -11,7 +11,12 @@ from thresher.compiler.surgery import Rewriter
 
 
 def follow(
-    rewriter: Rewriter, table: fx.Node, axes: Mapping[int, int], rank: int, positions: fx.Node, batched: bool
+    rewriter: Rewriter,
+    table: fx.Node,
+    axes: Mapping[int, int],
+    rank: int,
+    positions: fx.Node,
+    batched: bool,
 ) -> fx.Node:
     """A table at the surviving tokens, one copy per item of the batch.
 

@@ -74,7 +74,9 @@ class TokenReduction(Pass[TokenOptions]):
         step = self.step(sites)
         objection = step.objection(sites)
         if objection:
-            return Plan(sites, (Refusal(sites.sites[0].attention.node.name, objection), *sites.refusals))
+            return Plan(
+                sites, (Refusal(sites.sites[0].attention.node.name, objection), *sites.refusals)
+            )
         cost = cost_model(program.graph, sites)
         limits = step.limits(sites.protected)
         chosen = schedule(self.options, sites, limits, cost, by_share=self.by_share)
@@ -84,7 +86,9 @@ class TokenReduction(Pass[TokenOptions]):
     def match(self, program: Program, context: Context) -> PassResult:
         """What :meth:`run` would do, without doing it."""
         plan = self.plan(program)
-        return PassResult(program, len(plan.sites.sites), plan.applied, plan.refused, plan.details())
+        return PassResult(
+            program, len(plan.sites.sites), plan.applied, plan.refused, plan.details()
+        )
 
     def run(self, program: Program, context: Context) -> PassResult:
         plan = self.plan(program)
@@ -94,7 +98,9 @@ class TokenReduction(Pass[TokenOptions]):
         rewritten, ledger = Reduction(
             program, plan.sites, step, plan.schedule, self.name, self.proportional
         ).run(restore_outputs=self.options.restore)
-        reduced = dataclasses.replace(program, exported=rewritten, ledger=(*program.ledger, *ledger))
+        reduced = dataclasses.replace(
+            program, exported=rewritten, ledger=(*program.ledger, *ledger)
+        )
         details = plan.details() | {"inserted_macs": total_macs(reduced.graph) - details_macs(plan)}
         return PassResult(reduced, len(plan.sites.sites), len(ledger), plan.refused, details)
 
@@ -114,7 +120,10 @@ class TomeOptions(TokenOptions):
     """Options of ToMe."""
 
     prop_attn: Annotated[
-        bool, Field(description="count merged tokens by their size in attention (off for MAE checkpoints)")
+        bool,
+        Field(
+            description="count merged tokens by their size in attention (off for MAE checkpoints)"
+        ),
     ] = True
 
 
@@ -140,7 +149,9 @@ class Tome(TokenReduction):
 class EvitOptions(TokenOptions):
     """Options of EViT."""
 
-    fuse: Annotated[bool, Field(description="fuse the dropped tokens into one, weighted by their score")] = True
+    fuse: Annotated[
+        bool, Field(description="fuse the dropped tokens into one, weighted by their score")
+    ] = True
 
 
 class Evit(TokenReduction):

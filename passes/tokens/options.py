@@ -23,7 +23,8 @@ class TokenOptions(Options):
 
     r: Annotated[int | None, Field(ge=0, description="tokens to remove at each site")] = None
     inflect: Annotated[
-        float, Field(ge=-1, le=1, description="with r: -1 removes more early, +1 more late, 0 evenly")
+        float,
+        Field(ge=-1, le=1, description="with r: -1 removes more early, +1 more late, 0 evenly"),
     ] = 0.0
     keep: Annotated[
         float | None, Field(gt=0, le=1, description="share of the tokens to keep at each site")
@@ -32,14 +33,19 @@ class TokenOptions(Options):
         tuple[int, ...] | None, Field(description="tokens after each block, prefix tokens included")
     ] = None
     flops: Annotated[
-        float | None, Field(gt=0, le=1, description="share of the dense multiply-accumulates to spend")
+        float | None,
+        Field(gt=0, le=1, description="share of the dense multiply-accumulates to spend"),
     ] = None
     layers: Annotated[
         tuple[int, ...] | None,
-        Field(description="blocks to reduce at, from 0; by default all with r or counts, a quarter, half and three quarters of the depth with keep"),
+        Field(description="blocks to reduce at, from 0; by default all with r or counts, with keep"
+            " a quarter, half and three quarters of the depth"),
     ] = None  # fmt: skip
     restore: Annotated[
-        bool, Field(description="put every token back in place for outputs that had them; false returns fewer tokens")
+        bool,
+        Field(
+            description="put every token back in place for outputs that had them; false returns fewer tokens"
+        ),
     ] = True
 
     @model_validator(mode="after")
@@ -50,7 +56,9 @@ class TokenOptions(Options):
         return self
 
 
-def schedule(options: TokenOptions, sites: Sites, limits: Limits, cost: CostModel, *, by_share: bool) -> Schedule:
+def schedule(
+    options: TokenOptions, sites: Sites, limits: Limits, cost: CostModel, *, by_share: bool
+) -> Schedule:
     """The schedule that the options ask for on a model.
 
     ``by_share``: the method's usual form is a share at three sites rather than a number at all.
@@ -77,7 +85,9 @@ def schedule(options: TokenOptions, sites: Sites, limits: Limits, cost: CostMode
 
     target = options.flops or DEFAULT_FLOPS
     if by_share:
-        return budget.share_out(target, lambda s: _shares(s, layers, total, limits), relative, 1.0, least + 1e-3)
+        return budget.share_out(
+            target, lambda s: _shares(s, layers, total, limits), relative, 1.0, least + 1e-3
+        )
     most = (tokens - limits.protected) / 2 if limits.halves else tokens - limits.protected
 
     def evenly(r: float) -> Schedule:
@@ -93,36 +103,57 @@ def _layers(options: TokenOptions, total: int, *, spaced: bool) -> tuple[int, ..
         return budget.spaced(total) if spaced else tuple(range(total))
     wrong = [layer for layer in options.layers if not 0 <= layer < total]
     if wrong:
-        raise UsageError(f"layers={wrong[0]} does not exist: the model has {total} sites, 0 to {total - 1}")
+        raise UsageError(
+            f"layers={wrong[0]} does not exist: the model has {total} sites, 0 to {total - 1}"
+        )
     return tuple(sorted(set(options.layers)))
 
 
 def _shares(value: float, layers: tuple[int, ...], total: int, limits: Limits) -> Schedule:
     if limits.halves and value < 0.5:
-        raise UsageError(f"keep={value:g} is too little: merging in pairs leaves at least half of the tokens at a site")
-    return budget.at(layers, [budget.share(value)] * len(layers), total) if value < 1 else (None,) * total
+        raise UsageError(
+            f"keep={value:g} is too little: merging in pairs leaves at least half of the tokens at a site"
+        )
+    return (
+        budget.at(layers, [budget.share(value)] * len(layers), total)
+        if value < 1
+        else (None,) * total
+    )
 
 
-def _removals(removed: list[int], layers: tuple[int, ...], tokens: int, total: int, limits: Limits) -> Schedule:
+def _removals(
+    removed: list[int], layers: tuple[int, ...], tokens: int, total: int, limits: Limits
+) -> Schedule:
     most = tokens - limits.least(tokens)
     first = next((removed[layer] for layer in layers if removed[layer]), 0)
     if first > most:
         raise UsageError(
-            f"r={first} removes more than the {most} of {tokens} tokens that one site can lose ({limits.protected} are protected)"
+            f"r={first} removes more than the {most} of {tokens} tokens that one site can lose"
+            f" ({limits.protected} are protected): give r={most} or less"
         )
-    return tuple(Count("remove", removed[i]) if i in layers and removed[i] else None for i in range(total))
+    return tuple(
+        Count("remove", removed[i]) if i in layers and removed[i] else None for i in range(total)
+    )
 
 
-def _explicit(counts: tuple[int, ...], tokens: int, total: int, limits: Limits, fixed: bool) -> Schedule:
+def _explicit(
+    counts: tuple[int, ...], tokens: int, total: int, limits: Limits, fixed: bool
+) -> Schedule:
     if not fixed:
-        raise UsageError("counts need a fixed input length and this model's is dynamic: give keep or r instead")
+        raise UsageError(
+            "counts need a fixed input length and this model's is dynamic: give keep or r instead"
+        )
     if len(counts) != total:
-        raise UsageError(f"counts has {len(counts)} entries and the model has {total} sites: give one per site")
+        raise UsageError(
+            f"counts has {len(counts)} entries and the model has {total} sites: give one per site"
+        )
     schedule: list[Count | None] = []
     for layer, count in enumerate(counts):
         least = limits.least(tokens)
         if count < least:
-            raise UsageError(f"counts[{layer}]={count} is too little: of {tokens} tokens this method leaves at least {least} there")
+            raise UsageError(
+                f"counts[{layer}]={count} is too little: of {tokens} tokens this method leaves at least {least} there"
+            )
         schedule.append(Count("exact", count) if count < tokens else None)
         tokens = min(tokens, count)
     return tuple(schedule)

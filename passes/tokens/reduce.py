@@ -55,9 +55,23 @@ class Reduction:
             (proportional attention, ToMe section 3).
     """
 
-    def __init__(self, program: Program, sites: Sites, step: Step, schedule: Schedule, name: str, proportional: bool) -> None:
+    def __init__(
+        self,
+        program: Program,
+        sites: Sites,
+        step: Step,
+        schedule: Schedule,
+        name: str,
+        proportional: bool,
+    ) -> None:
         self.program, self.sites, self.step, self.name = program, sites, step, name
-        self.schedule = dict(zip((s.stream for s in sites.sites), zip(sites.sites, schedule, strict=True), strict=True))
+        self.schedule = dict(
+            zip(
+                (s.stream for s in sites.sites),
+                zip(sites.sites, schedule, strict=True),
+                strict=True,
+            )
+        )
         self.proportional = proportional and step.merges
         self.rewriter = Rewriter(program, name)
         self.versions: list[Version] = []
@@ -70,7 +84,9 @@ class Reduction:
         self.stream = nx.descendants(flow, sites.root) | {sites.root}
         self.trunk = restore.trunk(flow, sites)
 
-    def run(self, *, restore_outputs: bool = True) -> tuple[ExportedProgram, tuple[LedgerEntry, ...]]:
+    def run(
+        self, *, restore_outputs: bool = True
+    ) -> tuple[ExportedProgram, tuple[LedgerEntry, ...]]:
         """The rewritten ExportedProgram and its ledger."""
         node: fx.Node
         for node in self.program.graph.nodes:
@@ -83,7 +99,9 @@ class Reduction:
             if node in self.schedule:
                 self._reduce(node, *self.schedule[node])
         outputs = [
-            self._dense(n) if restore_outputs and self.sites.carries_tokens(n) else self.rewriter.map[n]
+            self._dense(n)
+            if restore_outputs and self.sites.carries_tokens(n)
+            else self.rewriter.map[n]
             for n in self.program.output_nodes()
         ]
         return self.rewriter.finish(outputs), tuple(self.ledger)
@@ -108,7 +126,11 @@ class Reduction:
         replace = {n: self._follow(n, version, node) for n in tokens if self._version(n) != version}
         if node.target is SDPA:
             self._attend(node, replace, version)
-        elif node.target is aten.mean.dim and self.versions[version].size is not None and self._pools(node):
+        elif (
+            node.target is aten.mean.dim
+            and self.versions[version].size is not None
+            and self._pools(node)
+        ):
             self._pool(node, version)
         else:
             self.rewriter.copy(node, replace, self._arguments(node, version, replace))
@@ -122,13 +144,22 @@ class Reduction:
                 f"{self.name}: {user.name} ({module_path(user) or user.target}) joins tokens from before and after a"
                 f" reduction ({node.name}); choose sites on one side of it with layers=..."
             )
-        rank = user.meta["val"].dim() if isinstance(user.meta["val"], torch.Tensor) else node.meta["val"].dim()
+        rank = (
+            user.meta["val"].dim()
+            if isinstance(user.meta["val"], torch.Tensor)
+            else node.meta["val"].dim()
+        )
         current = self.versions[version]
         key = (node, rank)
         if key not in current.followers:
             axes = self.sites.token_axes(node)
             current.followers[key] = follow.follow(
-                self.rewriter, self.rewriter.map[node], axes, rank, self._positions(version), self._batched(node)
+                self.rewriter,
+                self.rewriter.map[node],
+                axes,
+                rank,
+                self._positions(version),
+                self._batched(node),
             )
         return current.followers[key]
 
@@ -146,11 +177,15 @@ class Reduction:
             assert current.step is not None
             kept = current.step.kept
             current.positions = (
-                kept if version == 1 else self.rewriter.emit(aten.gather.default, self._positions(version - 1), 1, kept)
+                kept
+                if version == 1
+                else self.rewriter.emit(aten.gather.default, self._positions(version - 1), 1, kept)
             )
         return current.positions
 
-    def _arguments(self, node: fx.Node, version: int, replace: dict[fx.Node, fx.Node]) -> tuple[Any, ...] | None:
+    def _arguments(
+        self, node: fx.Node, version: int, replace: dict[fx.Node, fx.Node]
+    ) -> tuple[Any, ...] | None:
         """Positional arguments with token counts of this version, or None to take them as they are."""
         axes = self.sites.token_axes(node)
         mapped: Any = fx.node.map_arg(node.args, lambda n: replace.get(n) or self.rewriter.map[n])
@@ -185,7 +220,11 @@ class Reduction:
         length: Any = 1
         for factor in factors:
             size = self.sites.axes.variables.size(factor)
-            part = self._plus(self.versions[version].count, offsets[factor]) if factor in offsets else size
+            part = (
+                self._plus(self.versions[version].count, offsets[factor])
+                if factor in offsets
+                else size
+            )
             if not isinstance(part, (int, fx.Node)):
                 return -1
             length = part if length == 1 else self._times(length, part)
@@ -197,7 +236,11 @@ class Reduction:
         return self.rewriter.emit(operator.add, count, offset)
 
     def _times(self, a: fx.Node | int, b: fx.Node | int) -> fx.Node | int:
-        return a * b if isinstance(a, int) and isinstance(b, int) else self.rewriter.emit(operator.mul, a, b)
+        return (
+            a * b
+            if isinstance(a, int) and isinstance(b, int)
+            else self.rewriter.emit(operator.mul, a, b)
+        )
 
     # --- attention and pooling ----------------------------------------------------------------
 
@@ -214,7 +257,9 @@ class Reduction:
         size = self.versions[version].size
         if self.proportional and size is not None and self._version(attention.k) == version:
             new_mask = add_log_size(self.rewriter, new_mask, size, keys)
-        args = [replace.get(a) or self.rewriter.map[a] for a in node.args[:3] if isinstance(a, fx.Node)]
+        args = [
+            replace.get(a) or self.rewriter.map[a] for a in node.args[:3] if isinstance(a, fx.Node)
+        ]
         rest = list(node.args[4:])
         kwargs = {k: v for k, v in node.kwargs.items() if k != "attn_mask"}
         self.rewriter.call_like(node, (*args, new_mask, *rest), kwargs)
@@ -232,7 +277,9 @@ class Reduction:
         size = self.versions[version].size
         assert size is not None
         keep = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
-        self.rewriter.map[node] = weighted_mean(self.rewriter, self.rewriter.map[operand], size, axis, -offset, keep)
+        self.rewriter.map[node] = weighted_mean(
+            self.rewriter, self.rewriter.map[operand], size, axis, -offset, keep
+        )
 
     # --- reducing and restoring ---------------------------------------------------------------
 
@@ -245,12 +292,18 @@ class Reduction:
         if count is None:
             return
         tokens = self.rewriter.size(x, TOKEN_AXIS)
-        keep = count.of(tokens, limits) if isinstance(tokens, int) else count.emit(self.rewriter, tokens, limits)
+        keep = (
+            count.of(tokens, limits)
+            if isinstance(tokens, int)
+            else count.emit(self.rewriter, tokens, limits)
+        )
         if keep == tokens:
             return
         result = self.step.emit(self._site_view(site, current, x), keep)
         self.versions.append(
-            Version(result.x, self.rewriter.size(result.x, TOKEN_AXIS), result.size, result, before=x)
+            Version(
+                result.x, self.rewriter.size(result.x, TOKEN_AXIS), result.size, result, before=x
+            )
         )
         self.version_of[stream] = len(self.versions) - 1
         self.rewriter.map[stream] = result.x
@@ -286,9 +339,13 @@ class Reduction:
         self.rewriter.at(node)
         reduced = self.rewriter.map[node]
         if node in self.trunk or node in self.schedule:
-            dense = restore.restore(self.rewriter, reduced, self.versions[1 : version + 1], self.step.merges)
+            dense = restore.restore(
+                self.rewriter, reduced, self.versions[1 : version + 1], self.step.merges
+            )
         else:
-            operands = {n: self._dense(n) for n in node.all_input_nodes if self.sites.carries_tokens(n)}
+            operands = {
+                n: self._dense(n) for n in node.all_input_nodes if self.sites.carries_tokens(n)
+            }
             dense = self.rewriter.copy(node, operands)
             self.rewriter.map[node] = reduced
         self.dense_map[node] = dense

@@ -23,7 +23,9 @@ def trunk(flow: nx.DiGraph[fx.Node], sites: Sites) -> set[fx.Node]:
     found = {current}
     behind = nx.descendants(flow, current)
     for node in flow:
-        operands = [a for a in node.args[:2] if isinstance(a, fx.Node)] if node.target in _ADDS else []
+        operands = (
+            [a for a in node.args[:2] if isinstance(a, fx.Node)] if node.target in _ADDS else []
+        )
         if node not in behind or current not in operands or len(operands) < 2:
             continue
         users = list(node.users)
@@ -39,9 +41,15 @@ def restore(rewriter: Rewriter, x: fx.Node, versions: Sequence[Version], merges:
         slot = None
         for step in steps:
             assert step is not None
-            slot = step.slot if slot is None else rewriter.emit(torch.ops.aten.gather.default, step.slot, 1, slot)
+            slot = (
+                step.slot
+                if slot is None
+                else rewriter.emit(torch.ops.aten.gather.default, step.slot, 1, slot)
+            )
         return rewriter.emit(torch.ops.thresher.gather_tokens.default, x, slot)
     for version in reversed(versions):
         assert version.step is not None
-        x = rewriter.emit(torch.ops.thresher.restore_tokens.default, x, version.step.slot, version.before)
+        x = rewriter.emit(
+            torch.ops.thresher.restore_tokens.default, x, version.step.slot, version.before
+        )
     return x

@@ -49,7 +49,12 @@ class ClassAttention(Scorer):
     def emit(self, site: SiteView) -> fx.Node:
         assert site.class_token is not None
         return site.emit(
-            torch.ops.thresher.class_attention.default, site.q, site.k, site.mask, site.scale, site.class_token
+            torch.ops.thresher.class_attention.default,
+            site.q,
+            site.k,
+            site.mask,
+            site.scale,
+            site.class_token,
         )
 
 

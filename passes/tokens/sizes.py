@@ -44,7 +44,9 @@ def add_log_size(rewriter: Rewriter, mask: fx.Node | None, size: fx.Node, like: 
     return rewriter.inline(bias, size) if mask is None else rewriter.inline(with_mask, size, mask)
 
 
-def weighted_mean(rewriter: Rewriter, x: fx.Node, size: fx.Node, axis: int, prefix: int, keepdim: bool) -> fx.Node:
+def weighted_mean(
+    rewriter: Rewriter, x: fx.Node, size: fx.Node, axis: int, prefix: int, keepdim: bool
+) -> fx.Node:
     """Mean over the token axis, each token counted as often as its size; ``x`` lacks ``prefix`` tokens."""
 
     def mean(x: torch.Tensor, size: torch.Tensor) -> torch.Tensor:

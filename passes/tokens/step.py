@@ -100,8 +100,12 @@ class Keep(Step):
         score = self.scorer.emit(site)
         if site.size is not None:  # padding goes first, and weighs nothing where the rest is fused
             last = NEARLY_ZERO if self.fuse else LOWEST
-            score = site.inline(lambda s, n: torch.where(n > 0, s, torch.full_like(s, last)), score, site.size)
-        node = site.emit(torch.ops.thresher.keep_tokens.default, site.x, score, keep, site.protected, self.fuse)
+            score = site.inline(
+                lambda s, n: torch.where(n > 0, s, torch.full_like(s, last)), score, site.size
+            )
+        node = site.emit(
+            torch.ops.thresher.keep_tokens.default, site.x, score, keep, site.protected, self.fuse
+        )
         x, slot, kept = site.rewriter.outputs(node)
         size = None
         if site.size is not None:

@@ -11,12 +11,15 @@ from thresher.compiler.trace import trace
 
 
 def axes_of(module: nn.Module, *shape: int) -> tuple[Program, Axes]:
-    program = trace(module, {"x": torch.randn(*shape)}, dynamic={"x": {0: "batch"}}, info=SourceInfo("toy"))
+    program = trace(
+        module, {"x": torch.randn(*shape)}, dynamic={"x": {0: "batch"}}, info=SourceInfo("toy")
+    )
     return program, infer(program.graph)
 
 
 def node(program: Program, name: str) -> fx.Node:
-    return next(n for n in program.graph.nodes if n.name == name)
+    found: fx.Node = next(n for n in program.graph.nodes if n.name == name)
+    return found
 
 
 class Fn(nn.Module):
@@ -29,7 +32,12 @@ class Fn(nn.Module):
 
 
 def test_split_heads_and_back_is_the_same_axis() -> None:
-    program, axes = axes_of(Fn(lambda x: x.reshape(-1, 5, 2, 4).transpose(1, 2).transpose(1, 2).reshape(-1, 5, 8)), 2, 5, 8)
+    program, axes = axes_of(
+        Fn(lambda x: x.reshape(-1, 5, 2, 4).transpose(1, 2).transpose(1, 2).reshape(-1, 5, 8)),
+        2,
+        5,
+        8,
+    )
     source, result = program.input_nodes()[0], program.output_nodes()[0]
     assert axes.of(result) == axes.of(source)
 
@@ -43,7 +51,11 @@ def test_prefix_cut_off_and_put_back_is_the_same_axis() -> None:
 def test_suffix_knows_its_offset() -> None:
     program, axes = axes_of(Fn(lambda x: x[:, 2:].mean(dim=1)), 2, 5, 8)
     source = program.input_nodes()[0]
-    cut = next(n for n in program.graph.nodes if n.target is torch.ops.aten.slice.Tensor and n.meta["val"].shape[1] == 3)
+    cut = next(
+        n
+        for n in program.graph.nodes
+        if n.target is torch.ops.aten.slice.Tensor and n.meta["val"].shape[1] == 3
+    )
     offsets = axes.variables.offsets(axes.of(source)[1])
     assert offsets[axes.of(cut)[1]] == -2
 
@@ -65,7 +77,11 @@ def test_reshape_to_a_grid_is_a_mix_with_its_reason() -> None:
 def test_unknown_operator_mixes_everything() -> None:
     program, axes = axes_of(Fn(lambda x: torch.cdist(x, x)), 2, 6, 8)
     source = program.input_nodes()[0]
-    assert any(u.kind == "mix" and "does not know" in u.why for u in axes.uses if u.operand is source and u.axis == 1)
+    assert any(
+        u.kind == "mix" and "does not know" in u.why
+        for u in axes.uses
+        if u.operand is source and u.axis == 1
+    )
 
 
 def test_elementwise_broadcast_ties_axes() -> None:

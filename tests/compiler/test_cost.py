@@ -48,6 +48,10 @@ def test_reduced_cost_is_the_closed_form(counts: list[int]) -> None:
 def test_prediction_equals_the_rewritten_graph(counts: tuple[int, ...]) -> None:
     result = TopkNorm(TokenOptions(counts=counts))(PROGRAM, Context())
     inserted = sum(
-        node_cost(n).macs for n in result.program.graph.nodes if "thresher" in str(n.target) and n.op == "call_function"
+        node_cost(n).macs
+        for n in result.program.graph.nodes
+        if "thresher" in str(n.target) and n.op == "call_function"
     )
-    assert total_macs(result.program.graph) - inserted == MODEL.macs(counts) == result.details["macs"]
+    assert (
+        total_macs(result.program.graph) - inserted == MODEL.macs(counts) == result.details["macs"]
+    )

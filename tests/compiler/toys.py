@@ -29,7 +29,8 @@ class Block(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         x = x + self.proj(y.transpose(1, 2).reshape(batch, tokens, WIDTH))
         x = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
-        return x if self.mixer is None else self.mixer(x)
+        mixed: torch.Tensor = x if self.mixer is None else self.mixer(x)
+        return mixed
 
 
 class TokenConv(nn.Module):
@@ -40,7 +41,8 @@ class TokenConv(nn.Module):
         self.conv = nn.Conv1d(WIDTH, WIDTH, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.conv(x.transpose(1, 2)).transpose(1, 2)
+        mixed: torch.Tensor = self.conv(x.transpose(1, 2))
+        return x + mixed.transpose(1, 2)
 
 
 class Toy(nn.Module):
@@ -65,12 +67,16 @@ class Toy(nn.Module):
             x = x + early
         x = self.norm(x)
         if self.pool == "dense":
-            return self.head(x)
-        return self.head(x[:, 0] if self.pool == "class" else x.mean(dim=1))
+            dense: torch.Tensor = self.head(x)
+            return dense
+        logits: torch.Tensor = self.head(x[:, 0] if self.pool == "class" else x.mean(dim=1))
+        return logits
 
 
 def traced(model: nn.Module, tokens: int = TOKENS, *, dynamic: bool = False) -> Program:
     """Trace a toy on ``[B, tokens, WIDTH]``."""
     torch.manual_seed(0)
     axes = {0: "batch", 1: "tokens"} if dynamic else {0: "batch"}
-    return trace(model, {"x": torch.randn(2, tokens, WIDTH)}, dynamic={"x": axes}, info=SourceInfo("toy"))
+    return trace(
+        model, {"x": torch.randn(2, tokens, WIDTH)}, dynamic={"x": axes}, info=SourceInfo("toy")
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +11,22 @@ import numpy as np
 import pytest
 import torch
 
+from tests.families.decisions import Method
 from tests.families.oracle import reduced_outputs
 from tests.families.traced import cast, program
 from tests.families.zoo import BY_NAME, REDUCIBLE, REFUSED
 from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.program import Program
-from thresher.passes.tokens.methods import Evit, EvitOptions, RandomDrop, RandomOptions, Tome, TomeOptions, TopkNorm
+from thresher.passes.tokens.methods import (
+    Evit,
+    EvitOptions,
+    RandomDrop,
+    RandomOptions,
+    Tome,
+    TomeOptions,
+    TopkNorm,
+)
 from thresher.passes.tokens.options import TokenOptions
 
 SIZES_IN_FLOAT32 = 3e-6  # relative; sizes and scores are float32 whatever the model's dtype
@@ -34,7 +44,9 @@ FAMILIES = [entry.name for entry in REDUCIBLE]
 CASES = [(f, m) for f in FAMILIES for m in METHODS]
 
 
-def reduce(name: str, method: str, dtype: torch.dtype = torch.float64, **budget: Any) -> tuple[Program, PassResult]:
+def reduce(
+    name: str, method: str, dtype: torch.dtype = torch.float64, **budget: Any
+) -> tuple[Program, PassResult]:
     dense = program(name, dtype)
     return dense, METHODS[method](budget)(dense, Context())
 
@@ -81,12 +93,20 @@ def test_reduced_graph_equals_the_oracle(name: str, method: str, batch: int) -> 
         return
     inputs = entry.inputs(batch)
     found = find_sites(program(name))
-    if method.startswith("evit"):  # a class token that is there but not read out scores all the same
+    if method.startswith(
+        "evit"
+    ):  # a class token that is there but not read out scores all the same
         entry = dataclasses.replace(entry, class_token=found.class_token)
     model, _ = entry.build()
     counts = _counts(result, program(name), inputs)
     expected = reduced_outputs(
-        entry, model, inputs, method.removesuffix("-fuse"), counts, fuse=method == "evit-fuse", prefix=found.protected  # type: ignore[arg-type]
+        entry,
+        model,
+        inputs,
+        typing.cast(Method, method.removesuffix("-fuse")),
+        counts,
+        fuse=method == "evit-fuse",
+        prefix=found.protected,
     )
     got = result.program.run(cast(inputs, torch.float64))
     assert got.keys() == expected.outputs.keys()
@@ -104,10 +124,11 @@ def _counts(result: PassResult, dense: Program, inputs: dict[str, torch.Tensor])
 
     maps = token_maps(result.program, cast(inputs, torch.float64))
     sites = len(find_sites(dense).sites)
-    tokens, counts = maps[0].slot.shape[1], []
+    tokens: int = maps[0].slot.shape[1]
+    counts: list[int] = []
     by_layer = {m.entry.layer: m.kept.shape[1] for m in maps}
     for layer in range(sites):
-        tokens = by_layer.get(layer, tokens)
+        tokens = int(by_layer.get(layer, tokens))
         counts.append(tokens)
     return counts
 
@@ -183,6 +204,8 @@ def openvino_of(subject: Program) -> Callable[[dict[str, np.ndarray]], dict[str,
 
     core = openvino.Core()
     model = core.read_model(inlined(onnx_ir.to_proto(to_onnx(subject))).SerializeToString())
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
+    compiled = core.compile_model(
+        model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    )
     names = [spec.name for spec in subject.outputs]
     return lambda feeds: {name: compiled(feeds)[name] for name in names}
