@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from thresher.kernels.bipartite_merge.function import OPERATOR as _BIPARTITE_MERGE
+from thresher.kernels.bipartite_merge.function import BY_INDEX as _BIPARTITE_MERGE
+from thresher.kernels.bipartite_merge.function import BY_RANK as _RANKED_BIPARTITE_MERGE
 from thresher.kernels.class_attention.function import OPERATOR as _CLASS_ATTENTION
 from thresher.kernels.gather_tokens.function import OPERATOR as _GATHER_TOKENS
 from thresher.kernels.keep_tokens.function import FUSE as _FUSE_TOKENS
@@ -16,6 +17,7 @@ OPERATORS: dict[str, Operator] = {
     operator.name: operator
     for operator in (
         _BIPARTITE_MERGE,
+        _RANKED_BIPARTITE_MERGE,
         _CLASS_ATTENTION,
         _KEEP_TOKENS,
         _FUSE_TOKENS,

@@ -4,6 +4,9 @@ Only the rows that change are computed: the ``r`` merging sources meet their tar
 same-target matrix, one small MatMul yields the merged rows, and these overwrite their places in the
 gathered output.  Rows with the same target are equal, so their order does not matter and no
 reduction is needed.  The tokens are read and written once.
+
+Two operators: in ``BipartiteMerge`` the staying sources leave in index order, in
+``RankedBipartiteMerge`` by falling similarity.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 from thresher.kernels.operator import Operator
 
 _POSITIONS = """
-    # Positions: sources s0, s0 + 2, ...; targets d0, d0 + 2, ...; tables are columns [., 1].
+    # Positions: sources s0, s0 + 2, ...; targets d0, d0 + 2, ....
     i0 = Constant <value = int64 {0}> ()
     i1 = Constant <value = int64 {1}> ()
     i2 = Constant <value = int64 {2}> ()
@@ -33,12 +36,17 @@ _POSITIONS = """
     n = Squeeze (nv)
     kv = Reshape (keep, v1)
     r = Sub (nv, kv)
-    sources = Range (s0, n, i2)
-    targets = Range (d0, n, i2)
     prefix = Range (i0, p, i1)
-    source_table = Unsqueeze (sources, last)
-    target_table = Unsqueeze (targets, last)
-    prefix_table = Unsqueeze (prefix, last)
+    everything = Range (i0, n, i1)
+    sources = Slice (everything, s0v, end, v0, v2)
+    targets = Slice (everything, d0v, end, v0, v2)
+
+    # Rows of the flattened batch: item b starts at b n.
+    bv = Shape <start = 0, end = 1> (x)
+    b = Squeeze (bv)
+    batch = Range (i0, b, i1)
+    batch_column = Unsqueeze (batch, last)
+    start = Mul (batch_column, nv)
 """
 
 _MATCHING = """
@@ -56,70 +64,77 @@ _MATCHING = """
     length_safe = Max (length, tiny)
     unit = Div (direction, length_safe)
 
-    # Best target of each source; padding (size 0) is never chosen and merges first.
+    # Best target of each source; padding (size 0) is never chosen and merges first.  Where there is
+    # no target, nothing merges, and the last token stands in to keep the shapes legal.
     unit_s = Slice (unit, s0v, end, v1, v2)
-    unit_t = Slice (unit, d0v, end, v1, v2)
+    final = Sub (nv, v1)
+    first_t = Min (d0v, final)
+    unit_t = Slice (unit, first_t, end, v1, v2)
     unit_tt = Transpose <perm = [0, 2, 1]> (unit_t)
     cosine = MatMul (unit_s, unit_tt)
     far = Constant <value = float {-10000.0}> ()
     void = Equal (size, zero)
-    penalty = Where (void, far, zero)
     void_s = Slice (void, s0v, end, v1, v2)
     soon = Constant <value = float {10000.0}> ()
-    penalty_t = Slice (penalty, d0v, end, v1, v2)
-    penalty_row = Unsqueeze (penalty_t, v1)
-    similarity = Add (cosine, penalty_row)
+    limit = Where (void, far, soon)
+    limit_t = Slice (limit, first_t, end, v1, v2)
+    limit_row = Unsqueeze (limit_t, v1)
+    similarity = Min (cosine, limit_row)
     best = ReduceMax <keepdims = 0> (similarity, last)
     choice = ArgMax <axis = -1, keepdims = 0> (similarity)
     rank = Where (void_s, soon, best)
     ns = Shape (sources)
     ranked, order = TopK <axis = 1> (rank, ns)
     merging = Slice (order, v0, r, v1)
-    staying_ranked = Slice (order, r, end, v1)
     into = GatherElements <axis = 1> (choice, merging)
 
-    # Staying sources in index order, or (all keys zero, ties to the lower index) as ranked.
+    # Rows of the merging and the staying sources.
+    order_at = Gather (sources, order)
+    order_row = Add (order_at, start)
+    merging_row = Slice (order_row, v0, r, v1)
+    ranked_row = Slice (order_row, r, end, v1)
     nstay = Sub (ns, r)
-    by = Constant <value_int: int = @by_index> ()
-    key = Mul (staying_ranked, by)
-    key_sorted, permutation = TopK <axis = 1, largest = 0> (key, nstay)
-    staying = GatherElements <axis = 1> (staying_ranked, permutation)
+"""
+
+_BY_INDEX = """
+    staying_row, permutation = TopK <axis = 1, largest = 0> (ranked_row, nstay)
+"""
+
+_BY_RANK = """
+    staying_row = Identity (ranked_row)
 """
 
 _MERGING = """
-    # Gather every row that leaves; the batch's coordinates also spread the tables over the batch.
-    merging_at = Gather (source_table, merging)
-    staying_at = Gather (source_table, staying)
-    into_at = Gather (target_table, into)
-    bv = Shape <start = 0, end = 1> (x)
-    b = Squeeze (bv)
-    batch = Range (i0, b, i1)
-    v12 = Constant <value = int64[2] {1, 2}> ()
-    batch_column = Unsqueeze (batch, v12)
-    nothing = Mul (batch_column, i0)
-    prefix_at = Add (prefix_table, nothing)
-    target_at = Add (target_table, nothing)
-    kept_at = Concat <axis = 1> (prefix_at, staying_at, target_at)
-    gathered = GatherND <batch_dims = 1> (x, kept_at)
+    # Gather every row that leaves.
+    into_at = Gather (targets, into)
+    into_row = Add (into_at, start)
+    prefix_row = Add (prefix, start)
+    target_row = Add (targets, start)
+    kept_row = Concat <axis = 1> (prefix_row, staying_row, target_row)
+    rows = Flatten <axis = 2> (x)
+    gathered = Gather (rows, kept_row)
 
     # Merged rows: weights first, in float32; the floor makes 0/0 keep the target.
-    x_merging = GatherND <batch_dims = 1> (x, merging_at)
-    x_into = GatherND <batch_dims = 1> (x, into_at)
+    x_merging = Gather (rows, merging_row)
+    x_into = Gather (rows, into_row)
     x_merging32 = Cast <to = 1> (x_merging)
     x_into32 = Cast <to = 1> (x_into)
-    size_column = Unsqueeze (size, last)
-    s_into = GatherND <batch_dims = 1> (size_column, into_at)
-    s_merging = GatherND <batch_dims = 1> (size, merging_at)
-    s_row = Unsqueeze (s_merging, v1)
-    into_row = Transpose <perm = [0, 2, 1]> (into_at)
-    same = Equal (into_at, into_row)
-    parts = Where (same, s_row, zero)
-    added = ReduceSum (parts, last)
+    sizes = Reshape (size, last)
+    s_into = Gather (sizes, into_row)
+    s_merging = Gather (sizes, merging_row)
+    s_across = Unsqueeze (s_merging, v1)
+    into_column = Unsqueeze (into, last)
+    into_across = Unsqueeze (into, v1)
+    same = Equal (into_column, into_across)
+    parts = Where (same, s_across, zero)
+    added = ReduceSum <keepdims = 0> (parts, last)
     floor = Constant <value = float {1e-37}> ()
     s_safe = Max (s_into, floor)
     total_safe = Add (added, s_safe)
-    weights = Div (parts, total_safe)
-    weight_into = Div (s_safe, total_safe)
+    total_column = Unsqueeze (total_safe, last)
+    weights = Div (parts, total_column)
+    s_column = Unsqueeze (s_safe, last)
+    weight_into = Div (s_column, total_column)
     from_sources = MatMul (weights, x_merging32)
     from_target = Mul (weight_into, x_into32)
     merged32 = Add (from_sources, from_target)
@@ -127,43 +142,65 @@ _MERGING = """
 
     # Overwrite the targets' rows at [b, protected + staying + target].
     offset = Add (pv, nstay)
-    into_column = Unsqueeze (into, last)
     place = Add (into_column, offset)
+    batch_first = Unsqueeze (batch_column, last)
     place_shape = Shape (place)
-    batch_at = Expand (batch_column, place_shape)
+    batch_at = Expand (batch_first, place_shape)
     places = Concat <axis = 2> (batch_at, place)
     y = ScatterND (gathered, places, merged)
     total = Add (added, s_into)
-    size_gathered = GatherND <batch_dims = 1> (size_column, kept_at)
-    size_scattered = ScatterND (size_gathered, places, total)
-    out_size = Squeeze (size_scattered, last)
+    size_gathered = Gather (sizes, kept_row)
+    out_size = ScatterND (size_gathered, places, total)
+"""
+
+_PLACE_BY_INDEX = """
+    # Maps; where the staying sources live, in the order of their ranks.
+    moved, back = TopK <axis = 1, largest = 0> (permutation, nstay)
+    staying_place = Add (back, pv)
+"""
+
+_PLACE_BY_RANK = """
+    # Maps; where the staying sources live, in the order of their ranks.
+    stays = Squeeze (nstay)
+    count = Range (i0, stays, i1)
+    counted = Add (count, pv)
+    no_row = Mul (start, i0)
+    staying_place = Add (counted, no_row)
 """
 
 _MAPS = """
-    # Maps.
-    kept = Squeeze (kept_at, last)
+    kept = Sub (kept_row, start)
     place_flat = Squeeze (place, last)
-    moved, back = TopK <axis = 1, largest = 0> (permutation, nstay)
-    staying_place = Add (back, pv)
     ranked_place = Concat <axis = 1> (place_flat, staying_place)
     unranked_key, unranked = TopK <axis = 1, largest = 0> (order, ns)
     source_place = GatherElements <axis = 1> (ranked_place, unranked)
-    prefix_flat = Squeeze (prefix_at, last)
-    target_index = Sub (target_at, d0)
-    target_half = Div (target_index, i2)
-    target_column = Add (target_half, offset)
-    target_place = Squeeze (target_column, last)
-    grouped = Concat <axis = 1> (prefix_flat, source_place, target_place)
+    prefix_place = Sub (prefix_row, start)
+    target_at = Sub (target_row, start)
+    target_odd = Sub (target_at, d0)
+    target_index = Div (target_odd, i2)
+    target_place = Add (target_index, offset)
+    grouped = Concat <axis = 1> (prefix_place, source_place, target_place)
     groups = Concat <axis = 0> (prefix, sources, targets)
     group_key, ungroup = TopK <axis = 0, largest = 0> (groups, nv)
     slot = Gather <axis = 1> (grouped, ungroup)
 """
 
-OPERATOR = Operator(
-    name="BipartiteMerge",
-    torch_name="bipartite_merge",
-    inputs={"x": "T", "size": "tensor(float)", "metric": "T", "keep": "tensor(int64)"},
-    outputs={"y": "T", "out_size": "tensor(float)", "kept": "tensor(int64)", "slot": "tensor(int64)"},
-    attributes={"protected": int, "by_index": int},
-    body=_POSITIONS + _MATCHING + _MERGING + _MAPS,
-)
+
+def _operator(name: str, staying: str, place: str) -> Operator:
+    return Operator(
+        name=name,
+        torch_name="bipartite_merge",
+        inputs={"x": "T", "size": "tensor(float)", "metric": "T", "keep": "tensor(int64)"},
+        outputs={
+            "y": "T",
+            "out_size": "tensor(float)",
+            "kept": "tensor(int64)",
+            "slot": "tensor(int64)",
+        },
+        attributes={"protected": int},
+        body=_POSITIONS + _MATCHING + staying + _MERGING + place + _MAPS,
+    )
+
+
+BY_INDEX = _operator("BipartiteMerge", _BY_INDEX, _PLACE_BY_INDEX)
+BY_RANK = _operator("RankedBipartiteMerge", _BY_RANK, _PLACE_BY_RANK)

@@ -39,8 +39,8 @@ def bipartite_merge(
     """
     batch, tokens, _ = x.shape
     check(tokens, keep, protected)
-    source = torch.arange(protected + protected % 2, tokens, 2, device=x.device)
-    target = torch.arange(protected + 1 - protected % 2, tokens, 2, device=x.device)
+    source = _every_second(protected + protected % 2, tokens, x)
+    target = _every_second(protected + 1 - protected % 2, tokens, x)
     merging, staying, into = _match(size, metric, source, target, tokens - keep, by_index)
 
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -101,7 +101,7 @@ def _match(
         order = torch.arange(len(source), device=size.device).expand(len(size), -1)
         return order[:, :0], order, order[:, :0]
     similarity = unit[:, source] @ unit[:, target].transpose(1, 2)
-    similarity = similarity - PADDING * (size[:, target] == 0)[:, None, :]
+    similarity = torch.where(size[:, None, target] == 0, -PADDING, similarity)
     best = similarity.amax(-1)
     # The first of equal maxima; amax's gradient is not wanted and argmax promises no order.
     first = (similarity == best[..., None]).long().cumsum(-1).eq(0).sum(-1)
@@ -111,6 +111,10 @@ def _match(
     if by_index:
         staying = staying.sort(dim=1).values
     return merging, staying, first.gather(1, merging)
+
+
+def _every_second(start: int, end: int, like: Tensor) -> Tensor:
+    return torch.arange(start, max(start, end), 2, device=like.device)
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:

@@ -23,6 +23,14 @@ _RANKING = """
     pads = Concat <axis = 0> (v0, pv, v0, v0)
     guarded = Pad (rest, pads, most)
     values, order = TopK <axis = 1> (guarded, nv)
+
+    # Rows of the flattened batch: item b starts at b n.
+    bv = Shape <start = 0, end = 1> (x)
+    b = Squeeze (bv)
+    batch = Range (i0, b, i1)
+    batch_column = Unsqueeze (batch, last)
+    start = Mul (batch_column, nv)
+    rows = Flatten <axis = 2> (x)
 """
 
 _SLOT = """
@@ -47,8 +55,8 @@ KEEP = Operator(
     count = Identity (kv)
     chosen = Slice (order, v0, count, v1)
     kept, kept_order = TopK <axis = 1, largest = 0> (chosen, kv)
-    kept_at = Unsqueeze (kept, last)
-    y = GatherND <batch_dims = 1> (x, kept_at)
+    kept_row = Add (kept, start)
+    y = Gather (rows, kept_row)
 """
     + _SLOT,
 )
@@ -67,25 +75,21 @@ FUSE = Operator(
     staying, staying_order = TopK <axis = 1, largest = 0> (chosen, count)
     stand_in = Slice (dropped, v0, v1, v1)
     kept = Concat <axis = 1> (staying, stand_in)
-    kept_at = Unsqueeze (kept, last)
-    gathered = GatherND <batch_dims = 1> (x, kept_at)
+    kept_row = Add (kept, start)
+    gathered = Gather (rows, kept_row)
 
     # The fused row overwrites its stand-in at [b, K - 1].
     weights = Slice (values, count, end, v1)
     weights_row = Unsqueeze (weights, v1)
-    dropped_at = Unsqueeze (dropped, last)
-    x_dropped = GatherND <batch_dims = 1> (x, dropped_at)
+    dropped_row = Add (dropped, start)
+    x_dropped = Gather (rows, dropped_row)
     x_dropped32 = Cast <to = 1> (x_dropped)
     fused32 = MatMul (weights_row, x_dropped32)
     fused = CastLike (fused32, x)
-    bv = Shape <start = 0, end = 1> (x)
-    b = Squeeze (bv)
-    batch = Range (i0, b, i1)
-    column_shape = Constant <value = int64[3] {-1, 1, 1}> ()
-    batch_column = Reshape (batch, column_shape)
     first = Constant <value = int64[2] {1, 0}> ()
     second = Constant <value = int64[2] {0, 1}> ()
-    batch_pair = Mul (batch_column, first)
+    batch_first = Unsqueeze (batch_column, last)
+    batch_pair = Mul (batch_first, first)
     place_pair = Mul (count, second)
     places = Add (batch_pair, place_pair)
     y = ScatterND (gathered, places, fused)

@@ -1,0 +1,1 @@
+"""Tests of the operators: every face against an oracle of plain loops."""

@@ -1,0 +1,140 @@
+"""The operators once more, in plain Python loops over float64: what the tests compare with.
+
+Written from the papers' descriptions, without looking at the torch definitions.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class Merged(NamedTuple):
+    """Results of :func:`bipartite_merge`, and the smallest gap between similarities it decided by."""
+
+    y: Array
+    out_size: Array
+    slot: Array
+    kept: Array
+    margin: float
+
+
+def unit(vector: list[float]) -> list[float]:
+    length = math.sqrt(sum(v * v for v in vector))
+    return [v / length if length else 0.0 for v in vector]
+
+
+def gap(values: list[float], chosen: float) -> float:
+    """Distance to the nearest value that is neither equal nor a rounding away from being equal."""
+    return min((abs(v - chosen) for v in values if v != chosen), default=math.inf)
+
+
+def bipartite_merge(
+    x: Array, size: Array, metric: Array, keep: int, protected: int, by_index: bool
+) -> Merged:
+    batch, tokens, width = x.shape
+    heads, depth = metric.shape[1], metric.shape[3]
+    y, out_size = np.zeros((batch, keep, width)), np.zeros((batch, keep))
+    slot = np.full((batch, tokens), -7)
+    kept = np.full((batch, keep), -7)
+    margin = math.inf
+    for b in range(batch):
+        unit_of = {
+            n: unit([sum(float(metric[b, h, n, c]) for h in range(heads)) for c in range(depth)])
+            for n in range(protected, tokens)
+        }
+        sources = [n for n in range(protected, tokens) if n % 2 == 0]
+        targets = [n for n in range(protected, tokens) if n % 2 == 1]
+        best: dict[int, tuple[float, int]] = {}
+        for s in sources:
+            likeness = []
+            for t in targets:
+                cosine = sum(p * q for p, q in zip(unit_of[s], unit_of[t], strict=True))
+                likeness.append(cosine if size[b, t] != 0 else -1e4)
+            if likeness:
+                best[s] = (max(likeness), targets[likeness.index(max(likeness))])
+                margin = min(margin, gap(likeness, max(likeness)))
+            else:
+                best[s] = (0.0, -1)
+        ranks = {s: 1e4 if size[b, s] == 0 else best[s][0] for s in sources}
+        if targets:
+            margin = min([margin, *(gap(list(ranks.values()), rank) for rank in ranks.values())])
+        order = sorted(sources, key=lambda s: (-ranks[s], s))
+        merging, staying = order[: tokens - keep], order[tokens - keep :]
+        if by_index:
+            staying = sorted(staying)
+        places = [*range(protected), *staying, *targets]
+        for j, n in enumerate(places):
+            group = [n, *(s for s in merging if best[s][1] == n)]
+            total = sum(float(size[b, m]) for m in group)
+            kept[b, j], out_size[b, j] = n, total
+            for m in group:
+                slot[b, m] = j
+            for c in range(width):
+                y[b, j, c] = (
+                    sum(float(size[b, m]) / total * float(x[b, m, c]) for m in group)
+                    if total and len(group) > 1
+                    else float(x[b, n, c])
+                )
+    return Merged(y, out_size, slot, kept, margin)
+
+
+def class_attention(q: Array, k: Array, bias: Array | None, scale: float, row: int) -> Array:
+    batch, heads, queries, depth = q.shape
+    tokens = k.shape[2]
+    full = None if bias is None else np.broadcast_to(bias, (batch, heads, queries, tokens))
+    score = np.zeros((batch, tokens))
+    for b in range(batch):
+        for h in range(heads):
+            logits = []
+            for n in range(tokens):
+                dot = sum(float(q[b, h, row, c]) * float(k[b, h, n, c]) for c in range(depth))
+                logit = scale * dot
+                if full is not None and full.dtype == bool:
+                    logit = logit if full[b, h, row, n] else -math.inf
+                elif full is not None:
+                    logit += float(full[b, h, row, n])
+                logits.append(logit)
+            top = max(logits)
+            weights = [math.exp(v - top) for v in logits]
+            for n in range(tokens):
+                score[b, n] += weights[n] / sum(weights) / heads
+    return score
+
+
+def keep_tokens(
+    x: Array, score: Array, keep: int, protected: int, fuse: bool
+) -> tuple[Array, Array, Array]:
+    batch, tokens, width = x.shape
+    y = np.zeros((batch, keep, width))
+    slot, kept = np.full((batch, tokens), -1), np.full((batch, keep), -7)
+    for b in range(batch):
+        ranked = sorted(range(protected, tokens), key=lambda n: (-float(score[b, n]), n))
+        count = keep - protected - int(fuse)
+        places = [*range(protected), *sorted(ranked[:count])]
+        dropped = ranked[count:]
+        for j, n in enumerate(places):
+            kept[b, j], slot[b, n], y[b, j] = n, j, x[b, n]
+        if fuse:
+            kept[b, keep - 1] = dropped[0]
+            for c in range(width):
+                y[b, keep - 1, c] = sum(float(score[b, n]) * float(x[b, n, c]) for n in dropped)
+    return y, slot, kept
+
+
+def gather_tokens(x: Array, index: Array) -> Array:
+    return np.stack([np.stack([x[b, i] for i in row]) for b, row in enumerate(index)])
+
+
+def restore_tokens(x: Array, slot: Array, aside: Array) -> Array:
+    y = np.array(aside)
+    for b, row in enumerate(slot):
+        for n, j in enumerate(row):
+            if j >= 0:
+                y[b, n] = x[b, j]
+    return y

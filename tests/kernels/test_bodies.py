@@ -1,0 +1,191 @@
+"""The function bodies equal the definitions on every back end, with every axis symbolic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from numpy.testing import assert_allclose, assert_array_equal
+
+import thresher.kernels.ops  # noqa: F401
+from tests.kernels import oracle
+from tests.kernels.back_ends import OPSET, run
+from tests.kernels.cases import KeepCase, MergeCase, keep_cases, merge_cases
+from tests.kernels.test_definitions import HALF, MARGIN, SINGLE, scale, tensors
+from thresher.kernels.registry import OPERATORS
+
+ops = torch.ops.thresher
+BACK_ENDS = ("onnxruntime", "openvino")
+FAST = settings(
+    max_examples=50, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
+)  # fmt: skip
+both = pytest.mark.parametrize("back_end", BACK_ENDS)
+
+
+@pytest.fixture(autouse=True)
+def _installed(request: pytest.FixtureRequest) -> None:
+    if "back_end" in request.fixturenames:
+        pytest.importorskip(request.getfixturevalue("back_end"))
+
+
+def merge_on(back_end: str, case: MergeCase) -> list[Any]:
+    x, size, metric, keep, protected, by_index = case
+    arguments = {"x": x, "size": size, "metric": metric, "keep": np.array(keep)}
+    name = "BipartiteMerge" if by_index else "RankedBipartiteMerge"
+    y, out_size, kept, slot = run(back_end, name, arguments, protected=protected)
+    return [y, out_size, slot, kept]
+
+
+def keep_on(back_end: str, case: KeepCase) -> list[Any]:
+    x, score, keep, protected, fuse = case
+    arguments = {"x": x, "score": score, "keep": np.array(keep)}
+    name = "FuseTokens" if fuse else "KeepTokens"
+    y, kept, slot = run(back_end, name, arguments, protected=protected)
+    return [y, slot, kept]
+
+
+@both
+@FAST
+@given(case=merge_cases())
+def test_merge(back_end: str, case: MergeCase) -> None:
+    expected = oracle.bipartite_merge(*case)
+    assume(expected.margin > MARGIN)
+    y, size, slot, kept = merge_on(back_end, case)
+    assert_array_equal(slot, expected.slot)
+    assert_array_equal(kept, expected.kept)
+    assert_allclose(size, expected.out_size, rtol=SINGLE)
+    assert_allclose(y, expected.y, atol=SINGLE * scale(case.x))
+
+
+@both
+@FAST
+@given(case=merge_cases(dtype="float16"))
+def test_merge_half(back_end: str, case: MergeCase) -> None:
+    expected = oracle.bipartite_merge(*case)
+    assume(expected.margin > MARGIN)
+    y, size, slot, _ = merge_on(back_end, case)
+    assert y.dtype == np.float16
+    assert_array_equal(slot, expected.slot)
+    assert_allclose(size, expected.out_size, rtol=SINGLE)
+    assert_allclose(y, expected.y, atol=HALF * scale(case.x))
+
+
+@both
+@FAST
+@given(case=keep_cases())
+def test_keep(back_end: str, case: KeepCase) -> None:
+    y, slot, kept = keep_on(back_end, case)
+    expected = oracle.keep_tokens(*case)
+    assert_array_equal(slot, expected[1])
+    assert_array_equal(kept, expected[2])
+    assert_allclose(y, expected[0], atol=8 * SINGLE * scale(expected[0]))
+
+
+@both
+@FAST
+@given(case=keep_cases(dtype="float16"))
+def test_keep_half(back_end: str, case: KeepCase) -> None:
+    y, slot, _ = keep_on(back_end, case)
+    expected = oracle.keep_tokens(*case)
+    assert y.dtype == np.float16
+    assert_array_equal(slot, expected[1])
+    assert_allclose(y, expected[0], atol=HALF * scale(expected[0]))
+
+
+@both
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("shape", [(), (1, 1, 1, 9), (3, 2, 1, 9), (3, 1, 1, 9)])
+def test_class_attention(back_end: str, dtype: str, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    q, k = (rng.standard_normal((3, 2, n, 8)).astype(dtype) for n in (4, 9))
+    bias = rng.standard_normal(shape).astype(np.float32) if shape else np.zeros((), np.float32)
+    (score,) = run(
+        back_end, "ClassAttention", {"q": q, "k": k, "bias": bias}, scale=0.3, row=2
+    )
+    assert score.dtype == np.float32
+    assert_allclose(score, oracle.class_attention(q, k, bias, 0.3, 2), atol=8 * SINGLE)
+
+
+@both
+@pytest.mark.parametrize("rest", [(), (4,), (2, 4)])
+def test_gather(back_end: str, rest: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    x, index = rng.standard_normal((3, 5, *rest)).astype(np.float32), rng.integers(0, 5, (3, 7))
+    (y,) = run(back_end, "GatherTokens", {"x": x, "index": index})
+    assert_array_equal(y, oracle.gather_tokens(x, index))
+
+
+@both
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_restore(back_end: str, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    x, aside = (rng.standard_normal((3, n, 5)).astype(dtype) for n in (4, 7))
+    slot = rng.integers(-1, 4, (3, 7))
+    (y,) = run(back_end, "RestoreTokens", {"x": x, "slot": slot, "aside": aside})
+    assert_array_equal(y, oracle.restore_tokens(x, slot, aside))
+
+
+@pytest.mark.parametrize("name", ["BipartiteMerge", "RankedBipartiteMerge", "KeepTokens", "FuseTokens"])
+def test_outputs_that_nobody_reads_cost_nothing(name: str) -> None:
+    operator = OPERATORS[name]
+    sizes = [len(operator.function(OPSET, n).node) for n in range(1, len(operator.outputs) + 1)]
+    assert sizes == sorted(sizes)
+    assert sizes[-2] < sizes[-1]  # the map of slots is the dear one
+    short = operator.function(OPSET, 1)
+    read = {name for node in short.node for name in node.input} | {"y"}
+    assert all(read.intersection(node.output) for node in short.node)
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+def test_bodies_hold_only_what_every_back_end_takes(name: str) -> None:
+    function = OPERATORS[name].function(OPSET)
+    used = {node.op_type for node in function.node}
+    assert not used & {"NonZero", "Compress", "Unique", "OneHot", "ScatterElements", "Attention"}
+    reductions = [a for n in function.node for a in n.attribute if a.name == "reduction"]
+    assert not reductions
+    assert [(o.domain, o.version) for o in function.opset_import] == [("", OPSET)]
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+def test_schema_fits_the_body_and_names_a_registered_operator(name: str) -> None:
+    operator = OPERATORS[name]
+    schema, function = operator.schema(), operator.function(OPSET)
+    assert [i.name for i in schema.inputs] == list(function.input)
+    assert [o.name for o in schema.outputs] == list(function.output)
+    assert set(function.attribute) <= set(schema.attributes)
+    assert operator.overload().name() == f"thresher::{operator.torch_name}"
+
+
+def test_another_opset_is_written_into_the_body() -> None:
+    function = OPERATORS["GatherTokens"].function(22)
+    assert function.opset_import[0].version == 22
+    assert isinstance(function, onnx.FunctionProto)
+
+
+def test_importing_the_registry_stays_light() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, thresher.kernels, thresher.kernels.registry;"
+        "print(sorted({'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@both
+def test_huge_sizes_do_not_overflow_in_half_precision(back_end: str) -> None:
+    x = np.full((1, 2, 3), 60000, np.float16)
+    size = np.array([[3.0, 2000.0]], np.float32)
+    case = MergeCase(x, size, np.ones((1, 1, 2, 4), np.float16), 1, 0, True)
+    y, total, *_ = merge_on(back_end, case)
+    assert_array_equal(y, x[:, :1])
+    assert_array_equal(total, [[2003.0]])
+    expected = ops.bipartite_merge(*tensors(*case[:3]), 1, 0, True)
+    assert_array_equal(expected[0], y)
