@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,9 @@ class Call:
         """A Python number where that cannot change the result's shape or dtype, else the tensor."""
         value = self.value(index)
         if isinstance(value, Host) and value.items.size == 1 and value.items.ndim <= rank:
-            return value.items.item()
+            item = value.items.item()
+            if not isinstance(item, float) or math.isfinite(item):
+                return item  # an archive cannot hold an infinite number
         return self.tensor(index)
 
     def rank(self, index: int) -> int:
