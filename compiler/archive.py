@@ -32,7 +32,7 @@ from torch.export.pt2_archive._package import load_pt2
 
 from thresher.compiler.errors import RefusedError, UsageError
 
-_PLAIN = re.compile(r"[\w.+:]*")  # names, types, versions, devices: nothing that could be code
+_PLAIN = re.compile(r"-?[\w.+:]*")  # names, types, versions, devices: nothing that could be code
 _SPACES = "aten|prims|thresher|torchvision|quantized_decomposed"
 _OPERATOR = re.compile(
     rf"torch\.ops\.({_SPACES})\.(?!from_file)([a-zA-Z]\w*|_[a-zA-Z]\w*|__[a-z]+__)(\.[a-zA-Z]\w*)?"
