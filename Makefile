@@ -12,7 +12,7 @@ developers := $(VENV)/.thresher-dev
 .PHONY: demo test slow bench lint clean
 
 demo: $(users)
-	$(bin)/python -m thresher.cli.demo -o build/demo
+	$(bin)/thresher demo -o build/demo
 
 test: lint
 	$(bin)/python -m pytest -m "not slow" $(PYTEST_ARGS)
