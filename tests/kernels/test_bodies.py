@@ -158,7 +158,7 @@ def test_schema_fits_the_body_and_names_a_registered_operator(name: str) -> None
     assert [i.name for i in schema.inputs] == list(function.input)
     assert [o.name for o in schema.outputs] == list(function.output)
     assert set(function.attribute) <= set(schema.attributes)
-    assert operator.overload().name() == f"thresher::{operator.torch_name}"
+    assert str(operator.overload()) == f"thresher.{operator.torch_name}.default"
 
 
 def test_another_opset_is_written_into_the_body() -> None:

@@ -57,10 +57,10 @@ def test_merge_half(case: MergeCase) -> None:
 @FAST
 @given(merge_cases())
 def test_merge_in_double_precision_is_the_oracle(case: MergeCase) -> None:
-    wide = [a.astype(np.float64) for a in case[:3]]
-    expected = oracle.bipartite_merge(*wide, *case[3:])
+    x, size, metric = (a.astype(np.float64) for a in case[:3])
+    expected = oracle.bipartite_merge(x, size, metric, *case[3:])
     assume(expected.margin > 1e-12)
-    y, *_ = ops.bipartite_merge(*tensors(*wide), *case[3:])
+    y, *_ = ops.bipartite_merge(*tensors(x, size, metric), *case[3:])
     assert_allclose(y, expected.y, atol=1e-14 * scale(case.x))
 
 
