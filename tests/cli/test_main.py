@@ -21,7 +21,7 @@ from thresher.compiler.errors import (
 
 VERBS = (
     "optimize", "export", "profile", "verify", "run",
-    "inspect", "plan", "explain", "recipes", "doctor",
+    "inspect", "plan", "explain", "recipes", "doctor", "demo",
 )  # fmt: skip
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "matplotlib", "networkx", "PIL", "yaml")
 
