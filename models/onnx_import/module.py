@@ -47,7 +47,7 @@ class OnnxModule(Scope):
         own: set[str],
     ) -> None:
         super().__init__()
-        self._nodes, self._inputs, self._outputs = nodes, dict(inputs), list(outputs)
+        self.nodes, self._inputs, self._outputs = nodes, dict(inputs), list(outputs)
         self._places: dict[str, tuple[Scope, str]] = {}
         self._hosts: dict[str, Host] = dict(facts.static)
         for node in nodes:  # weights that were folded have lost their names
@@ -114,7 +114,7 @@ class OnnxModule(Scope):
                 return known[name]
             return self._hosts[name] if name in self._hosts else self._tensor(name)
 
-        for node, scope in zip(self._nodes, self._scopes, strict=True):
+        for node, scope in zip(self.nodes, self._scopes, strict=True):
             values = [fetch(name) for name in node.inputs]
             made = compute(node, values) if scope is self else scope(node, values)
             known.update(zip(node.outputs, made, strict=False))

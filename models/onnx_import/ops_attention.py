@@ -39,8 +39,15 @@ def _attend(
     )
 
 
+_OPTIONS = {"is_causal", "q_num_heads", "kv_num_heads", "scale", "softcap"}
+_HARMLESS = {"softmax_precision", "qk_matmul_output_mode"}  # torch computes softmax in float32
+
+
 @op("Attention")
 def attention(call: Call) -> Result:
+    other = call.node.attributes.keys() - _OPTIONS - _HARMLESS
+    if other:
+        raise ValueError(f"Attention with {', '.join(sorted(other))}")
     if call.has(4) or call.has(5) or call.has(6) or len(call.node.outputs) > 1:
         raise ValueError("Attention with a key-value cache or with its score output")
     if call.number("softcap"):

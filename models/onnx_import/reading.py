@@ -36,6 +36,10 @@ def read(path: Path, supported: Collection[str]) -> tuple[ir.Model, set[str]]:
         raise RefusedError(
             f"{path} is already reduced: give the folder that 'thresher optimize' wrote instead"
         )
+    if proto.graph.sparse_initializer:
+        raise RefusedError(
+            f"{path} holds sparse weights, which are not read: export it with dense ones"
+        )
     _check_external(path, proto)
     _check(path)
     model = ir.from_proto(proto)
@@ -69,7 +73,7 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 def _broken(path: Path, reason: str = "") -> UsageError:
     why = f" ({reason})" if reason else ""
-    return UsageError(f"{path} is not a whole ONNX file{why}: export or copy it again")
+    return UsageError(f"{path} is not a whole, valid ONNX file{why}: export or copy it again")
 
 
 def _all_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

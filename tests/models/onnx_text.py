@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -20,19 +21,30 @@ def file_of(text: str, folder: Path) -> Path:
     return path
 
 
-def feed(program: Program, batch: int, length: int) -> dict[str, torch.Tensor]:
+class Spec(Protocol):
+    """What is read of an input's specification."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> object: ...
+    @property
+    def shape(self) -> tuple[int | str, ...]: ...
+
+
+def feed(specs: Iterable[Spec], batch: int, length: int) -> dict[str, torch.Tensor]:
     """Seeded inputs; axis 0 is the batch, other symbols are the length; masks end in zeros."""
     generator = torch.Generator().manual_seed(batch)
     values: dict[str, torch.Tensor] = {}
-    for spec in program.inputs:
+    for spec in specs:
         shape = [
             size if isinstance(size, int) else length if axis else batch
             for axis, size in enumerate(spec.shape)
         ]
-        if spec.dtype == "int64" and "mask" in spec.name:
+        if "int64" in str(spec.dtype) and "mask" in spec.name:
             values[spec.name] = torch.ones(shape, dtype=torch.int64)
             values[spec.name][-1, -2:] = 0
-        elif spec.dtype == "int64":
+        elif "int64" in str(spec.dtype):
             values[spec.name] = torch.randint(0, 50, shape, generator=generator)
         else:
             values[spec.name] = torch.randn(shape, generator=generator)

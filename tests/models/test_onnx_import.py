@@ -20,6 +20,8 @@ from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.program import Program, module_path
 from thresher.models.onnx_import import import_onnx
+from thresher.models.onnx_import.dry_run import Input
+from thresher.models.onnx_import.inputs import example_sizes
 
 LAYERS = 2
 _SMALL = {
@@ -97,7 +99,9 @@ def _export(name: str, exporter: str, path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def imported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Path, Program]]:
+def imported(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, str], tuple[Path, Program]]:
     """File and Program of a model by an exporter, each made once."""
     folder = tmp_path_factory.mktemp("onnx")
     made: dict[tuple[str, str], tuple[Path, Program]] = {}
@@ -121,7 +125,7 @@ CASES = [
 def test_numbers_are_those_of_onnx_runtime(imported: Any, name: str, exporter: str) -> None:
     path, program = imported(name, exporter)
     for batch, length in ((1, 5), (3, 9)):
-        inputs = feed(program, batch, length)
+        inputs = feed(program.inputs, batch, length)
         found = program.run(inputs)
         for value, wanted in zip(found.values(), onnxruntime_outputs(path, inputs), strict=True):
             np.testing.assert_allclose(value.numpy(), wanted, rtol=1e-4, atol=1e-5)
@@ -165,7 +169,7 @@ def test_padding_mask_keeps_one_row(imported: Any) -> None:
 def test_program_survives_saving(imported: Any, tmp_path: Path) -> None:
     _, program = imported("bert", "torchscript")
     program.save(tmp_path / "saved")
-    inputs = feed(program, 2, 6)
+    inputs = feed(program.inputs, 2, 6)
     again = Program.load(tmp_path / "saved").run(inputs)
     torch.testing.assert_close(again, program.run(inputs), rtol=0, atol=0)
 
@@ -176,7 +180,9 @@ def test_contract_is_that_of_the_file(imported: Any) -> None:
         ("input_ids", "int64", ("batch", "sequence")),
         ("attention_mask", "int64", ("batch", "sequence")),
     ]
-    assert [(spec.name, spec.shape) for spec in program.outputs] == [("y", ("batch", "sequence", 32))]
+    assert [(spec.name, spec.shape) for spec in program.outputs] == [
+        ("y", ("batch", "sequence", 32))
+    ]
     assert program.info.source == str(path)
     assert program.info.digest is not None
 
@@ -186,7 +192,7 @@ def test_shapes_fix_and_rename_axes(imported: Any) -> None:
     both = dict.fromkeys(("input_ids", "attention_mask"), ("rows", 6))
     program = import_onnx(path, shapes=both)
     assert program.inputs[0].shape == ("rows", 6)
-    inputs = feed(program, 3, 0)
+    inputs = feed(program.inputs, 3, 0)
     (wanted,) = onnxruntime_outputs(path, inputs)
     np.testing.assert_allclose(program.run(inputs)["y"].numpy(), wanted, rtol=1e-4, atol=1e-5)
 
@@ -199,89 +205,6 @@ def test_shapes_must_fit(imported: Any) -> None:
         import_onnx(path, shapes={"x": (2, 3)})
     with pytest.raises(RefusedError, match=r"cannot be imported|cannot be dynamic"):
         import_onnx(path, shapes={"x": ("batch", 3, 64, 64)})
-
-
-# --- refusals -----------------------------------------------------------------------------------
-
-
-def test_broken_files_are_usage_errors(imported: Any, tmp_path: Path) -> None:
-    path, _ = imported("vit", "torchscript")
-    broken = tmp_path / "broken.onnx"
-    for content in (b"", b"not a model", path.read_bytes()[: path.stat().st_size // 2]):
-        broken.write_bytes(content)
-        with pytest.raises(UsageError, match="not a whole ONNX file"):
-            import_onnx(broken)
-    with pytest.raises(UsageError, match="does not exist"):
-        import_onnx(tmp_path / "nowhere.onnx")
-    with pytest.raises(UsageError, match="cannot be read"):
-        import_onnx(tmp_path)
-
-
-def test_model_without_attention_is_refused(tmp_path: Path) -> None:
-    path = file_of("<ir_version: 8, opset_import: ['' : 17]> g (float[n,4] x) => (float[n,4] y) { y = Relu(x) }",
-                   tmp_path)  # fmt: skip
-    with pytest.raises(RefusedError, match="not a transformer: no attention was found"):
-        import_onnx(path)
-
-
-def test_unsupported_operators_are_named_at_once(tmp_path: Path) -> None:
-    path = file_of(
-        "<ir_version: 8, opset_import: ['' : 17, 'other' : 1]> g (float[n,4] x) => (float[n,4] y) {"
-        " a = Det(x) b = other.Strange(x) c = other.Strange(b) y = Add(a, c) }",
-        tmp_path,
-    )
-    with pytest.raises(RefusedError, match=r"Det \(1\), other::Strange \(2\)"):
-        import_onnx(path)
-
-
-def test_reduced_model_is_refused(tmp_path: Path) -> None:
-    path = file_of(
-        "<ir_version: 8, opset_import: ['' : 17, 'thresher' : 1]> g (float[n,4] x) => (float[n,4] y)"
-        " { y = thresher.keep_tokens(x) }",
-        tmp_path,
-    )
-    with pytest.raises(RefusedError, match="already reduced"):
-        import_onnx(path)
-
-
-def test_old_opset_is_refused(tmp_path: Path) -> None:
-    path = file_of("<ir_version: 4, opset_import: ['' : 8]> g (float[2,4] x) => (float[2,4] y) { y = Relu(x) }",
-                   tmp_path)  # fmt: skip
-    with pytest.raises(RefusedError, match="opset 8 and the oldest supported is 9"):
-        import_onnx(path)
-
-
-def test_external_data_stays_in_the_folder(imported: Any, tmp_path: Path) -> None:
-    path, program = imported("vit", "torchscript")
-    inner = tmp_path / "inner"
-    inner.mkdir()
-    model = onnx.load(path)
-    onnx.save(model, inner / "m.onnx", save_as_external_data=True, location="m.data")
-    assert targets(import_onnx(inner / "m.onnx")) == targets(program)
-
-    outside = onnx.load(inner / "m.onnx", load_external_data=False)
-    for tensor in outside.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = "../m.data"
-    (inner / "m.data").rename(tmp_path / "m.data")
-    (inner / "outside.onnx").write_bytes(outside.SerializeToString())
-    with pytest.raises(UsageError, match="outside its own folder"):
-        import_onnx(inner / "outside.onnx")
-    with pytest.raises(UsageError, match=r"needs the file 'm\.data' beside it"):
-        import_onnx(inner / "m.onnx")
-
-
-def test_axis_that_cannot_be_dynamic_is_named(tmp_path: Path) -> None:
-    path = file_of(
-        "<ir_version: 8, opset_import: ['' : 17]> g (float[b,n,8] q, float[b,5,8] k, float[b,5,8] v)"
-        " => (float[b,n,8] y) {"
-        " kt = Transpose<perm = [0,2,1]>(k) s = MatMul(q, kt) p = Softmax<axis = -1>(s)"
-        " z = MatMul(p, v) y = Add(z, v) }",
-        tmp_path,
-    )
-    with pytest.raises(RefusedError, match=r"axis 1 \('n'\) of input 'q'"):
-        import_onnx(path)
 
 
 def test_local_functions_are_inlined(tmp_path: Path) -> None:
@@ -308,3 +231,10 @@ def test_inputs_get_usable_names(tmp_path: Path) -> None:
     assert ([s.name for s in program.inputs], [s.name for s in program.outputs]) == (
         ["input_1"], ["out.2"],
     )  # fmt: skip
+
+
+def test_example_sizes_suit_the_input_and_differ() -> None:
+    image = Input("x", torch.float32, ("b", 3, "h", "w"))
+    assert example_sizes([image]) == {"b": 2, "h": 224, "w": 448}
+    wave, ids = Input("w", torch.float32, ("b", "t")), Input("i", torch.int64, ("b", "n"))
+    assert example_sizes([wave, ids]) == {"b": 2, "n": 5, "t": 16000}
