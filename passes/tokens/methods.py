@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -125,12 +125,20 @@ class TomeOptions(TokenOptions):
             description="count merged tokens by their size in attention (off for MAE checkpoints)"
         ),
     ] = True
+    order: Annotated[
+        Literal["index", "reference"],
+        Field(
+            description="order of the tokens that stay: by index, or as the published code has it"
+        ),
+    ] = "index"
 
 
 class Tome(TokenReduction):
     """Token merging: the most similar pairs of tokens become their size-weighted mean.
 
-    Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023.  Training-free.
+    Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023.  Training-free.  Without a class
+    token the published code leaves kept tokens in the order of their similarity, where rounding in
+    the last digit reorders the sequence; by default they stay in index order here.
     """
 
     name = "tome"
@@ -139,7 +147,9 @@ class Tome(TokenReduction):
     by_share = False
 
     def step(self, sites: Sites) -> Step:
-        return Merge(by_index=sites.protected > 0)
+        return Merge(
+            by_index=sites.protected > 0 or getattr(self.options, "order", "index") == "index"
+        )
 
     @property
     def proportional(self) -> bool:

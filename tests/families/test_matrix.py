@@ -34,7 +34,7 @@ FLOAT32 = 2e-4
 
 Budget = dict[str, Any]
 METHODS: dict[str, Callable[[Budget], Any]] = {
-    "tome": lambda b: Tome(TomeOptions(**b)),
+    "tome": lambda b: Tome(TomeOptions(**b, order="reference")),
     "evit": lambda b: Evit(EvitOptions(**b, fuse=False)),
     "evit-fuse": lambda b: Evit(EvitOptions(**b, fuse=True)),
     "topk-norm": lambda b: TopkNorm(TokenOptions(**b)),
