@@ -70,7 +70,7 @@ def open_runner(
 
 
 class Told(Protocol):
-    """What a SourceInfo and a Manifest both know."""
+    """What a SourceInfo, an Engine and a ProgramRunner know alike."""
 
     @property
     def preprocessing(self) -> dict[str, Any] | None: ...
@@ -104,23 +104,21 @@ def open_data(spec: str | None, told: Told, outputs: Sequence[Spec]) -> Dataset 
     return open_dataset(spec, told.preprocessing, labels=told.labels, classes=classes)
 
 
-def told_by(runner: Engine | ProgramRunner) -> Told:
-    """What something that runs knows about its inputs and classes."""
-    from thresher.runtime import Engine
-
-    return runner.manifest if isinstance(runner, Engine) else runner.program.info
-
-
 class Watched:
-    """A dataset whose batches move a progress bar; labels that are no classes are left out."""
+    """A dataset whose batches move a progress bar; labels that are no classes are left out.
 
-    def __init__(self, dataset: Dataset, limit: int | None, tell: Progress) -> None:
+    ``classify``: whether the model answers with classes at all, so that labels can be compared.
+    """
+
+    def __init__(
+        self, dataset: Dataset, limit: int | None, tell: Progress, *, classify: bool = True
+    ) -> None:
         self.dataset = dataset
         self.name = dataset.name
         self.labels = dataset.labels
         self.total = min(len(dataset), limit or len(dataset))
         self.tell = tell
-        self.classes = self.labels is not None and self.labels.dtype.kind in "iu"
+        self.classes = classify and self.labels is not None and self.labels.dtype.kind in "iu"
 
     def __len__(self) -> int:
         return len(self.dataset)

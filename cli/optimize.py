@@ -68,7 +68,8 @@ def optimize(
         quality = None
         if dataset is not None:
             count = limit or (None if max_drop is not None else GLANCE)
-            watched = Watched(dataset, count, tell)
+            classify = max_drop is not None or answers_with_classes(dense)
+            watched = Watched(dataset, count, tell, classify=classify)
             quality = _compare(dense, reduced, watched, count, max_drop, threads)
         tell(f"writing {output}", 0, 0)
         save(reduced, chosen, output, overwrite=overwrite)
@@ -82,6 +83,20 @@ def save(program: Program, recipe: Recipe, output: Path, *, overwrite: bool) -> 
     with atomic_folder(output, overwrite=overwrite) as partial:
         program.write(partial)
         (partial / RECIPE).write_text(recipe.to_yaml())
+
+
+def answers_with_classes(program: Program) -> bool:
+    """Whether labels can be compared with what a model returns."""
+    named = any(output.name == "logits" for output in program.outputs)
+    return named or program.info.labels is not None
+
+
+def closeness(found: Verification) -> list[str]:
+    """How near the reduced model's outputs are to the dense one's, in words."""
+    return [
+        f"{error.name}: mean cosine {error.cosine:.4f} to the dense model's on {error.samples} samples"
+        for error in found.same_function.outputs
+    ]
 
 
 def _compare(
@@ -136,5 +151,5 @@ def _print(
         return
     show(pass_table(f"{recipe.name} on {source}", records), *foresight(records))
     if quality is not None:
-        show(*quality.sentences)
+        show(*closeness(quality), *quality.sentences[1:])
     show(f"written: {output}")

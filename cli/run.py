@@ -47,7 +47,7 @@ def run(
         with Engine.load(engine, threads=threads) as loaded:
             names = [spec.name for spec in loaded.inputs]
             manifest = loaded.manifest
-            feeds = feeds_of(manifest.preprocessing, names, input or (), text or ())
+            feeds = feeds_of(loaded.preprocessing, names, input or (), text or ())
             outputs = loaded.run(feeds)
     if save is not None:
         _save(save, outputs)

@@ -8,7 +8,7 @@ import typer
 
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
-from thresher.cli.opening import Watched, axis_sizes, open_data, open_runner, told_by
+from thresher.cli.opening import Watched, axis_sizes, open_data, open_runner
 from thresher.cli.profile import NEGATIVE
 
 
@@ -54,7 +54,7 @@ def verify(
             open_runner(b, wishes, threads, tell) as candidate,
         ):
             tell("comparing", 0, 0)
-            dataset = open_data(data, told_by(reference), reference.outputs)
+            dataset = open_data(data, reference, reference.outputs)
             found = compare(
                 reference,
                 candidate,

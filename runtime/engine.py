@@ -80,8 +80,16 @@ class Engine:
 
     @property
     def preprocessing(self) -> dict[str, Any] | None:
-        """How inputs are made from raw data."""
-        return self.manifest.preprocessing
+        """How inputs are made from raw data; a tokenizer's file lies in the folder."""
+        found = self.manifest.preprocessing
+        if found is None or not found.get("tokenizer"):
+            return found
+        return {**found, "tokenizer": str(self.folder / found["tokenizer"])}
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the classes, where the model has some."""
+        return self.manifest.labels
 
     @property
     def details(self) -> dict[str, str]:

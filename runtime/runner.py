@@ -54,6 +54,7 @@ class ProgramRunner:
         self.ranges: Ranges = symbol_ranges(program)
         self.reduced = bool(program.ledger)
         self.preprocessing = program.info.preprocessing
+        self.labels = program.info.labels
         self._module = program.module()  # kept, as making it takes longer than a run
         calling = program.exported.call_spec.in_spec
         assert calling is not None

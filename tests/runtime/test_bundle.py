@@ -107,7 +107,8 @@ def test_a_tokenizer_travels_with_the_engine(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     told = {"kind": "text", "tokenizer": str(tmp_path / "tokenizer.json")}
     engine = package(toys.transformer(), tmp_path / "e", facts=Facts(preprocessing=told), threads=1)
-    assert engine.preprocessing == {"kind": "text", "tokenizer": "tokenizer.json"}
+    assert engine.manifest.preprocessing == {"kind": "text", "tokenizer": "tokenizer.json"}
+    assert engine.preprocessing == {"kind": "text", "tokenizer": str(tmp_path / "e/tokenizer.json")}
     assert "tokenizer.json" in engine.manifest.files
 
 
