@@ -54,13 +54,17 @@ def import_onnx(
         }
         for spec in eager.inputs
     }
-    return trace(
-        eager.module,
-        example,
-        dynamic=dynamic,
-        info=info or SourceInfo(source=str(path), digest=_digest(path)),
-        outputs=eager.outputs,
-    )
+    origin = info or SourceInfo(source=str(path), digest=_digest(path))
+    try:
+        return trace(eager.module, example, dynamic=dynamic, info=origin, outputs=eager.outputs)
+    except RefusedError as error:
+        free = sorted({name for axes in dynamic.values() for name in axes.values()})
+        if not free:
+            raise
+        raise RefusedError(
+            f"{path} cannot be traced with {', '.join(free)} dynamic ({_first_line(error)}):"
+            " give these axes fixed sizes in the shapes of the inputs"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,12 @@ def build(path: Path, shapes: Shapes) -> Eager:
         own | facts.made,
     )
     return Eager(module, inputs, outputs, sizes)
+
+
+def _first_line(error: RefusedError) -> str:
+    """What torch said, without its hint for its own developers."""
+    lines = str(error.__cause__ or error).partition(" For more information")[0].splitlines()
+    return next((line.strip() for line in lines if line.strip()), "no reason given")
 
 
 def _digest(path: Path) -> str:

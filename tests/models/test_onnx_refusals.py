@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from tests.models.onnx_text import feed, file_of, onnxruntime_outputs
 from thresher.compiler.errors import RefusedError, UsageError
-from thresher.models.onnx_import import import_onnx
+from thresher.models.onnx_import import import_onnx, importer
 
 
 @pytest.fixture
@@ -78,6 +78,23 @@ def test_reduced_model_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(RefusedError, match="already reduced"):
         import_onnx(path)
+
+
+def test_sizes_that_cannot_be_traced_are_named(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise RefusedError("cannot be traced") from ValueError(
+            "bounds violated! For more information, ..."
+        )
+
+    monkeypatch.setattr(importer, "trace", refuse)
+    with pytest.raises(
+        RefusedError, match=r"with b, n dynamic \(bounds violated!\): give these axes fixed"
+    ):
+        import_onnx(whole)
+    with pytest.raises(RefusedError, match=r"^cannot be traced$"):
+        import_onnx(whole, shapes={"x": (2, 5, 8)})
 
 
 def test_old_opset_is_refused(tmp_path: Path) -> None:
