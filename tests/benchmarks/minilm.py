@@ -32,13 +32,36 @@ def spearman(pairs: NDArray[np.float64]) -> float:
     return float(np.corrcoef(ranks[:, 0], ranks[:, 1])[0, 1])
 
 
+def tokenizer() -> Any:
+    """The checkpoint's own."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(zoo.minilm_folder())
+
+
+def embed(runnable: Runnable, words: Any, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Unit vectors ``[N, 384]``; batches of like length, padded to the longest in each."""
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    vectors = np.empty((len(texts), zoo.WIDTH), np.float32)
+    for start in range(0, len(texts), BATCH):
+        chosen = order[start : start + BATCH]
+        made = words(
+            [texts[i] for i in chosen],
+            padding=True,
+            truncation=True,
+            max_length=LONGEST,
+            return_tensors="np",
+        )
+        inputs = {name: made[name] for name in ("input_ids", "attention_mask")}
+        vectors[chosen] = runnable.run(inputs)["vector"]
+    return vectors
+
+
 class Rating:
     """Heads that are fitted to the dense model's sentence vectors and then kept."""
 
     def __init__(self, limit: int) -> None:
-        from transformers import AutoTokenizer
-
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(zoo.minilm_folder())
+        self.tokenizer = tokenizer()
         texts, ratings = tweets()
         order = np.random.default_rng(0).permutation(len(texts))[:DRAWN]
         cut = round(TRAIN_SHARE * len(order))
@@ -47,30 +70,13 @@ class Rating:
         self.test = ([texts[i] for i in test], ratings[test])
         self.heads: tuple[Any, Any] | None = None
 
-    def embed(self, runnable: Runnable, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors ``[N, 384]``; batches of like length, padded to the longest in each."""
-        order = np.argsort([len(text) for text in texts], kind="stable")
-        vectors = np.empty((len(texts), zoo.WIDTH), np.float32)
-        for start in range(0, len(texts), BATCH):
-            chosen = order[start : start + BATCH]
-            made = self.tokenizer(
-                [texts[i] for i in chosen],
-                padding=True,
-                truncation=True,
-                max_length=LONGEST,
-                return_tensors="np",
-            )
-            inputs = {name: made[name] for name in ("input_ids", "attention_mask")}
-            vectors[chosen] = runnable.run(inputs)["vector"]
-        return vectors
-
     def __call__(self, runnable: Runnable) -> list[Metric]:
         """Both scores; the first runnable, which is the dense one, is what heads are fitted to."""
         if self.heads is None:
             self.heads = self.fit(runnable)
         regression, classifier = self.heads
         texts, ratings = self.test
-        vectors = self.embed(runnable, texts)
+        vectors = embed(runnable, self.tokenizer, texts)
         clear = np.abs(ratings) > CLEAR
         signs = classifier.predict(vectors[clear])
         return [
@@ -86,7 +92,7 @@ class Rating:
         from sklearn.linear_model import LogisticRegression, RidgeCV
 
         texts, ratings = self.train
-        vectors = self.embed(runnable, texts)
+        vectors = embed(runnable, self.tokenizer, texts)
         clear = np.abs(ratings) > CLEAR
         regression = RidgeCV(np.logspace(-3, 3, 13)).fit(vectors, ratings)
         classifier = LogisticRegression(C=10, max_iter=1000)

@@ -1,0 +1,1 @@
+"""Trained models: the dense baseline is reproduced, and reduced models keep their quality."""

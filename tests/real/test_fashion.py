@@ -1,0 +1,44 @@
+"""The shipped network, on the first test images."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks import fashion
+from tests.benchmarks.common import Metric, difference, reduced
+from thresher.compiler.program import Program
+from thresher.runtime import ProgramRunner
+
+LIMIT = 400
+
+
+def score(program: Program) -> Metric:
+    return fashion.accuracy(ProgramRunner(program, threads=1), LIMIT)[0]
+
+
+@pytest.fixture(scope="module")
+def dense() -> Program:
+    return fashion.program()
+
+
+@pytest.fixture(scope="module")
+def baseline(dense: Program) -> Metric:
+    return score(dense)
+
+
+def test_the_dense_accuracy_is_the_published_one(baseline: Metric) -> None:
+    assert baseline.value == pytest.approx(0.9025, abs=0.03)  # two standard errors of 400 images
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "most"), [("tome", 0.02), ("evit", 0.05)])
+def test_two_thirds_of_the_work_keep_the_accuracy(
+    dense: Program, baseline: Metric, method: str, most: float
+) -> None:
+    case = reduced(dense, method, 0.65)
+    assert case.program is not None, case.refused
+    assert case.ideal == pytest.approx(1 / 0.65, rel=0.03)
+    found = difference(score(case.program), baseline)
+    assert found.value >= -most
+    assert found.flips is not None
+    assert found.flips <= LIMIT * 0.1
