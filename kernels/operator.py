@@ -54,7 +54,9 @@ class Operator:
         from onnx.defs import OpSchema
 
         kinds = {int: OpSchema.AttrType.INT, float: OpSchema.AttrType.FLOAT}
-        own = [OpSchema.Attribute(n, kinds[kind], required=True) for n, kind in self.attributes.items()]
+        own = [
+            OpSchema.Attribute(n, kinds[kind], required=True) for n, kind in self.attributes.items()
+        ]
         plugin = [OpSchema.Attribute(n, OpSchema.AttrType.STRING, required=False) for n in PLUGIN]
         return OpSchema(
             self.name,

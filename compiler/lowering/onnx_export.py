@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Iterator
 
 import onnx_ir as ir
+import onnx_ir.passes.common
 import torch
 
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.lowering.lint import check
-from thresher.compiler.lowering.prepare import prepare
+from thresher.compiler.lowering.origin import note_origins
+from thresher.compiler.lowering.prepare import LOWERING, prepare
 from thresher.compiler.lowering.table import translations
 from thresher.compiler.program import Program
 from thresher.kernels.registry import DOMAIN, OPERATORS, VERSION
@@ -54,9 +56,11 @@ def to_onnx(program: Program, *, precision: str = "fp32") -> ir.Model:
         ) from error
     assert exported is not None
     model: ir.Model = exported.model
+    note_origins(model, prepared, LOWERING)
     _name_axes(model, program)
     _add_functions(model)
     check(model)
+    ir.passes.common.CheckerPass()(model)
     return model
 
 

@@ -29,7 +29,9 @@ def model(
     tokens = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(token_type))
 
     def kind(text: str) -> int:
-        return tokens if text == "T" else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(TYPES[text]))
+        return (
+            tokens if text == "T" else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(TYPES[text]))
+        )
 
     inputs = [
         onnx.helper.make_tensor_value_info(n, kind(t), [f"{n}{axis}" for axis in range(rank)])
@@ -42,7 +44,12 @@ def model(
         for rank in [ranks[0] if n == "y" else 2]
     ]
     node = onnx.helper.make_node(
-        name, list(operator.inputs), [n for n, _ in wanted], domain=DOMAIN, **dict(attributes), **PLUGIN
+        name,
+        list(operator.inputs),
+        [n for n, _ in wanted],
+        domain=DOMAIN,
+        **dict(attributes),
+        **PLUGIN,
     )
     graph = onnx.helper.make_graph([node], name, inputs, results)
     opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, VERSION)]

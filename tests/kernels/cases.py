@@ -58,7 +58,12 @@ def merge_cases(draw: st.DrawFn, dtype: str = "float32") -> MergeCase:
     elif kind == "all padding":
         size[:] = 0
     return MergeCase(
-        x.astype(dtype), size.astype(np.float32), metric.astype(dtype), keep, protected, draw(st.booleans())
+        x.astype(dtype),
+        size.astype(np.float32),
+        metric.astype(dtype),
+        keep,
+        protected,
+        draw(st.booleans()),
     )
 
 

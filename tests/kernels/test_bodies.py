@@ -104,9 +104,7 @@ def test_class_attention(back_end: str, dtype: str, shape: tuple[int, ...]) -> N
     rng = np.random.default_rng(0)
     q, k = (rng.standard_normal((3, 2, n, 8)).astype(dtype) for n in (4, 9))
     bias = rng.standard_normal(shape).astype(np.float32) if shape else np.zeros((), np.float32)
-    (score,) = run(
-        back_end, "ClassAttention", {"q": q, "k": k, "bias": bias}, scale=0.3, row=2
-    )
+    (score,) = run(back_end, "ClassAttention", {"q": q, "k": k, "bias": bias}, scale=0.3, row=2)
     assert score.dtype == np.float32
     assert_allclose(score, oracle.class_attention(q, k, bias, 0.3, 2), atol=8 * SINGLE)
 
@@ -130,7 +128,9 @@ def test_restore(back_end: str, dtype: str) -> None:
     assert_array_equal(y, oracle.restore_tokens(x, slot, aside))
 
 
-@pytest.mark.parametrize("name", ["BipartiteMerge", "RankedBipartiteMerge", "KeepTokens", "FuseTokens"])
+@pytest.mark.parametrize(
+    "name", ["BipartiteMerge", "RankedBipartiteMerge", "KeepTokens", "FuseTokens"]
+)
 def test_outputs_that_nobody_reads_cost_nothing(name: str) -> None:
     operator = OPERATORS[name]
     sizes = [len(operator.function(OPSET, n).node) for n in range(1, len(operator.outputs) + 1)]
@@ -175,7 +175,9 @@ def test_importing_the_registry_stays_light() -> None:
         "import sys, thresher.kernels, thresher.kernels.registry;"
         "print(sorted({'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"
 
 

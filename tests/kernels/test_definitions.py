@@ -148,7 +148,11 @@ def test_padding_never_touches_a_real_token() -> None:
 def example(name: str) -> tuple[Any, ...]:
     x, size, metric = torch.randn(2, 9, 4), torch.rand(2, 9) + 0.5, torch.randn(2, 2, 9, 3)
     q, k = torch.randn(2, 2, 9, 3), torch.randn(2, 2, 9, 3)
-    score, index, slot = torch.rand(2, 9), torch.randint(0, 9, (2, 4)), torch.randint(-1, 9, (2, 12))
+    score, index, slot = (
+        torch.rand(2, 9),
+        torch.randint(0, 9, (2, 4)),
+        torch.randint(-1, 9, (2, 12)),
+    )
     cases: dict[str, tuple[Any, ...]] = {
         "bipartite_merge": (x, size, metric, 6, 1, True),
         "class_attention": (q, k, torch.randn(2, 1, 1, 9), 0.5, 0),
