@@ -29,6 +29,7 @@ def optimize(
     recipe: options.Recipe = options.DEFAULT_RECIPE,
     settings: options.Settings = None,
     flops: options.Flops = None,
+    speedup: options.Speedup = None,
     data: options.Data = None,
     limit: options.Limit = None,
     max_drop: options.MaxDrop = None,
@@ -60,7 +61,7 @@ def optimize(
         from thresher.compiler.recipe import load_recipe
 
         check_free(output, overwrite=overwrite)
-        chosen = load_recipe(recipe, options.overrides(settings, flops))
+        chosen = load_recipe(recipe, options.overrides(settings, flops, speedup))
         dense = open_program(source, options.wishes(weights, resolution, length), tell)
         dataset = open_data(data, dense.info, dense.outputs)
         context = Context(seed=seed, data=dataset, progress=tell, dump_dir=dump_dir)

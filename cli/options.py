@@ -53,9 +53,17 @@ def wishes(weights: str | None, resolution: str | None, length: int | None) -> S
     return SourceOptions(weights=weights, resolution=resolution_of(resolution), length=length)
 
 
-def overrides(settings: list[str] | None, flops: float | None) -> list[str]:
-    """``--set`` and ``--flops`` as the recipe reads them."""
-    return [*(settings or []), *([] if flops is None else [f"flops={flops:g}"])]
+def overrides(settings: list[str] | None, flops: float | None, speedup: float | None) -> list[str]:
+    """``--set``, ``--flops`` and ``--speedup`` as the recipe reads them.
+
+    Raises:
+        UsageError: a budget is given twice.
+    """
+    if flops is not None and speedup is not None:
+        raise UsageError("--flops and --speedup are one budget in two forms: give one of them")
+    if speedup is not None:
+        flops = 1 / speedup
+    return [*(settings or []), *([] if flops is None else [f"flops={flops:.6g}"])]
 
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help=f"The model: {SOURCES}.")]
@@ -101,6 +109,10 @@ Flops = Annotated[
         max=1.0,
         help="Share this part of the dense multiply-accumulates out over the layers.",
     ),
+]
+Speedup = Annotated[
+    float | None,
+    typer.Option(min=1.0, help="Ideal speed-up to share out: --speedup 2 is --flops 0.5."),
 ]
 Data = Annotated[
     str | None,

@@ -25,6 +25,7 @@ def plan(
     recipe: options.Recipe = options.DEFAULT_RECIPE,
     settings: options.Settings = None,
     flops: options.Flops = None,
+    speedup: options.Speedup = None,
     data: options.Data = None,
     target: options.Target = "cpu",
     weights: options.Weights = None,
@@ -43,7 +44,7 @@ def plan(
         from thresher.compiler.recipe import load_recipe
         from thresher.runtime.backends import backend
 
-        chosen = load_recipe(recipe, options.overrides(settings, flops))
+        chosen = load_recipe(recipe, options.overrides(settings, flops, speedup))
         maker = backend(target)
         program = open_program(source, options.wishes(weights, resolution, length), tell)
         check_order(chosen.build(), program)

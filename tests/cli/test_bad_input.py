@@ -193,6 +193,8 @@ def test_an_unknown_recipe(failed: Failed, tmp_path: Path) -> None:
 def test_two_budgets_at_once(failed: Failed, tmp_path: Path) -> None:
     more = ("--set", "r=3", "--flops", "0.7")
     assert "one budget" in optimize(failed, 2, SOURCE, tmp_path / "a", *more)
+    more = ("--speedup", "2", "--flops", "0.5")
+    assert "one budget" in optimize(failed, 2, SOURCE, tmp_path / "a", *more)
 
 
 def test_more_tokens_to_remove_than_there_are(failed: Failed, tmp_path: Path) -> None:

@@ -48,6 +48,14 @@ def test_flops_budget_is_kept(cli: Cli, tmp_path: Path) -> None:
     assert 0.5 < found["macs"] / found["dense_macs"] <= 0.65
 
 
+def test_a_speed_up_is_the_same_budget_in_another_form(cli: Cli) -> None:
+    plan = ("plan", SOURCE, "--recipe", "evit", "--json")
+    by_flops = cli(*plan, "--flops", "0.75").json["prediction"]
+    by_speed = cli(*plan, "--speedup", "1.3333333").json["prediction"]
+    assert by_speed == by_flops
+    assert by_speed["ideal"] >= 1.33
+
+
 def test_dumps_show_the_graph_before_and_after_each_pass(cli: Cli, tmp_path: Path) -> None:
     dumps = tmp_path / "dumps"
     done = cli("optimize", SOURCE, "--set", "r=5", "-o", tmp_path / "a", "--dump-dir", dumps)
