@@ -20,7 +20,7 @@ from thresher.compiler.lowering.onnx_export import to_onnx
 from thresher.compiler.program import Program, SourceInfo
 from thresher.compiler.trace import trace
 from thresher.kernels.registry import PLUGIN
-from thresher.passes.tokens.methods import Evit, Random, Tome, TopkNorm
+from thresher.passes.tokens.methods import Evit, RandomDrop, Tome, TopkNorm
 
 CLOSE = 1e-5  # of the largest output, in float32
 METHODS: dict[str, Any] = {"tome": Tome, "evit": Evit, "topk-norm": TopkNorm}
@@ -101,7 +101,7 @@ def test_kept_sources_by_rank_without_a_class_token() -> None:
 
 def test_the_random_control_is_the_same_everywhere() -> None:
     program = traced(Toy())
-    program = Random(Random.Options(keep=0.5))(program, Context()).program
+    program = RandomDrop(RandomDrop.Options(keep=0.5))(program, Context()).program
     assert error(on_onnxruntime(proto(program), images(2)), program, images(2)) < CLOSE
 
 
