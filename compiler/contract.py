@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, cast
@@ -60,6 +60,10 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
+    def take(
+        self, chosen: Sequence[int]
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]: ...
+
     def batches(
         self, size: int, limit: int | None = None
     ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray | None]]: ...
@@ -79,6 +83,7 @@ class Context:
         batch: items per batch taken from ``data``.
         progress: called with (what, done, total) by passes that take long.
         dump_dir: where the pipeline writes the text before and after each pass, if anywhere.
+        checkpoints: folder where passes that train keep their state and resume from, if anywhere.
     """
 
     seed: int = 0
@@ -86,6 +91,7 @@ class Context:
     batch: int = 32
     progress: Callable[[str, int, int], None] = silent
     dump_dir: Path | None = None
+    checkpoints: Path | None = None
 
 
 @dataclass(frozen=True)

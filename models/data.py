@@ -45,6 +45,10 @@ class Dataset:
     def __len__(self) -> int:
         return self.count
 
+    def take(self, chosen: Sequence[int]) -> Batch:
+        """Inputs and labels of the items with these numbers."""
+        return self.read(chosen), None if self.labels is None else self.labels[list(chosen)]
+
     def batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
         """Inputs and labels of ``size`` items at a time, fewer in the last batch.
 
@@ -54,8 +58,7 @@ class Dataset:
         total = min(self.count, limit) if limit else self.count
         chosen = [index * self.count // total for index in range(total)]
         for start in range(0, total, size):
-            part = chosen[start : start + size]
-            yield self.read(part), None if self.labels is None else self.labels[part]
+            yield self.take(chosen[start : start + size])
 
 
 def open_dataset(

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import networkx as nx
 import torch
@@ -126,14 +127,18 @@ class CostModel:
     terms: Mapping[int, Mapping[int, int]]
     dense: int
 
-    def macs(self, counts: Sequence[int]) -> int:
-        """MACs with ``counts[i]`` tokens behind site i."""
+    def share(self, counts: Sequence[Any]) -> Any:
+        """MACs with ``counts[i]`` tokens behind site i over the dense ones; numbers or scalar tensors."""
         seen = [self.tokens, *counts]
         total = 0.0
         for segment, degrees in self.terms.items():
-            share = seen[segment] / self.tokens
-            total += sum(macs * share**degree for degree, macs in degrees.items())
-        return round(total)
+            left = seen[segment] / self.tokens
+            total = total + sum(macs * left**degree for degree, macs in degrees.items())
+        return total / self.dense
+
+    def macs(self, counts: Sequence[int]) -> int:
+        """MACs with ``counts[i]`` tokens behind site i."""
+        return round(self.share(counts) * self.dense)
 
     def ideal(self, counts: Sequence[int]) -> float:
         """Ideal speed-up: dense MACs over reduced MACs."""

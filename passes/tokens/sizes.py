@@ -15,13 +15,14 @@ def initial_sizes(rewriter: Rewriter, x: fx.Node) -> fx.Node:
     return rewriter.inline(lambda x: torch.ones((x.shape[0], x.shape[1]), dtype=torch.float32), x)
 
 
-def validity(rewriter: Rewriter, mask: fx.Node) -> fx.Node:
+def visible(mask: torch.Tensor) -> torch.Tensor:
     """``[B, N]`` float32 from an attention mask ``[B, 1, 1|N, N]``: 0 for keys that no query may see."""
+    seen = mask if mask.dtype == torch.bool else mask > MASKED
+    return seen[:, 0].float().amax(dim=-2)
 
-    def visible(mask: torch.Tensor) -> torch.Tensor:
-        seen = mask if mask.dtype == torch.bool else mask > MASKED
-        return seen[:, 0].float().amax(dim=-2)
 
+def validity(rewriter: Rewriter, mask: fx.Node) -> fx.Node:
+    """:func:`visible` as nodes of the graph."""
     return rewriter.inline(visible, mask)
 
 

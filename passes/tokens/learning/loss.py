@@ -1,0 +1,55 @@
+"""What a search is judged by: labels where the model classifies, the dense model itself elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from thresher.compiler.contract import Dataset
+from thresher.compiler.errors import UsageError
+from thresher.compiler.program import Program
+
+Outputs = Mapping[str, Tensor]
+Loss = Callable[[Outputs, Outputs, Tensor | None], Tensor]
+SMOOTHING = 0.1  # label smoothing of the DeiT recipe that DiffRate trains with
+
+
+def choose(program: Program, data: Dataset, wanted: str) -> tuple[str, Loss]:
+    """The loss ``"labels"`` or ``"dense"``; ``"auto"`` takes labels if there are classes.
+
+    Returns:
+        its name, and a function of (outputs, the dense model's outputs, labels ``[B]``).
+
+    Raises:
+        UsageError: labels are wanted and the data or the model has none.
+    """
+    logits = next((o.name for o in program.outputs if len(o.shape) == 2), None)
+    labelled = data.labels is not None and np.issubdtype(data.labels.dtype, np.integer)
+    classifies = logits is not None and (logits == "logits" or program.info.labels is not None)
+    if wanted == "labels" and not labelled:
+        raise UsageError(
+            f"loss=labels needs class labels and {data.name} has none: give loss=dense"
+        )
+    if wanted == "labels" and not classifies:
+        raise UsageError("loss=labels needs a model that answers with classes: give loss=dense")
+    if wanted == "dense" or not (labelled and classifies):
+        return "dense", distance
+
+    def cross_entropy(found: Outputs, dense: Outputs, labels: Tensor | None) -> Tensor:
+        assert labels is not None and logits is not None
+        return F.cross_entropy(found[logits], labels, label_smoothing=SMOOTHING)
+
+    return "labels", cross_entropy
+
+
+def distance(found: Outputs, dense: Outputs, labels: Tensor | None) -> Tensor:
+    """One less the mean cosine to the dense model's vectors, averaged over outputs."""
+    terms = []
+    for name, value in found.items():
+        a, b = value.float().flatten(1), dense[name].float().flatten(1)
+        terms.append(1 - F.cosine_similarity(a, b, dim=1).mean())
+    return torch.stack(terms).mean()

@@ -1,0 +1,310 @@
+"""Learning the counts: the loop, its state, and the schedule that comes out.
+
+DiffRate (Chen et al., ICCV 2023): only the distributions over counts are trained, by the task's loss
+plus ``lambda (F - target)^2`` for the cost F.  With F in GMACs the paper takes lambda = 5; here F is a
+share of the dense cost so that one number serves every model, and 106 is the paper's 5 on DeiT-S
+(4.6 GMACs).  The paper trains 3,750 steps of 1,024 images at a rate of 0.01; on a frozen backbone a
+few hundred steps of 32 suffice when the rate is raised so that the logits can travel as far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from thresher.compiler import workers
+from thresher.compiler.analysis.axes import hint_of
+from thresher.compiler.analysis.cost import CostModel
+from thresher.compiler.analysis.sites import Sites
+from thresher.compiler.contract import Context, Dataset, Options
+from thresher.compiler.errors import UsageError
+from thresher.compiler.program import Program
+from thresher.passes.tokens.learning import checkpoint, survival
+from thresher.passes.tokens.learning.loss import choose
+from thresher.passes.tokens.learning.masked import MaskedForward, Policy
+
+WEIGHT = 106.0  # lambda of the cost term, see above
+TRAVEL = 20.0  # learning rate x steps: 3,750 steps at a mean rate of 0.0055
+SETTLED = 0.005  # share of the dense cost that F may be off when the counts have settled
+SAVE_EVERY = 25  # steps between checkpoints
+
+
+class LearningOptions(Options):
+    """How counts are learned."""
+
+    steps: Annotated[int, Field(ge=1, description="most steps of learning")] = 300
+    granularity: Annotated[int, Field(ge=1, description="candidate counts lie this far apart")] = 4
+    loss: Annotated[
+        Literal["auto", "labels", "dense"],
+        Field(description="judge by the labels or by distance to the dense model's outputs"),
+    ] = "auto"
+    patience: Annotated[
+        int, Field(ge=1, description="stop when the counts have not changed for so many steps")
+    ] = 50
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What came out.
+
+    ``prune`` and ``counts`` are the tokens behind each site after pruning and after merging, prefix
+    included; ``share`` is their cost over the dense one; ``loss`` names what was minimised; each
+    row of ``history`` is the task's loss, the cost and the counts of one step.
+    """
+
+    prune: tuple[int, ...]
+    counts: tuple[int, ...]
+    share: float
+    loss: str
+    steps: int
+    history: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that is fixed during one training."""
+
+    program: Program
+    sites: Sites
+    cost: CostModel
+    target: float
+    options: LearningOptions
+    context: Context
+
+    @property
+    def prunes(self) -> bool:
+        """Models without a class token only merge."""
+        return self.sites.class_token is not None
+
+    @property
+    def tokens(self) -> int:
+        return hint_of(self.sites.tokens)
+
+    @property
+    def patches(self) -> int:
+        return self.tokens - self.sites.protected
+
+    @property
+    def layers(self) -> list[int]:
+        """Indices of the sites that learn: not the first, nor the last where tokens are pooled."""
+        last = len(self.sites.sites) - (0 if self.prunes else 1)
+        return list(range(1, last))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must agree for a checkpoint to be of this training."""
+        data = self.context.data
+        return {
+            "source": self.program.info.source,
+            "weights": self.program.info.digest or self.program.info.weights,
+            "tokens": self.tokens,
+            "sites": len(self.sites.sites),
+            "data": data.name if data else "",
+            "items": len(data) if data else 0,
+            "target": self.target,
+            "seed": self.context.seed,
+            "batch": self.context.batch,
+            "workers": workers.count(),
+            **self.options.model_dump(mode="json"),
+        }
+
+
+def learn(job: Job) -> Learned:
+    """Learn the counts of a Program's sites.
+
+    Raises:
+        UsageError: the length is not fixed, there is no data, nothing to learn at, or a checkpoint
+            of another run is in the way.
+    """
+    data = job.context.data
+    if data is None:
+        raise UsageError("learning counts needs data: add --data DATA")
+    if not isinstance(job.sites.tokens, int):
+        raise UsageError(
+            "counts are learned for a fixed input length and this model's is dynamic: give --length"
+        )
+    if not job.layers:
+        raise UsageError("there are too few blocks to learn counts for: give counts, keep or r")
+    with workers.joined():
+        return _Training(job, data).run()
+
+
+class _Training:
+    """Logits, optimiser and history of one training."""
+
+    def __init__(self, job: Job, data: Dataset) -> None:
+        self.job, self.data = job, data
+        self.loss_name, self.loss = choose(job.program, data, job.options.loss)
+        self.forward = MaskedForward(job.program, job.sites)
+        self.choices = survival.candidates(job.patches, job.options.granularity)
+        shape = (len(job.layers), 2, len(self.choices))
+        self.logits = torch.zeros(shape, requires_grad=True)
+        steps = job.options.steps
+        rate = TRAVEL / steps
+        self.optimizer = torch.optim.AdamW([self.logits], lr=rate, weight_decay=0.0)
+        self.rates = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, steps, eta_min=rate / 10
+        )
+        self.step = self.unchanged = 0
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+        self.history: list[list[float]] = []
+        self._resume()
+
+    def run(self) -> Learned:
+        """Train until the counts settle or the steps are used up."""
+        while self.step < self.job.options.steps and not self._settled():
+            try:
+                self._advance()
+            except KeyboardInterrupt:
+                self._save()
+                raise
+            if self.step % SAVE_EVERY == 0:
+                self._save()
+        self._save()
+        prune, counts, share = self._chain()
+        return Learned(tuple(prune), tuple(counts), share, self.loss_name, self.step, self.history)
+
+    def _advance(self) -> None:
+        inputs, labels = self._batch()
+        chain = self._counts()
+        policies = self._policies(chain)
+        outputs = self.forward.outputs(inputs, policies)
+        dense = {} if self.loss_name == "labels" else self._dense(inputs)
+        task = self.loss(outputs, dense, labels)
+        share = self.job.cost.share(self._behind(chain))
+        total = task + WEIGHT * (share - self.job.target) ** 2
+        self.optimizer.zero_grad()
+        total.backward()
+        assert self.logits.grad is not None
+        workers.mean(self.logits.grad)
+        before = self._chain()[:2]
+        self.optimizer.step()
+        self.rates.step()
+        self.step += 1
+        prune, counts, cost = self._chain()
+        self.unchanged = self.unchanged + 1 if (prune, counts) == before else 0
+        row = [float(task.detach()), float(cost), *map(float, counts)]
+        self.history.append(row)
+        self._tell(row[0], cost, counts)
+
+    # --- data ---------------------------------------------------------------------------------
+
+    def _batch(self) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The items of this step and this process; the order follows from seed and step alone."""
+        size, items = self.job.context.batch, len(self.data)
+        size = min(size, items // workers.count() or 1)
+        first = (self.step * workers.count() + workers.rank()) * size
+        chosen = [self._shuffled(place) for place in range(first, first + size)]
+        arrays, labels = self.data.take(chosen)
+        inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        known = labels is not None and self.loss_name == "labels"
+        return inputs, torch.from_numpy(labels).long() if known else None
+
+    def _shuffled(self, place: int) -> int:
+        epoch, index = divmod(place, len(self.data))
+        if self._epoch != epoch:
+            generator = torch.Generator().manual_seed(self.job.context.seed * 10_007 + epoch)
+            self._epoch, self._order = epoch, torch.randperm(len(self.data), generator=generator)
+        return int(self._order[index])
+
+    def _dense(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return self.forward.outputs(inputs, {})
+
+    # --- counts -------------------------------------------------------------------------------
+
+    def _counts(self) -> Tensor:
+        """``[layers, 2]``: unprotected tokens kept by pruning and by merging."""
+        counts = survival.kept(self.logits, self.choices)
+        if self.job.prunes:
+            return counts
+        everything = torch.full_like(counts[:, :1], float(self.job.patches))
+        return torch.cat([everything, counts[:, 1:]], dim=1)
+
+    def _policies(self, counts: Tensor) -> dict[int, Policy]:
+        chance = survival.survival(self.logits, self.choices, self.job.patches)
+        masks = survival.mask(chance, survival.kept(self.logits, self.choices))
+        policies = {}
+        for row, index in enumerate(self.job.layers):
+            pruned, kept = (int(c) for c in counts[row].detach())
+            mask = masks[row, survival.MERGE]
+            if self.job.prunes:
+                mask = mask * masks[row, survival.PRUNE]
+            site = self.job.sites.sites[index]
+            policies[site.layer] = Policy(pruned, min(pruned, kept), mask)
+        return policies
+
+    def _behind(self, counts: Tensor) -> list[Any]:
+        """Tokens behind every site, with gradients."""
+        prefix = self.job.sites.protected
+        now: Tensor = torch.tensor(float(self.job.tokens))
+        behind: list[Any] = []
+        rows = iter(counts + prefix)
+        for index in range(len(self.job.sites.sites)):
+            if index in self.job.layers:
+                pruned, kept = next(rows)
+                now = survival.smallest(now, pruned, kept)
+            behind.append(now)
+        return behind
+
+    def _chain(self) -> tuple[list[int], list[int], float]:
+        """Whole numbers after pruning and merging behind every site, clamped, and their cost."""
+        prefix, now = self.job.sites.protected, self.job.tokens
+        prune, counts = [], []
+        rows = iter(self._counts().detach())
+        for index in range(len(self.job.sites.sites)):
+            pruned = now
+            if index in self.job.layers:
+                wanted = [prefix + int(c) for c in next(rows)]
+                pruned = min(now, wanted[0])
+                now = min(pruned, wanted[1])
+            prune.append(pruned)
+            counts.append(now)
+        return prune, counts, float(self.job.cost.share(counts))
+
+    def _settled(self) -> bool:
+        if self.unchanged < self.job.options.patience:
+            return False
+        return abs(self._chain()[2] - self.job.target) <= SETTLED
+
+    # --- state --------------------------------------------------------------------------------
+
+    def _file(self) -> Path | None:
+        folder = self.job.context.checkpoints
+        return None if folder is None else folder / "counts.pt"
+
+    def _save(self) -> None:
+        path = self._file()
+        if path is None or workers.rank() != 0:
+            return
+        state = {
+            "logits": self.logits.detach(),
+            "optimizer": self.optimizer.state_dict(),
+            "rates": self.rates.state_dict(),
+            "step": self.step,
+            "unchanged": self.unchanged,
+            "history": self.history,
+        }
+        checkpoint.save(path, self.job.fingerprint(), state)
+
+    def _resume(self) -> None:
+        path = self._file()
+        state = None if path is None else checkpoint.load(path, self.job.fingerprint())
+        if state is None:
+            return
+        with torch.no_grad():
+            self.logits.copy_(state["logits"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rates.load_state_dict(state["rates"])
+        self.step, self.unchanged = state["step"], state["unchanged"]
+        self.history = state["history"]
+
+    def _tell(self, task: float, cost: float, counts: Sequence[int]) -> None:
+        shown = " ".join(map(str, counts))
+        text = f"learning counts: loss {task:.3f}, work {cost:.3f}, tokens {shown}"
+        self.job.context.progress(text, self.step, self.job.options.steps)

@@ -1,0 +1,1 @@
+"""Tests of learning how many tokens stay."""
