@@ -138,7 +138,7 @@ class CostModel:
 
     def macs(self, counts: Sequence[int]) -> int:
         """MACs with ``counts[i]`` tokens behind site i."""
-        return round(self.share(counts) * self.dense)
+        return round(float(self.share(counts)) * self.dense)
 
     def ideal(self, counts: Sequence[int]) -> float:
         """Ideal speed-up: dense MACs over reduced MACs."""

@@ -40,7 +40,8 @@ def choose(program: Program, data: Dataset, wanted: str) -> tuple[str, Loss]:
         return "dense", distance
 
     def cross_entropy(found: Outputs, dense: Outputs, labels: Tensor | None) -> Tensor:
-        assert labels is not None and logits is not None
+        assert labels is not None
+        assert logits is not None
         return F.cross_entropy(found[logits], labels, label_smoothing=SMOOTHING)
 
     return "labels", cross_entropy

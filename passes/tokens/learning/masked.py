@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.export.graph_signature import InputKind
 
-from thresher.compiler.analysis.sites import SDPA, Attention, Site, Sites
+from thresher.compiler.analysis.sites import SDPA, Attention, Sites
 from thresher.compiler.program import Program
 from thresher.passes.tokens.sizes import MASKED, visible
 
