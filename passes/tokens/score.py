@@ -70,8 +70,8 @@ class Norm(Scorer):
 class Random(Scorer):
     """A fixed pseudo-random order per layer, the same for every input: the control.
 
-    ``((7919 i + seed) 104729) mod 65521`` for the token at position i, exact in int64, so every
-    back end drops the same tokens.
+    ``32749 ((7919 i + seed) mod 65521) mod 65521`` for the token at position i.  No step leaves
+    int32, in which OpenVINO counts, so every back end drops the same tokens.
     """
 
     name = "random"
@@ -92,4 +92,4 @@ def layer_seed(seed: int, layer: int) -> int:
 def random_score(tokens: int, seed: int) -> torch.Tensor:
     """``[1, N]`` float32 scores in [0, 65521)."""
     position = torch.arange(tokens, dtype=torch.int64).unsqueeze(0)
-    return (((position * 7919 + seed) * 104729) % 65521).float()
+    return ((position * 7919 + seed % 65521) % 65521 * 32749 % 65521).float()

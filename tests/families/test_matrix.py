@@ -201,9 +201,11 @@ def openvino_of(subject: Program) -> Callable[[dict[str, np.ndarray]], dict[str,
     import onnx_ir
 
     from thresher.compiler.lowering import inlined, to_onnx
+    from thresher.compiler.lowering.ties import order_ties
 
     core = openvino.Core()
     model = core.read_model(inlined(onnx_ir.to_proto(to_onnx(subject))).SerializeToString())
+    order_ties(model)
     compiled = core.compile_model(
         model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     )

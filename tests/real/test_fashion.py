@@ -26,8 +26,14 @@ def baseline(dense: Program) -> Metric:
     return score(dense)
 
 
-def test_the_dense_accuracy_is_the_published_one(baseline: Metric) -> None:
-    assert baseline.value == pytest.approx(0.9025, abs=0.03)  # two standard errors of 400 images
+def test_the_dense_accuracy_on_the_first_images(baseline: Metric) -> None:
+    assert baseline.value == pytest.approx(374 / 400, abs=1 / 400)  # rounding may turn one image
+
+
+@pytest.mark.slow
+def test_the_dense_accuracy_is_the_published_one(dense: Program) -> None:
+    (found,) = fashion.accuracy(ProgramRunner(dense, threads=1), 10_000)
+    assert found.value == pytest.approx(0.9025, abs=0.0005)
 
 
 @pytest.mark.slow
