@@ -90,7 +90,9 @@ def compare(
         from thresher.runtime.bundle import demand_target
         from thresher.runtime.comparing import judged
         from thresher.runtime.comparison_report import Report
+        from thresher.runtime.conditions import load_average
 
+        load = load_average()
         demand_target(target, precision)
         if output is not None:
             check_free(output, overwrite=overwrite)
@@ -114,6 +116,7 @@ def compare(
             rounds=rounds,
             sizes=sizes,
             seed=seed,
+            load=load,
             progress=tell,
         )
         verdict = None if max_drop is None else judged(found, names, max_drop)

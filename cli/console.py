@@ -40,7 +40,7 @@ def table(
 ) -> RenderableType:
     """A table under its title; columns of numbers (or nothing) are aligned to the right.
 
-    ``narrow`` saves a blank between columns, for tables with many of them.
+    ``narrow`` is for many columns: one blank less between them, and heads broken at blanks.
     """
     from rich import box
     from rich.console import Group
@@ -53,6 +53,7 @@ def table(
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     for index, name in enumerate(head):
         numeric = all(_numeric(row[index]) for row in cells)
+        name = name.replace(" ", "\n") if narrow else name
         made.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         made.add_row(*(Text(cell) for cell in row))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from thresher.compiler.errors import ThresherError
 from thresher.runtime.conditions import Conditions, conditions, default_threads, load_average
 from thresher.runtime.deviation import plain
+from thresher.runtime.engine import Engine
 from thresher.runtime.exporting import export
 from thresher.runtime.measure import Plan
 from thresher.runtime.paired import Difference, Metric, difference
@@ -25,7 +26,6 @@ from thresher.runtime.profiling import Progress, Timing, profile
 from thresher.runtime.runner import ProgramRunner, Runnable
 
 if TYPE_CHECKING:
-    from thresher.compiler.program import Program
     from thresher.compiler.variants import Variant
 
 SCHEMA = "thresher.compare/1"
@@ -138,7 +138,7 @@ class _Entry:
     """A row in the making."""
 
     variant: Variant
-    runnable: Runnable | None = None
+    runnable: Engine | ProgramRunner | None = None
     metrics: Sequence[Metric] = ()
     time: Timing | None = None
 
@@ -156,6 +156,7 @@ def compare(
     sizes: Mapping[str, int] | None = None,
     eager: bool = False,
     seed: int = 0,
+    load: float | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Export, score and time.
@@ -173,6 +174,7 @@ def compare(
         sizes: sizes of symbolic axes other than the batch when timing.
         eager: run the Programs with torch instead of exporting them.
         seed: of resampling and of the order of visits.
+        load: the machine's load average before all work; by default the present one.
         progress: called with what is being done, steps done, and steps in all.
 
     Raises:
@@ -180,10 +182,9 @@ def compare(
     """
     progress = progress or (lambda what, done, total: None)
     threads = default_threads() if threads is None else threads
-    load = load_average()
+    load = load_average() if load is None else load
     entries = [_Entry(variant) for variant in variants]
-    how = {"target": target, "precision": precision, "threads": threads}
-    opened = partial(_eager, threads=threads) if eager else partial(_exported, **how)
+    exported = partial(export, target=target, precision=precision, threads=threads)
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="thresher-")))
         for number, entry in enumerate(entries):
@@ -192,12 +193,18 @@ def compare(
                 continue
             progress(f"exporting {variant.name}", number, len(entries))
             try:
-                entry.runnable = opened(variant.program, variant.name, stack, place / str(number))
+                if eager:
+                    entry.runnable = ProgramRunner(variant.program, threads=threads)
+                else:
+                    entry.runnable = stack.enter_context(
+                        exported(variant.program, place / str(number))
+                    )
             except ThresherError as error:
                 if not number:
                     raise
                 entry.variant = dataclasses.replace(variant, program=None, refused=str(error))
                 continue
+            entry.runnable.name = variant.name
             if evaluate is not None:
                 entry.metrics = evaluate(entry.runnable)
         if rounds:
@@ -209,19 +216,6 @@ def compare(
     notes = (where.busy,) if where.busy else ()
     what = "eager torch" if eager else target
     return Comparison(rows, control, batch, what, precision, where, notes)
-
-
-def _eager(
-    program: Program, name: str, stack: ExitStack, folder: Path, *, threads: int
-) -> Runnable:
-    return ProgramRunner(program, name=name, threads=threads)
-
-
-def _exported(program: Program, name: str, stack: ExitStack, folder: Path, **how: Any) -> Runnable:
-    """An engine that ``stack`` closes."""
-    engine = stack.enter_context(export(program, folder, **how))
-    engine.name = name
-    return engine
 
 
 def _time(
@@ -276,13 +270,13 @@ def _control(entry: _Entry, entries: Sequence[_Entry], control: str) -> _Entry |
 
 
 def _scores(entry: _Entry, dense: _Entry, control: _Entry | None, seed: int) -> tuple[Score, ...]:
+    def against(other: _Entry | None, index: int) -> Difference | None:
+        if other is None or other is entry or not other.metrics:
+            return None
+        return difference(entry.metrics[index], other.metrics[index], seed)
+
     made = []
     for index, metric in enumerate(entry.metrics):
-        others = [
-            other.metrics[index] if other and other.metrics else None
-            for other in (None if entry is dense else dense, control)
-        ]
-        against = [other and difference(metric, other, seed) for other in others]
         made.append(
             Score(
                 metric.name,
@@ -291,7 +285,8 @@ def _scores(entry: _Entry, dense: _Entry, control: _Entry | None, seed: int) -> 
                 len(metric.items),
                 metric.percent,
                 metric.larger_is_better,
-                *against,
+                against(dense, index),
+                against(control, index),
             )
         )
     return tuple(made)

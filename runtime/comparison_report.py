@@ -15,10 +15,10 @@ from thresher.runtime.tables import comparison, markdown
 
 RECORD, CHART, PAGE = "compare.json", "compare.png", "compare.md"
 LEGEND = (
-    "work left: share of the multiply-accumulates asked for / spent; ± SE: standard error of the"
-    " paired difference; flips: answers that became worse and better; over {control}: standard"
+    "work left: share of the multiply-accumulates asked for / spent; change: paired difference to"
+    " dense ± its standard error; flips: answers that became worse and better; over {control}: standard"
     " errors by which a row beats (+) or loses to (-) the control at the same budget; of ideal:"
-    " measured speed-up / ideal speed-up"
+    " measured speed-up (interval of the median) / ideal; ms: of a batch of {batch}"
 )
 
 
@@ -45,7 +45,7 @@ class Report:
         if self.verdict is not None:
             said.append(self.verdict.sentence)
         if found.rows[0].scores:
-            said.append(LEGEND.format(control=found.control))
+            said.append(LEGEND.format(control=found.control, batch=found.batch))
         if self.weights == "random":
             said.append("random weights: times hold, quality means nothing")
         return [*said, *found.notes, conditions_text(found)]

@@ -64,8 +64,8 @@ def comparison(found: Comparison) -> Table:
     names = [score.name for score in found.rows[0].scores]
     head = ["method", "work left", "tokens"]
     for name in names:
-        head += [name, "- dense ± SE", "flips", f"over {found.control}"]
-    head += ["ideal", "speed-up", "of ideal", f"ms b{found.batch}", "items/s"]
+        head += [name, "change", "flips", f"over {found.control}"]
+    head += ["ideal", "speed-up", "of ideal", "ms", "items/s"]
     return tuple(head), [_compared(row, len(names)) for row in found.rows]
 
 
