@@ -71,15 +71,15 @@ def comparison(found: Comparison) -> Table:
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
     def line(row: Sequence[str]) -> str:
-        first, *rest = (cell.replace("|", "\\|") for cell in row)
-        cells = [first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]
+        cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
         return "| " + " | ".join(cells) + " |"
 
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join([line(head), "| " + " | ".join(rule) + " |", *map(line, rows)])
+    return "\n".join([line(lines[0]), "| " + " | ".join(rule) + " |", *map(line, lines[1:])])
 
 
 def _compared(row: Row, metrics: int) -> tuple[str, ...]:
