@@ -52,15 +52,18 @@ def test_pairing_sees_what_two_separate_errors_would_hide() -> None:
     assert Metric("m", new).error() > 10 * found.error
 
 
+def mean(items: NDArray[Any]) -> float:
+    return float(items.mean())
+
+
 def test_resampling_agrees_with_the_closed_form_of_a_mean() -> None:
     rng = np.random.default_rng(1)
     new, old = rng.standard_normal((2, 300))
     exact = difference(Metric("m", new), Metric("m", old))
-    mean = {"statistic": lambda items: float(items.mean())}
-    drawn = difference(Metric("m", new, **mean), Metric("m", old, **mean))
+    drawn = difference(Metric("m", new, mean), Metric("m", old, mean))
     assert drawn.value == pytest.approx(exact.value)
     assert drawn.error == pytest.approx(exact.error, rel=0.1)  # 1000 draws: 4 errors of 2.2 %
-    assert Metric("m", new, **mean).error() == pytest.approx(Metric("m", new).error(), rel=0.1)
+    assert Metric("m", new, mean).error() == pytest.approx(Metric("m", new).error(), rel=0.1)
 
 
 def correlation(columns: NDArray[Any]) -> float:

@@ -31,7 +31,8 @@ class Data:
 
 
 def bent(x: NDArray[Any]) -> NDArray[Any]:
-    return x + 2 * np.roll(x, 1, axis=1)
+    mixed: NDArray[Any] = x + 2 * np.roll(x, 1, axis=1)
+    return mixed
 
 
 def test_accuracy_looks_at_every_sample_once() -> None:
