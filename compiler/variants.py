@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thresher.compiler import registry
-from thresher.compiler.errors import ThresherError, UsageError, nearest
+from thresher.compiler.errors import ThresherError, UsageError
 from thresher.compiler.recipe import Recipe, built_in, load_recipe, parse_recipe
 
 if TYPE_CHECKING:
@@ -117,14 +116,9 @@ def _at_shares(
 
 
 def _recipe(method: str, overrides: Sequence[str]) -> Recipe:
-    recipes, passes = built_in(), registry.names()
-    if method in passes and method not in recipes:
+    if method in registry.names() and method not in built_in():
         text = f"name: {method}\npasses:\n  - {method}\n  - cleanup: {{allow_zero: true}}\n"
         return parse_recipe(text, f"pass {method}", overrides)
-    file = Path(method).exists() or Path(method).suffix in (".yaml", ".yml")
-    if method not in recipes and not file:
-        hint = nearest(method, {*recipes, *passes})
-        raise UsageError(f"there is no method {method!r}, neither a recipe nor a pass{hint}")
     return load_recipe(method, overrides)
 
 

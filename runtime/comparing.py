@@ -84,10 +84,6 @@ class Comparison:
     conditions: Conditions
     notes: tuple[str, ...] = ()
 
-    def row(self, method: str, asked: float | None) -> Row | None:
-        """The row of a method at a budget."""
-        return next((r for r in self.rows if (r.method, r.asked) == (method, asked)), None)
-
     def to_json(self) -> dict[str, Any]:
         """Plain data under a versioned schema."""
         return {"schema": SCHEMA, **plain(asdict(self))}

@@ -90,5 +90,5 @@ def test_an_unknown_method_is_found_before_anything_is_reduced(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("thresher.compiler.pipeline.run", lambda *_: pytest.fail("it ran"))
-    with pytest.raises(UsageError, match=r"no method 'tomee'.*did you mean 'tome'"):
+    with pytest.raises(UsageError, match=r"no recipe 'tomee'.*did you mean 'tome'"):
         variants(program, ["evit", "tomee"], [0.8])
