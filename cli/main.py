@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from thresher.cli import (
+    compare,
     demo,
     doctor,
     explain,
@@ -43,6 +44,7 @@ for verb in (
     export.export,
     profile.profile,
     verifying.verify,
+    compare.compare,
     run.run,
     inspect.inspect,
     plan.plan,

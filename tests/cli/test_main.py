@@ -20,7 +20,7 @@ from thresher.compiler.errors import (
 )
 
 VERBS = (
-    "optimize", "export", "profile", "verify", "run",
+    "optimize", "export", "profile", "verify", "compare", "run",
     "inspect", "plan", "explain", "recipes", "doctor", "demo",
 )  # fmt: skip
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "matplotlib", "networkx", "PIL", "yaml")
