@@ -1,6 +1,6 @@
 """Token reduction on the shipped ViT: accuracy on the 10,000 Fashion-MNIST test images.
 
-    python -m tests.benchmarks.fashion [--limit 500] [--json FILE]
+python -m tests.benchmarks.fashion [--limit 500] [--json FILE]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Token reduction on MiniLM: rated tweets, Spearman correlation and polarity.
 
-    python -m tests.benchmarks.minilm [--limit 300] [--json FILE]
+python -m tests.benchmarks.minilm [--limit 300] [--json FILE]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Token reduction on a DINOv2-S saliency model: global feature, dense map, and speed at 518 px.
 
-    python -m tests.benchmarks.saliency [--parts probe map speed] [--limit 100] [--json FILE]
+python -m tests.benchmarks.saliency [--parts probe map speed] [--limit 100] [--json FILE]
 """
 
 from __future__ import annotations

@@ -224,7 +224,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--threads", type=int, default=2, help="CPU threads")
     options.add_argument("--rounds", type=int, default=20, help="timed rounds, at least 6")
     options.add_argument("--batches", nargs="*", type=int, default=list(BATCHES))
-    options.add_argument("--no-costs", action="store_true", help="leave out the compiler's own cost")
+    options.add_argument(
+        "--no-costs", action="store_true", help="leave out the compiler's own cost"
+    )
     options.add_argument("--json", type=Path, default=None, help="also write the result here")
     args = options.parse_args(argv)
     load = load_average()

@@ -128,7 +128,11 @@ def test_sizes_of_real_tokens_never_fall_below_one(case: PruneMergeCase) -> None
 
 
 def test_a_joining_token_of_opposite_direction_leaves_the_size_at_one() -> None:
-    x, size, score = torch.tensor([[[1.0], [-1.0]]]), torch.tensor([[1.0, 5.0]]), torch.tensor([[2.0, 1]])
+    x, size, score = (
+        torch.tensor([[[1.0], [-1.0]]]),
+        torch.tensor([[1.0, 5.0]]),
+        torch.tensor([[2.0, 1]]),
+    )
     y, out_size, slot, _ = ops.prune_merge(x, size, score, 2, 1, 0)
     assert (y.item(), out_size.item(), slot.tolist()) == (0.0, 1.0, [[0, 0]])
 
