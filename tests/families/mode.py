@@ -254,7 +254,9 @@ class Reduction(TorchFunctionMode):
                 if self.alive[b, n] and not self.host[b, n]:
                     slot[b, n] = place[owner]
         size = [[self._size(b, t) for t in tokens] for b, tokens in enumerate(self.sequence)]
-        return LayerMap([list(s) for s in self.sequence], slot, torch.tensor(size).double())
+        return LayerMap(
+            [list(s) for s in self.sequence], slot, torch.tensor(size, dtype=torch.float64)
+        )
 
 
 def _bias(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
