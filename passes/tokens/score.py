@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from thresher.compiler.analysis.sites import Sites
+from thresher.passes.tokens.sizes import MASKED
 from thresher.passes.tokens.view import SiteView
 
 
@@ -56,6 +57,37 @@ class ClassAttention(Scorer):
             site.scale,
             site.class_token,
         )
+
+
+class ReceivedAttention(Scorer):
+    """Attention that each token receives: the mean over heads and over the queries that are no padding.
+
+    DiffRate's score where there is no class token (Chen et al., 2023; the published CAFormer
+    patch).  The whole attention map is computed once more: H N^2 d multiplications.
+    """
+
+    name = "received-attention"
+
+    def emit(self, site: SiteView) -> fx.Node:
+        scale = site.scale
+
+        def received(q: torch.Tensor, k: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            wide = torch.promote_types(q.dtype, torch.float32)
+            logits = (q.to(wide) * scale) @ k.to(wide).transpose(-1, -2)
+            if site.mask is not None:
+                mask = rest[-1]
+                if mask.dtype == torch.bool:
+                    mask = torch.where(mask, 0.0, MASKED)
+                logits = logits + mask.to(wide)
+            attention = logits.softmax(-1).mean(1)
+            if site.size is None:
+                return attention.mean(1)
+            real = (rest[0] > 0).to(wide)
+            total = real.sum(1, keepdim=True).clamp(min=1.0)
+            return (real[:, None] @ attention).squeeze(1) / total
+
+        given = [node for node in (site.size, site.mask) if node is not None]
+        return site.inline(received, site.q, site.k, *given)
 
 
 class Norm(Scorer):
