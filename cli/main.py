@@ -24,6 +24,7 @@ from thresher.cli import (
     profile,
     recipes,
     run,
+    search,
 )
 from thresher.cli import verify as verifying
 from thresher.cli.console import be_verbose, log, say
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 for verb in (
     optimize.optimize,
+    search.search,
     export.export,
     profile.profile,
     verifying.verify,
