@@ -66,7 +66,7 @@ class FrontChart:
         panel.set_title(self.title, loc="left", fontsize=10)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(color=LIGHT.line, lw=0.4)
-        panel.legend(frameon=False, fontsize=8, loc="lower right")
+        panel.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:

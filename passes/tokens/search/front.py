@@ -25,9 +25,9 @@ class Demands:
         return self.excess(outcome) <= 0
 
     def excess(self, outcome: Outcome) -> float:
-        """By how much the demand on cost is missed, as a ratio; at most 0 is met."""
+        """By how much the demand on cost is missed; at most 0 is met."""
         if self.flops is not None:
-            return outcome.share / self.flops - 1
+            return outcome.share - self.flops
         if self.speedup is not None:
             assert outcome.timing is not None
             return self.speedup / outcome.timing.speedup - 1

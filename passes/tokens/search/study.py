@@ -1,7 +1,7 @@
 """One search shared by any number of processes, through an Optuna study on a storage URL.
 
 Every evaluation is a trial.  What a strategy proposes depends on the finished trials, the seed and
-the trial's number only, so a search can be stopped, continued and joined at any time.
+the trial's rank among them only, so a search can be stopped, continued and joined at any time.
 """
 
 from __future__ import annotations
@@ -138,9 +138,10 @@ class Study:
             if sum(map(self._counts_in, self._trials())) < trials:
                 trial = self._study.ask()
                 trial.set_user_attr(WORKER, self._worker)
-                self._study.sampler = self._sampler(trial.number)
                 earlier = [t for t in self._trials() if t.number < trial.number]
-                if sum(map(self._counts_in, earlier)) < trials:
+                rank = sum(map(self._counts_in, earlier))
+                if rank < trials:
+                    self._study.sampler = self._sampler(rank)
                     return trial
                 self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
             if sum(map(_finished, self._trials())) >= trials:
@@ -170,8 +171,8 @@ class Study:
         found: list[Any] = self._study.get_trials(deepcopy=False)
         return found
 
-    def _sampler(self, number: int) -> Any:
-        """Seeded by the trial's number, so that processes differ and a resumed search does not."""
+    def _sampler(self, rank: int) -> Any:
+        """Seeded by a trial's rank, so that processes differ and a resumed search does not."""
 
         def constraints(trial: Any) -> tuple[float]:
             return (self.violation(_outcome(trial)),)
@@ -179,8 +180,8 @@ class Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # constant_liar and constraints are "experimental"
             return self._optuna.samplers.TPESampler(
-                seed=1000 * self.seed + number,
-                multivariate=False,  # a joint sample would be drawn before the number is known
+                seed=1000 * self.seed + rank,
+                multivariate=False,  # a joint sample would be drawn before the rank is known
                 constant_liar=True,
                 constraints_func=constraints,
             )
