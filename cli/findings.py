@@ -100,7 +100,8 @@ class Findings:
             " the held-out half chose nothing"
         )
         said.append(self.bench.energy_note)
-        return said + ([self.conditions.busy] if self.conditions.busy else [])
+        busy = self.conditions.busy if self.bench.setting.cost != "flops" else None
+        return said + ([busy] if busy else [])
 
     def describe(self, point: Found) -> str:
         """One point in words."""
@@ -206,7 +207,7 @@ class Findings:
         summary = (
             f"{recipe.name} by {self.strategy}, learned on {bench.searched.name}"
             f" ({len(bench.searched)} items searched, {len(bench.held_out)} held out) for"
-            f" {bench.fingerprint()['target']}; it {self.describe(point)}."
+            f" {bench.setting.text}; it {self.describe(point)}."
         )
         name = f"{recipe.name}-{self.strategy}-{point.name}"
         return dataclasses.replace(recipe, name=name, summary=summary).to_yaml()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from thresher.compiler.recipe import Recipe, load_recipe
 from thresher.passes.tokens.methods import TokenReduction
 from thresher.passes.tokens.search.outcome import Counts, Outcome, Quality, Timing
 from thresher.passes.tokens.search.space import space_of
-from thresher.runtime import Engine, export, profile
+from thresher.runtime import ProgramRunner, Runnable, export, profile
 from thresher.runtime.energy import Counter, counters, joules
 from thresher.runtime.measure import Plan
 from thresher.runtime.profiling import batch_inputs
@@ -44,6 +44,13 @@ class Setting:
     cost: str
     rounds: int
     seed: int
+
+    @property
+    def text(self) -> str:
+        """Where candidates run."""
+        if self.cost == "flops":
+            return "eager torch"
+        return f"{self.target} {self.precision}, batch {self.batch}"
 
 
 class Bench:
@@ -70,15 +77,16 @@ class Bench:
         self._stack = ExitStack()
 
     def __enter__(self) -> Bench:
-        """Export the dense model, run it on the searched half, and time that."""
+        """Run the dense model on the searched half, and see how long one evaluation will take."""
         self._folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="thresher-")))
         start = time.perf_counter()
-        self.dense = self._stack.enter_context(self._export(self.program, "dense", check=True))
+        self.dense = self._stack.enter_context(self._opened(self.program, "dense", check=True))
         exported = time.perf_counter() - start
         start = time.perf_counter()
         self.judge = self._judge(self.searched)
-        judged = time.perf_counter() - start
-        self.estimate = 2 * exported + judged + self._timing_estimate()
+        run(self.program, self.recipe(self.space.harshest), Context(seed=self.setting.seed))
+        judged_and_rewritten = time.perf_counter() - start
+        self.estimate = exported + judged_and_rewritten + self._timing_estimate()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,13 +99,13 @@ class Bench:
 
     def __call__(self, counts: Counts) -> Outcome:
         """The objective: quality on the searched half, share and time."""
-        with self._engine(counts, check=False) as engine:
-            return self._outcome(counts, engine, self.judge, self.setting.rounds)
+        with self._reduced(counts, check=False) as candidate:
+            return self._outcome(counts, candidate, self.judge, self.setting.rounds)
 
     def confirm(self, counts: Counts) -> Outcome:
         """The same on the held-out half, timed longer, with the engine checked against eager."""
-        with self._engine(counts, check=True) as engine:
-            return self._outcome(counts, engine, self._unseen, CONFIRMING)
+        with self._reduced(counts, check=True) as candidate:
+            return self._outcome(counts, candidate, self._unseen, CONFIRMING)
 
     @cached_property
     def _unseen(self) -> Judge:
@@ -111,7 +119,7 @@ class Bench:
             "weights": _weights_digest(self.program),
             "method": " ".join([self.method, *self.settings]),
             "data": f"{self.searched.name}, {len(self.searched)} items, {_digest(self.searched)}",
-            "target": f"{setting.target} {setting.precision}, batch {setting.batch}",
+            "target": setting.text,
             "cost": setting.cost,
             "seed": str(setting.seed),
         }
@@ -120,34 +128,39 @@ class Bench:
         return Judge(self.dense, data, classes=self.classes, batch=self.setting.batch)
 
     @contextmanager
-    def _engine(self, counts: Counts, *, check: bool) -> Iterator[Engine]:
+    def _reduced(self, counts: Counts, *, check: bool) -> Iterator[Runnable]:
         if counts == self.space.dense:
             yield self.dense
             return
         reduced = run(self.program, self.recipe(counts), Context(seed=self.setting.seed))
         with (
             TemporaryDirectory(dir=self._folder) as folder,
-            self._export(reduced, Path(folder, "engine"), check=check) as engine,
+            self._opened(reduced, Path(folder, "engine"), check=check) as candidate,
         ):
-            yield engine
+            yield candidate
 
-    def _export(self, program: Program, name: str | Path, *, check: bool) -> Engine:
+    def _opened(
+        self, program: Program, name: str | Path, *, check: bool
+    ) -> AbstractContextManager[Runnable]:
+        """An engine of the target; where no time is measured, the Program as it is."""
         s = self.setting
+        if s.cost == "flops":
+            return nullcontext(ProgramRunner(program, threads=s.threads))
         return export(
             program, self._folder / name,
             target=s.target, precision=s.precision, threads=s.threads, check=check,
         )  # fmt: skip
 
-    def _outcome(self, counts: Counts, engine: Engine, judge: Judge, rounds: int) -> Outcome:
-        quality = Quality.paired(judge.dense, judge(engine))
+    def _outcome(self, counts: Counts, candidate: Runnable, judge: Judge, rounds: int) -> Outcome:
+        quality = Quality.paired(judge.dense, judge(candidate))
         share = self.space.share(counts)
         if self.setting.cost == "flops":
             return Outcome(quality, share)
-        return Outcome(quality, share, self._timing(engine, rounds), self._energy(engine))
+        return Outcome(quality, share, self._timing(candidate, rounds), self._energy(candidate))
 
-    def _timing(self, engine: Engine, rounds: int) -> Timing:
+    def _timing(self, candidate: Runnable, rounds: int) -> Timing:
         found = profile(
-            [self.dense, engine],
+            [self.dense, candidate],
             batches=[self.setting.batch],
             threads=self.setting.threads,
             plan=Plan(rounds=rounds, warm_up=10),
@@ -157,13 +170,13 @@ class Bench:
         assert ratio is not None
         return Timing(found.latency.median, ratio.median, ratio.low, ratio.high)
 
-    def _energy(self, engine: Engine) -> float | None:
+    def _energy(self, candidate: Runnable) -> float | None:
         """Energy of a run, relative to the dense model's just before."""
         if not self.zones:
             return None
-        feeds = batch_inputs(engine, self.setting.batch, None)
+        feeds = batch_inputs(candidate, self.setting.batch, None)
         dense, found = (
-            joules(partial(model.run, feeds), self.zones) for model in (self.dense, engine)
+            joules(partial(model.run, feeds), self.zones) for model in (self.dense, candidate)
         )
         return found / dense
 
@@ -186,11 +199,13 @@ def _reduction(recipe: Recipe) -> TokenReduction:
 
 
 def _zones(cost: str) -> tuple[list[Counter], str]:
-    """Energy counters, and why there are none.
+    """Energy counters, and what is to be said about them.
 
     Raises:
         MissingRequirementError: energy is the cost and cannot be read.
     """
+    if cost == "flops":
+        return [], "neither time nor energy was measured"
     try:
         return counters(), "energy is that of all processor packages, whatever else ran included"
     except MissingRequirementError as error:

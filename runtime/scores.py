@@ -54,13 +54,12 @@ class Judge:
             self._expected.append(classes_of(outputs) if classes else outputs)
         labelled = all(labels is not None for labels in self._labels)
         self.measure = ("accuracy" if labelled else "agreement") if classes else "cosine"
-        pairs = zip(self._expected, self._labels, strict=True)
         self.dense: Scores = np.concatenate(
             [
-                np.ones(_items(expected))
-                if labels is None or not labelled
-                else np.asarray(expected == labels, dtype=np.float64)
-                for expected, labels in pairs
+                np.asarray(expected == labels, dtype=np.float64)
+                if self.measure == "accuracy"
+                else np.ones(_items(expected))
+                for expected, labels in zip(self._expected, self._labels, strict=True)
             ]
         )
 

@@ -24,7 +24,9 @@ def timed(score: float, share: float, speedup: float) -> Outcome:
 
 @given(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=12))
 def test_the_front_is_what_nothing_beats(points: list[tuple[float, float]]) -> None:
-    known = {(i,): outcome(score, share) for i, (score, share) in enumerate(points)}
+    known: dict[Counts, Outcome] = {
+        (i,): outcome(score, share) for i, (score, share) in enumerate(points)
+    }
     found = [(known[c].quality.score, known[c].share) for c in front(known, "flops")]
     beaten = {
         (score, share)
@@ -63,7 +65,7 @@ def test_the_answer_meets_the_demands_or_comes_nearest(demands: Demands, answer:
 
 
 def test_a_drop_within_its_error_is_none() -> None:
-    known = {(9,): outcome(1.0, 0.9), (5,): outcome(0.98, 0.5, error=0.03)}
+    known: dict[Counts, Outcome] = {(9,): outcome(1.0, 0.9), (5,): outcome(0.98, 0.5, error=0.03)}
     assert best(known, Demands(), "flops") == (5,)
 
 
@@ -87,4 +89,5 @@ def test_paired_quality_is_mcnemar(answers: list[tuple[bool, bool]]) -> None:
     assert quality.drop == pytest.approx((lost - won) / n)
     error = (max(0.0, lost + won - (won - lost) ** 2 / n)) ** 0.5 / n
     assert quality.standard_error == pytest.approx(error, abs=1e-9)
-    assert (quality.n, quality.score) == (n, pytest.approx(sum(f for _, f in answers) / n))
+    assert quality.n == n
+    assert quality.score == pytest.approx(sum(f for _, f in answers) / n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_a_budget_below_what_merging_reaches_is_refused(
     least = (0.5 * 0.5 + 0.5 * 0.25 + 0.5 * 0.25 + 0.5 * 0.0625) / 2
     with pytest.raises(VerdictError, match=f"flops=0.2 cannot be met: .* {least:.3f}"):
         a_strategy(kind, space, 0.2).propose(fixed({}), {})
-    with pytest.raises(VerdictError, match="flops=0.2 cannot be met"):
+    with pytest.raises(VerdictError, match="cannot be met"):
         Budget.of(space, 0.2, None)
 
 
@@ -87,7 +88,7 @@ def test_a_sigmoid_has_its_form() -> None:
     # from r = lo + (hi - lo) sigma(-a (l - b)): l - b = log((hi - r) / (r - lo)) / a
     places = [math.log((0.9 - r) / (r - 0.2)) / 1.2 for r in rates if 0.25 < r < 0.85]
     assert len(places) >= 3
-    steps = [b - a for a, b in zip(places, places[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(places)]
     assert steps == pytest.approx([1.0] * len(steps), abs=0.03)
 
 
