@@ -9,7 +9,7 @@ from thresher.cli.console import say, table
 
 if TYPE_CHECKING:
     from thresher.passes.tokens.search.front import Demands
-    from thresher.passes.tokens.search.outcome import Counts, Outcome
+    from thresher.passes.tokens.search.outcome import Counts, Known, Outcome
 
 LAST = 5  # trials shown beside the best one
 
@@ -21,11 +21,12 @@ class Board:
         trials: how many there will be at most.
         cost: what quality is weighed against.
         demands: decide which is the best.
+        known: trials of earlier calls and other processes.
     """
 
-    def __init__(self, trials: int, cost: str, demands: Demands) -> None:
+    def __init__(self, trials: int, cost: str, demands: Demands, known: Known) -> None:
         self.trials, self.cost, self.demands = trials, cost, demands
-        self.found: dict[Counts, Outcome] = {}
+        self.found = dict(known)
         self.rows: list[tuple[str, ...]] = []
         self.live: Any = None
 

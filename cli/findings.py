@@ -77,6 +77,8 @@ class Findings:
             missed.append(speed or f"a share of {demands.flops:g} of the multiply-accumulates")
         if not demands.keeps(found.quality):
             missed.append(f"at most {100 * (demands.drop or 0):g} points lost on the held-out half")
+        if demands.lossless and not demands.harmless(self.best.searched.quality):
+            missed.append("no drop of quality on the searched half")
         return missed
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from thresher.cli.searching import Bench, Setting
     from thresher.compiler.program import Program
     from thresher.passes.tokens.search.front import Demands
-    from thresher.passes.tokens.search.outcome import Outcome
     from thresher.passes.tokens.search.strategy import Strategy
     from thresher.passes.tokens.search.study import Study
 
@@ -104,22 +105,26 @@ def search(
             from thresher.passes.tokens.search.front import Demands
             from thresher.runtime.conditions import default_threads
 
-            demands = Demands(flops, speedup, None if max_drop is None else max_drop / 100)
+            demands = Demands(flops, speedup, share_of(max_drop), share_of(tolerance))
             setting = Setting(
                 target, precision, batch, threads or default_threads(), cost, rounds, seed
             )
             dense = open_program(source, options.wishes(weights, resolution, length), tell)
             bench = bench_of(dense, method, settings or [], data, limit, setting, tell)
-            chosen = strategy_of(strategy, bench, demands, tolerance)
+            chosen = strategy_of(strategy, bench, demands)
             url = storage or f"sqlite:///{output.resolve() / STUDY_FILE}"
-            shared = open_study(url, output, study, bench, chosen, demands, tolerance)
+            shared = open_study(url, output, study, bench, chosen, demands)
             tell("running the dense model", 0, 0)
             stack.enter_context(bench)
-        explore(shared, chosen, bench, demands, trials or chosen.most or TRIALS)
-        with progress() as tell:
-            from thresher.cli.findings import conclude
+        most = trials or chosen.most or TRIALS
+        price(shared, chosen, bench, most)
+        with resumable(shared, most):
+            with Board(most, setting.cost, demands, shared.known()) as board:
+                shared.run(chosen, bench, most, board.add)
+            with progress() as tell:
+                from thresher.cli.findings import conclude
 
-            found = conclude(shared.known(), chosen, bench, demands, tell)
+                found = conclude(shared.known(), chosen, bench, demands, tell)
             found.write(output)
     if json:
         show_json("search", found.to_json())
@@ -162,7 +167,12 @@ def bench_of(
     return Bench(dense, method, settings, split, setting, classes=answers_with_classes(dense))
 
 
-def strategy_of(name: str, bench: Bench, demands: Demands, tolerance: float | None) -> Strategy:
+def share_of(points: float | None) -> float | None:
+    """Hundredths as a share."""
+    return None if points is None else points / 100
+
+
+def strategy_of(name: str, bench: Bench, demands: Demands) -> Strategy:
     """The strategy by name; a budget is that of the demand on cost, or the default one.
 
     Raises:
@@ -175,13 +185,7 @@ def strategy_of(name: str, bench: Bench, demands: Demands, tolerance: float | No
     from thresher.passes.tokens.search.strategy import Budget
 
     if name == GSearch.name:
-
-        def keeps(outcome: Outcome) -> bool:
-            quality = outcome.quality
-            allowed = quality.standard_error if tolerance is None else tolerance / 100
-            return quality.drop <= allowed and demands.keeps(quality)
-
-        return GSearch(bench.space, keeps)
+        return GSearch(bench.space, lambda outcome: demands.harmless(outcome.quality))
     flops = demands.flops if demands.on_cost else DEFAULT_FLOPS
     budget = Budget.of(bench.space, flops, demands.speedup)
     return (PSigmoid if name == PSigmoid.name else PerLayer)(bench.space, budget)
@@ -194,12 +198,13 @@ def open_study(
     bench: Bench,
     strategy: Strategy,
     demands: Demands,
-    tolerance: float | None,
 ) -> Study:
     """The study that this search goes on with, or a new one."""
     from thresher.passes.tokens.search.study import Study
 
-    asked = {"flops": demands.flops, "speedup": demands.speedup, "tolerance": tolerance}
+    asked = asdict(demands)
+    if strategy.most is None:
+        del asked["drop"], asked["tolerance"]  # they judge, and lead nothing
     fingerprint = {
         **bench.fingerprint(),
         "strategy": strategy.name,
@@ -215,20 +220,17 @@ def open_study(
     )
 
 
-def explore(study: Study, strategy: Strategy, bench: Bench, demands: Demands, trials: int) -> None:
-    """Say the price, then work; an interrupt leaves everything in the study and says so."""
-    price(study, strategy, bench, trials)
-    with Board(trials, bench.setting.cost, demands) as board:
-        try:
-            study.run(strategy, bench, trials, board.add)
-        except KeyboardInterrupt:
-            board.close()
-            done = len(study.known())
-            say(
-                f"stopped with {done} of {trials} trials, which are kept in {study.url}:"
-                " run the same command again to go on"
-            )
-            raise
+@contextmanager
+def resumable(study: Study, trials: int) -> Iterator[None]:
+    """Say at an interrupt that the work so far is kept, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(
+            f"stopped with {len(study.known())} of {trials} trials, which are kept in {study.url}:"
+            " run the same command again to go on"
+        )
+        raise
 
 
 def price(study: Study, strategy: Strategy, bench: Bench, trials: int) -> None:

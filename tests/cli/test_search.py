@@ -26,15 +26,15 @@ TOGETHER = """
 import os, pathlib, sys, time
 from thresher.cli import search
 from thresher.cli.main import main
-place, explore = pathlib.Path(sys.argv[1]), search.explore
+place, price = pathlib.Path(sys.argv[1]), search.price
 
-def wait_and_explore(*arguments):
+def wait_for_the_other(*arguments):
+    price(*arguments)
     (place / str(os.getpid())).touch()
     while len(list(place.iterdir())) < 2:
         time.sleep(0.01)
-    explore(*arguments)
 
-search.explore = wait_and_explore
+search.price = wait_for_the_other
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -70,13 +70,13 @@ def test_a_search_ends_with_front_plot_and_recipes(
     cli: Cli, command: Command, tmp_path: Path
 ) -> None:
     out = tmp_path / "found"
-    done = cli(*command(out, "--strategy", "g-search", "--trials", "6", "--json"))
+    done = cli(*command(out, "--strategy", "g-search", "--trials", "3", "--json"))
     assert done.code == 0, done.err
     found = done.json
     assert found == read(out)
     assert found["schema"] == "thresher.search/1"
     assert (found["measure"], found["met"], found["finished"]) == ("agreement", True, False)
-    assert len(found["trials"]) == 6
+    assert len(found["trials"]) == 3
     names = [point["name"] for point in found["front"]]
     assert listing(out) == sorted(
         ["best.yaml", "front.json", "front.png", "study.db", *(f"{name}.yaml" for name in names)]
@@ -85,10 +85,11 @@ def test_a_search_ends_with_front_plot_and_recipes(
     for point in found["front"]:
         assert point["searched"]["n"] == point["held_out"]["n"] == 8
     lines = done.err.splitlines()
-    assert lines[0].startswith("g-search: at most 6 trials of about ")
-    assert [line.split(":")[0] for line in lines[1:]] == [f"trial {i} of 6" for i in range(1, 7)]
+    assert lines[0].startswith("g-search: at most 3 trials of about ")
+    assert [line.split(":")[0] for line in lines[1:]] == [f"trial {i} of 3" for i in range(1, 4)]
 
 
+@pytest.mark.slow
 def test_the_points_are_recipes_that_optimize_takes(
     cli: Cli, command: Command, images: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +110,7 @@ def test_the_points_are_recipes_that_optimize_takes(
     assert "8 items searched, 8 held out" in best["summary"]
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_a_search_goes_on(cli: Cli, command: Command, tmp_path: Path) -> None:
     out = tmp_path / "found"
     first = cli(*command(out, *BY_SIGMOID, "--trials", "2", "--json")).json["trials"]
@@ -162,6 +164,7 @@ def test_a_budget_out_of_reach_is_refused_before_anything_is_tried(
     assert listing(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_study_of_another_search_is_refused(
     cli: Cli, failed: Callable[..., str], command: Command, tmp_path: Path
 ) -> None:

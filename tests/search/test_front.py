@@ -57,6 +57,8 @@ KNOWN: dict[Counts, Outcome] = {
         (Demands(drop=0.02), (7,)),
         (Demands(drop=0.2), (5,)),
         (Demands(), (9,)),  # no drop at all is allowed
+        (Demands(tolerance=0.015), (7,)),
+        (Demands(drop=0.2, tolerance=0.0), (5,)),
         (Demands(drop=-1.0), (9,)),  # out of reach: the best quality
     ],
 )
@@ -67,6 +69,22 @@ def test_the_answer_meets_the_demands_or_comes_nearest(demands: Demands, answer:
 def test_a_drop_within_its_error_is_none() -> None:
     known: dict[Counts, Outcome] = {(9,): outcome(1.0, 0.9), (5,): outcome(0.98, 0.5, error=0.03)}
     assert best(known, Demands(), "flops") == (5,)
+
+
+@pytest.mark.parametrize(
+    ("demands", "harmless"),
+    [
+        (Demands(), True),
+        (Demands(tolerance=0.01), False),
+        (Demands(tolerance=0.05), True),
+        (Demands(drop=0.01), False),
+        (Demands(drop=0.01, tolerance=0.05), False),
+    ],
+)
+def test_no_drop_is_one_within_the_tolerance_and_the_demand(
+    demands: Demands, harmless: bool
+) -> None:
+    assert demands.harmless(outcome(0.98, error=0.03).quality) is harmless
 
 
 def test_demands_are_met_or_missed() -> None:

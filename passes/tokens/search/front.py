@@ -9,11 +9,15 @@ from thresher.passes.tokens.search.outcome import Counts, Known, Outcome, Qualit
 
 @dataclass(frozen=True)
 class Demands:
-    """What was asked for; None is no demand.  ``drop`` is a share, not points."""
+    """What was asked for; None is no demand.  ``drop`` and ``tolerance`` are shares, not points.
+
+    ``tolerance``: the drop that counts as none, by default one standard error.
+    """
 
     flops: float | None = None
     speedup: float | None = None
     drop: float | None = None
+    tolerance: float | None = None
 
     @property
     def on_cost(self) -> bool:
@@ -37,6 +41,16 @@ class Demands:
         """Whether the demand on quality is met."""
         return self.drop is None or quality.drop <= self.drop
 
+    def harmless(self, quality: Quality) -> bool:
+        """Whether the quality does not drop at all, up to the tolerance."""
+        allowed = quality.standard_error if self.tolerance is None else self.tolerance
+        return quality.drop <= allowed and self.keeps(quality)
+
+    @property
+    def lossless(self) -> bool:
+        """Whether nothing is demanded, so that the answer must cost no quality."""
+        return not self.on_cost and self.drop is None
+
 
 def front(known: Known, kind: str) -> list[Counts]:
     """Vectors that no other one beats in quality at less or equal cost, from cheap to dear."""
@@ -51,8 +65,7 @@ def front(known: Known, kind: str) -> list[Counts]:
 def best(known: Known, demands: Demands, kind: str) -> Counts:
     """The vector that answers the demands, or comes nearest to doing so.
 
-    With a demand on cost the best quality within it; otherwise the cheapest that keeps the quality,
-    where a drop within its standard error is none unless another was allowed.
+    With a demand on cost the best quality within it; otherwise the cheapest that keeps the quality.
     """
 
     def cost(counts: Counts) -> float:
@@ -61,12 +74,11 @@ def best(known: Known, demands: Demands, kind: str) -> Counts:
     def score(counts: Counts) -> tuple[float, float]:
         return known[counts].quality.score, -cost(counts)
 
-    def harmless(counts: Counts) -> bool:
-        quality = known[counts].quality
-        allowed = quality.standard_error if demands.drop is None else demands.drop
-        return quality.drop <= allowed
+    def good(counts: Counts) -> bool:
+        judge = demands.harmless if demands.lossless else demands.keeps
+        return judge(known[counts].quality)
 
     if demands.on_cost:
         affordable = [counts for counts in known if demands.spends(known[counts])]
         return max(affordable, key=score) if affordable else min(known, key=cost)
-    return min(filter(harmless, known), key=cost, default=max(known, key=score))
+    return min(filter(good, known), key=cost, default=max(known, key=score))
