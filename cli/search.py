@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from thresher.passes.tokens.search.strategy import Strategy
     from thresher.passes.tokens.search.study import Study
 
-STRATEGIES = ("g-search", "p-sigmoid", "per-layer")
+LOSSLESS = "g-search"  # needs no budget
+STRATEGIES = (LOSSLESS, "p-sigmoid", "per-layer")
 TRIALS = 40  # of the strategies that never end by themselves (30 to 60 are usual for P-Sigmoid)
 STUDY_FILE, FRONT_FILE = "study.db", "front.json"
 
@@ -42,7 +43,11 @@ def search(
     strategy: Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")] = "p-sigmoid",
     flops: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="Demand: share of the dense multiply-accumulates."),
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Demand: share of the dense multiply-accumulates; 0.65 unless --speedup or g-search.",
+        ),
     ] = None,
     speedup: Annotated[
         float | None, typer.Option(min=1.0, help="Demand: measured speed-up over dense.")
@@ -102,9 +107,12 @@ def search(
     with ExitStack() as stack:
         with progress() as tell:
             from thresher.cli.searching import Setting
+            from thresher.passes.tokens.options import DEFAULT_FLOPS
             from thresher.passes.tokens.search.front import Demands
             from thresher.runtime.conditions import default_threads
 
+            if flops is None and speedup is None and strategy != LOSSLESS:
+                flops = DEFAULT_FLOPS
             demands = Demands(flops, speedup, share_of(max_drop), share_of(tolerance))
             setting = Setting(
                 target, precision, batch, threads or default_threads(), cost, rounds, seed
@@ -173,12 +181,11 @@ def share_of(points: float | None) -> float | None:
 
 
 def strategy_of(name: str, bench: Bench, demands: Demands) -> Strategy:
-    """The strategy by name; a budget is that of the demand on cost, or the default one.
+    """The strategy by name; its budget, if it has one, is the demand on cost.
 
     Raises:
         VerdictError: the method cannot meet the budget.
     """
-    from thresher.passes.tokens.options import DEFAULT_FLOPS
     from thresher.passes.tokens.search.gsearch import GSearch
     from thresher.passes.tokens.search.perlayer import PerLayer
     from thresher.passes.tokens.search.psigmoid import PSigmoid
@@ -186,8 +193,7 @@ def strategy_of(name: str, bench: Bench, demands: Demands) -> Strategy:
 
     if name == GSearch.name:
         return GSearch(bench.space, lambda outcome: demands.harmless(outcome.quality))
-    flops = demands.flops if demands.on_cost else DEFAULT_FLOPS
-    budget = Budget.of(bench.space, flops, demands.speedup)
+    budget = Budget.of(bench.space, demands.flops, demands.speedup)
     return (PSigmoid if name == PSigmoid.name else PerLayer)(bench.space, budget)
 
 

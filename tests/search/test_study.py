@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from thresher.passes.tokens.search.gsearch import GSearch
 from thresher.passes.tokens.search.outcome import Counts, Outcome
 from thresher.passes.tokens.search.psigmoid import PSigmoid
 from thresher.passes.tokens.search.strategy import Budget, Strategy
-from thresher.passes.tokens.search.study import WORKER, Study
+from thresher.passes.tokens.search.study import LOST, WORKER, Study
 
 SPACE = toy(60, 4)
 FLOORS = (40, 33, 20, 20)
@@ -176,8 +177,8 @@ def test_a_trial_of_a_dead_process_is_done_again(tmp_path: Path) -> None:
     study = Study(an_url(tmp_path), "s", IDENTITY)
     with subprocess.Popen([sys.executable, "-c", ""]) as dead:
         dead.wait()
-    host = study._worker.rpartition(":")[0]
-    study._study.ask().set_user_attr(WORKER, f"{host}:{dead.pid}")
+    study._study.ask().set_user_attr(WORKER, [study._host, dead.pid, time.time()])
+    study._study.ask().set_user_attr(WORKER, ["elsewhere", dead.pid, time.time() - 2 * LOST])
     found: list[int] = []
     study.run(sigmoid(), objective, 3, lambda n, *_: found.append(n))
     assert found == [1, 2, 3]
@@ -187,7 +188,7 @@ def test_a_trial_under_way_elsewhere_counts(tmp_path: Path) -> None:
     """Of three wanted trials another, living process has one: two are left, and it is waited for."""
     study = Study(an_url(tmp_path), "s", IDENTITY)
     other = study._study.ask()
-    other.set_user_attr(WORKER, study._worker)
+    other.set_user_attr(WORKER, ["elsewhere", 0, time.time()])
     told: list[int] = []
 
     def evaluate(counts: Counts) -> Outcome:

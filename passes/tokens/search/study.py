@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime, timedelta
 from typing import Any
 
 from thresher.compiler.errors import MissingRequirementError, UsageError, missing_extra
@@ -21,7 +20,7 @@ from thresher.passes.tokens.search.outcome import Counts, Objective, Outcome, Qu
 from thresher.passes.tokens.search.strategy import Strategy
 
 FINGERPRINT, COUNTS, OUTCOME, WORKER = "fingerprint", "counts", "outcome", "worker"
-LOST = timedelta(hours=1)  # a trial that another machine began longer ago is begun again
+LOST = 3600.0  # seconds after which a trial of another machine is begun again
 POLL = 0.2  # seconds between looks at what other processes do
 PATIENCE = 30.0  # seconds that SQLite waits for a lock
 
@@ -60,7 +59,8 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.url, self.name, self.seed, self.violation = url, name, seed, violation
         self._optuna = optuna
-        self._worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._failed = optuna.trial.TrialState.FAIL
+        self._host = socket.gethostname()
         with self._reachable(opening=True):
             self._study = optuna.create_study(
                 storage=_storage(optuna, url),
@@ -100,7 +100,7 @@ class Study:
                 told = self._work(trial, strategy, objective)
             except BaseException:  # an interrupt too: the trial is free again for whoever goes on
                 with self._reachable():
-                    self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+                    self._study.tell(trial, state=self._failed, skip_if_finished=True)
                 raise
             if told is None:
                 return self.known()
@@ -115,7 +115,7 @@ class Study:
             with self._reachable():
                 counts = strategy.propose(trial.suggest_float, known)
                 if counts is None:
-                    self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+                    self._study.tell(trial, state=self._failed)
                     return None
                 trial.set_user_attr(COUNTS, list(counts))
                 busy = self._evaluated_elsewhere(trial.number, counts)
@@ -137,13 +137,13 @@ class Study:
         while True:
             if sum(map(self._counts_in, self._trials())) < trials:
                 trial = self._study.ask()
-                trial.set_user_attr(WORKER, self._worker)
+                trial.set_user_attr(WORKER, [self._host, os.getpid(), time.time()])
                 earlier = [t for t in self._trials() if t.number < trial.number]
                 rank = sum(map(self._counts_in, earlier))
                 if rank < trials:
                     self._study.sampler = self._sampler(rank)
                     return trial
-                self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+                self._study.tell(trial, state=self._failed)
             if sum(map(_finished, self._trials())) >= trials:
                 return None
             time.sleep(POLL)
@@ -162,10 +162,8 @@ class Study:
         """Whether a trial is under way in a process that can still be at work."""
         if trial.state != self._optuna.trial.TrialState.RUNNING:
             return False
-        host, _, process = trial.user_attrs.get(WORKER, "").rpartition(":")
-        if host == socket.gethostname():
-            return _exists(int(process))
-        return bool(datetime.now() - trial.datetime_start < LOST)
+        host, process, begun = trial.user_attrs.get(WORKER, ("", 0, time.time()))
+        return _exists(process) if host == self._host else time.time() - begun < LOST
 
     def _trials(self) -> list[Any]:
         found: list[Any] = self._study.get_trials(deepcopy=False)
