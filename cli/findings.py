@@ -215,25 +215,23 @@ class Findings:
         return dataclasses.replace(recipe, name=name, summary=summary).to_yaml()
 
     def chart(self) -> FrontChart:
-        """Quality on the searched half against cost; crosses are the held-out half."""
+        """Quality against cost, both relative to dense; each half to the dense model on that half."""
         cost, demands = self.bench.setting.cost, self.demands
 
         def at(outcome: Outcome, quality: Quality) -> Point:
-            return outcome.cost(cost), 100 * quality.score
+            return outcome.cost(cost), -100 * quality.drop
 
-        dense = 100 * self.points[0].searched.quality.dense
         most = {"flops": demands.flops, "time": demands.speedup and 1 / demands.speedup}.get(cost)
         return FrontChart(
             title=f"{self.bench.method} by {self.strategy}: {len(self.known)} schedules",
             cost=AXES[cost],
-            quality=f"{MEASURES[self.bench.judge.measure]} (%)",
+            quality=f"{self.bench.judge.measure}, points above dense",
             trials=[at(outcome, outcome.quality) for outcome in self.known.values()],
             front=[at(p.judged, p.searched.quality) for p in self.points],
             held_out=[at(p.confirmed, p.confirmed.quality) for p in self.points],
-            dense=dense,
             best=at(self.best.judged, self.best.searched.quality),
             most_cost=most,
-            least_quality=None if demands.drop is None else dense - 100 * demands.drop,
+            least_quality=None if demands.drop is None else -100 * demands.drop,
         )
 
 

@@ -11,7 +11,7 @@ from thresher.compiler.errors import MissingRequirementError
 from thresher.compiler.files import atomic_file
 from thresher.runtime.charts import DPI, LIGHT
 
-Point = tuple[float, float]  # cost relative to dense, quality in percent
+Point = tuple[float, float]  # cost as a share of dense, quality in points above dense
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,6 @@ class FrontChart:
     trials: Sequence[Point]
     front: Sequence[Point]
     held_out: Sequence[Point]
-    dense: float
     best: Point
     most_cost: float | None = None
     least_quality: float | None = None
@@ -53,7 +52,7 @@ class FrontChart:
         panel.plot(
             *_columns(self.held_out), "x", ms=6, color=LIGHT.candidate, label="front, held out"
         )
-        panel.plot([1.0], [self.dense], "D", ms=6, color=LIGHT.text, label="dense")
+        panel.plot([1.0], [0.0], "D", ms=6, color=LIGHT.text, label="dense")
         panel.plot(*_columns([self.best]), "o", ms=13, mfc="none", mec=LIGHT.inserted, label="best")
         line = {"color": LIGHT.inserted, "lw": 1, "ls": "--"}
         if self.most_cost is not None:
