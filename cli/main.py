@@ -25,6 +25,7 @@ from thresher.cli import (
     profile,
     recipes,
     run,
+    search,
 )
 from thresher.cli import verify as verifying
 from thresher.cli.console import be_verbose, log, say
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 for verb in (
     optimize.optimize,
+    search.search,
     export.export,
     profile.profile,
     verifying.verify,
