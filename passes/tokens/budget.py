@@ -91,31 +91,38 @@ class Count:
         return left
 
     def _left(self, tokens: Size, limits: Limits, do: Callable[..., Any]) -> Any:
-        """``do(f, a, b)`` computes or emits ``f(a, b)``."""
-        if self.kind == "share":
-            rest = do(
-                operator.mul, do(operator.sub, tokens, limits.protected), self.value.numerator
-            )
-            up = do(operator.add, rest, self.value.denominator - 1)
-            share = do(operator.floordiv, up, self.value.denominator)
-            wanted = do(operator.add, share, limits.protected + limits.extra)
-        elif self.kind == "remove":
-            wanted = do(operator.sub, tokens, int(self.value))
-        else:
-            wanted = min(count for count in (int(self.value), self.pruned) if count is not None)
-        if limits.halves:
-            half = do(operator.floordiv, do(operator.sub, tokens, limits.protected), 2)
-            wanted = do(torch.sym_max, wanted, do(operator.sub, tokens, half))
-        elif self.kind != "share":
-            wanted = do(torch.sym_max, wanted, limits.protected + 1 + limits.extra)
+        """``do(f, a, b)`` computes or emits ``f(a, b)``; bounds that hold anyway are left out."""
+        wanted = self._wanted(tokens, limits, do)
+        half = limits.halves and self.kind == "share" and self.value < Fraction(1, 2)
+        if self.kind != "share" or half:
+            wanted = do(torch.sym_max, wanted, _least(tokens, limits, do))
         if self.multiple > 1:
             up = do(operator.add, wanted, self.multiple - 1)
             wanted = do(operator.mul, do(operator.floordiv, up, self.multiple), self.multiple)
-        elif not limits.extra and (
-            self.kind == "share" or (self.kind == "remove" and limits.halves)
-        ):
-            return wanted  # at most what came, so symbolic counts need no further node
+        elif not limits.extra and (self.kind, limits.halves) in _WITHIN:
+            return wanted
         return do(torch.sym_min, wanted, tokens)
+
+    def _wanted(self, tokens: Size, limits: Limits, do: Callable[..., Any]) -> Any:
+        if self.kind == "remove":
+            return do(operator.sub, tokens, int(self.value))
+        if self.kind == "exact":
+            return min(count for count in (int(self.value), self.pruned) if count is not None)
+        behind = do(operator.sub, tokens, limits.protected)
+        rest = do(operator.mul, behind, self.value.numerator)
+        up = do(operator.add, rest, self.value.denominator - 1)
+        share = do(operator.floordiv, up, self.value.denominator)
+        return do(operator.add, share, limits.protected + limits.extra)
+
+
+_WITHIN = {("share", True), ("share", False), ("remove", True)}  # at most N without being told
+
+
+def _least(tokens: Size, limits: Limits, do: Callable[..., Any]) -> Any:
+    if not limits.halves:
+        return limits.protected + 1 + limits.extra
+    half = do(operator.floordiv, do(operator.sub, tokens, limits.protected), 2)
+    return do(operator.sub, tokens, half)
 
 
 def parse(text: str) -> Count:

@@ -120,13 +120,15 @@ def test_symbolic_counts_are_those_of_the_numbers(
     method: str, budget: dict[str, Any], multiple: int
 ) -> None:
     cls, options = METHODS[method]
-    result = cls(options(**budget, multiple=multiple))(DYNAMIC, Context())
+    layers = (0, 1, 2) if multiple == 1 else (1,)  # long arithmetic takes torch long
+    result = cls(options(**budget | {"layers": layers}, multiple=multiple))(DYNAMIC, Context())
     limits = Limits(0, halves=method == "tome")
     for length in (11, 16, 23, 64):
         wanted, tokens = [], length
         for printed in result.details["schedule"]:
-            tokens = parse(printed).of(tokens, limits)
-            wanted.append(tokens)
+            if printed:
+                tokens = parse(printed).of(tokens, limits)
+                wanted.append(tokens)
         assert counts_of(result.program, length) == wanted
 
 

@@ -72,6 +72,7 @@ def test_the_recipe_says_where_its_counts_come_from(name: str) -> None:
     assert recipe.summary.endswith("OpenGVLab/DiffRate, counts learned on ImageNet.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["tiny", "small"])
 def test_the_pass_predicts_the_formula_and_emits_no_idle_node(model: str) -> None:
     pytest.importorskip("timm")
