@@ -18,7 +18,7 @@ from thresher.passes.tokens.search.outcome import Counts, Known, Outcome, Qualit
 from thresher.passes.tokens.search.strategy import Strategy
 from thresher.runtime.conditions import Conditions, conditions, load_average
 from thresher.runtime.front_chart import FrontChart, Point
-from thresher.runtime.scores import MEASURES
+from thresher.runtime.judge import MEASURES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -21,9 +21,9 @@ from thresher.passes.tokens.search.outcome import Counts, Outcome, Quality, Timi
 from thresher.passes.tokens.search.space import space_of
 from thresher.runtime import ProgramRunner, Runnable, export, profile
 from thresher.runtime.energy import Counter, counters, joules
+from thresher.runtime.judge import Judge
 from thresher.runtime.measure import Plan
 from thresher.runtime.profiling import batch_inputs
-from thresher.runtime.scores import Judge
 
 if TYPE_CHECKING:
     from thresher.compiler.program import Program
@@ -190,7 +190,7 @@ class Bench:
         return 4 * self.setting.rounds * (time.perf_counter() - start)
 
 
-def _reduction(recipe: Recipe) -> TokenReduction:
+def _reduction(recipe: Recipe) -> TokenReduction[Any]:
     """The pass of a recipe whose counts are searched."""
     for one in recipe.build():
         if isinstance(one, TokenReduction):

@@ -74,15 +74,15 @@ def agreement(
     for feeds, _ in dataset.batches(batch, limit):
         wanted = reference.run(feeds)
         found = wanted if runnable is reference else runnable.run(feeds)
-        near.append(np.mean([_near(wanted[name], found[name]) for name in wanted], axis=0))
+        near.append(np.mean([likeness(wanted[name], found[name]) for name in wanted], axis=0))
         if classes:
             equal.append(predicted(wanted, output) == predicted(found, output))
     metrics = [Metric("cosine", np.concatenate(near))]
     return metrics + ([Metric("top-1 as dense", np.concatenate(equal))] if classes else [])
 
 
-def _near(wanted: Array, found: Array) -> Array:
-    """Cosine of each sample ``[n]``.
+def likeness(wanted: Array, found: Array) -> Array:
+    """Cosine of each sample ``[n]``, its values taken as one vector.
 
     Raises:
         UsageError: the outputs have other shapes, so that they cannot be compared.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from thresher.compiler.analysis.cost import cost_model
 from thresher.compiler.analysis.sites import find_sites
@@ -77,7 +78,7 @@ class Space:
             )
 
 
-def space_of(program: Program, method: TokenReduction) -> Space:
+def space_of(program: Program, method: TokenReduction[Any]) -> Space:
     """The vectors of a method on a dense model.
 
     Raises:

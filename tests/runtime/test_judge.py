@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from thresher.compiler.errors import UsageError
+from thresher.runtime.judge import Judge
 from thresher.runtime.manifest import TensorInfo
-from thresher.runtime.scores import Judge, cosines
+from thresher.runtime.scoring import likeness
 
 Array = NDArray[Any]
 RNG = np.random.default_rng(0)
@@ -91,7 +92,7 @@ def test_cosine_where_the_model_answers_with_no_classes() -> None:
 
 def test_zero_rows_have_a_cosine() -> None:
     zero, one = np.zeros((1, 2)), np.ones((1, 2))
-    assert [*cosines(zero, zero), *cosines(zero, one)] == [1.0, 0.0]
+    assert [*likeness(zero, zero), *likeness(zero, one)] == [1.0, 0.0]
 
 
 def test_the_dense_model_runs_once() -> None:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from thresher.compiler.errors import UsageError
 from thresher.runtime.feeds import Array
 from thresher.runtime.runner import Runnable
-from thresher.runtime.verifying import Dataset
+from thresher.runtime.scoring import Dataset, likeness, predicted
 
 Scores = NDArray[np.float64]
 Outputs = Mapping[str, Array]
@@ -51,7 +50,7 @@ class Judge:
         for outputs, labels in self._run(dense):
             usable = labels is not None and labels.dtype.kind in "iu"
             self._labels.append(labels if usable else None)
-            self._expected.append(classes_of(outputs) if classes else outputs)
+            self._expected.append(predicted(outputs) if classes else outputs)
         labelled = all(labels is not None for labels in self._labels)
         self.measure = ("accuracy" if labelled else "agreement") if classes else "cosine"
         self.dense: Scores = np.concatenate(
@@ -78,34 +77,11 @@ class Judge:
         """Scores ``[items]`` of one batch."""
         expected, labels = self._expected[index], self._labels[index]
         if isinstance(expected, Mapping):
-            found = [cosines(expected[name], outputs[name]) for name in expected]
+            found = [likeness(expected[name], outputs[name]) for name in expected]
             return np.asarray(np.mean(found, axis=0), dtype=np.float64)
         right = labels if self.measure == "accuracy" else expected
-        return np.asarray(classes_of(outputs) == right, dtype=np.float64)
+        return np.asarray(predicted(outputs) == right, dtype=np.float64)
 
 
 def _items(expected: Outputs | Array) -> int:
     return len(next(iter(expected.values())) if isinstance(expected, Mapping) else expected)
-
-
-def classes_of(outputs: Outputs) -> Array:
-    """The class ``[items]`` of greatest logit, from the first output ``[items, classes]``.
-
-    Raises:
-        UsageError: there is no such output.
-    """
-    logits = next((value for value in outputs.values() if value.ndim == 2), None)
-    if logits is None:
-        raise UsageError(f"there are no logits among the outputs {', '.join(outputs)}")
-    found: Array = logits.argmax(-1)
-    return found
-
-
-def cosines(a: Array, b: Array) -> Scores:
-    """Cosine of each item of two outputs; of two zero rows 1, of one 0."""
-    left, right = (x.reshape(len(x), -1).astype(np.float64) for x in (a, b))
-    norms = np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=1)
-    product, scale = (left * right).sum(1), norms[0] * norms[1]
-    same = np.where((norms[0] == 0) & (norms[1] == 0), 1.0, 0.0)
-    np.divide(product, scale, out=same, where=scale > 0)
-    return same
