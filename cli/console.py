@@ -35,17 +35,25 @@ def say(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
-def table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> RenderableType:
-    """A table under its title; columns of numbers (or nothing) are aligned to the right."""
+def table(
+    title: str, head: Sequence[str], rows: Iterable[Sequence[object]], *, narrow: bool = False
+) -> RenderableType:
+    """A table under its title; columns of numbers (or nothing) are aligned to the right.
+
+    ``narrow`` is for many columns: one blank less between them, and heads broken at blanks.
+    """
     from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD, show_header=any(head), pad_edge=False)
+    made = Table(
+        box=box.SIMPLE_HEAD, show_header=any(head), pad_edge=False, collapse_padding=narrow
+    )
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     for index, name in enumerate(head):
         numeric = all(_numeric(row[index]) for row in cells)
+        name = name.replace(" ", "\n") if narrow else name
         made.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         made.add_row(*(Text(cell) for cell in row))

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from thresher.cli import (
+    compare,
     demo,
     doctor,
     explain,
@@ -24,6 +25,7 @@ from thresher.cli import (
     profile,
     recipes,
     run,
+    search,
 )
 from thresher.cli import verify as verifying
 from thresher.cli.console import be_verbose, log, say
@@ -40,9 +42,11 @@ app = typer.Typer(
 )
 for verb in (
     optimize.optimize,
+    search.search,
     export.export,
     profile.profile,
     verifying.verify,
+    compare.compare,
     run.run,
     inspect.inspect,
     plan.plan,

@@ -11,7 +11,7 @@ import typer
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json
 from thresher.cli.opening import RECIPE, Watched, open_data, open_program
-from thresher.cli.passes import as_json, foreseen, foresight, pass_table
+from thresher.cli.passes import as_json, foreseen, foresight, pass_table, warn
 from thresher.compiler.errors import UsageError, VerdictError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def optimize(
 
         check_free(output, overwrite=overwrite)
         chosen = load_recipe(recipe, options.overrides(settings, flops, speedup))
+        warn(chosen)
         dense = open_program(source, options.wishes(weights, resolution, length), tell)
         dataset = open_data(data, dense.info, dense.outputs)
         context = Context(seed=seed, data=dataset, progress=tell, dump_dir=dump_dir)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from thresher.models.options import SourceOptions
 
 DEFAULT_RECIPE = "tome"
+TELLING = ("output", "overwrite", "json", "verbose")  # where a result goes and how it is told
 SOURCES = "timm:NAME, hf:FOLDER, FILE.onnx, FILE.pt2, module:function, or a folder of 'optimize'"
 
 
@@ -30,6 +33,63 @@ def numbers(text: str, flag: str) -> tuple[int, ...]:
     if not values or min(values) < 1:
         raise UsageError(f"{flag} {text!r} is not a list of whole numbers above 0, such as 1,8")
     return values
+
+
+def listed(text: str, flag: str) -> tuple[str, ...]:
+    """``"tome,evit"`` to its names.
+
+    Raises:
+        UsageError: a name is empty or comes twice.
+    """
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise UsageError(f"{flag} {text!r} has an empty entry: separate entries by one comma")
+    _demand_once(names, names, flag)
+    return names
+
+
+def shares(text: str, flag: str) -> tuple[float, ...]:
+    """``"0.5,0.65"`` to (0.5, 0.65).
+
+    Raises:
+        UsageError: not numbers in (0, 1], or one comes twice.
+    """
+    parts = listed(text, flag)
+    try:
+        values = tuple(float(part) for part in parts)
+    except ValueError:
+        values = ()
+    if not values or not all(0 < value <= 1 for value in values):
+        raise UsageError(
+            f"{flag} {text!r} is not a list of shares above 0 and up to 1, such as 0.5,0.8"
+        )
+    _demand_once(values, parts, flag)
+    return values
+
+
+def _demand_once(values: Sequence[object], shown: Sequence[str], flag: str) -> None:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise UsageError(f"{flag} has {shown[index]!r} twice: name it once")
+
+
+def command_line(context: typer.Context) -> str:
+    """The command as it was given, without what only says where and how to print."""
+    words = ["thresher", str(context.info_name)]
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE" or name in TELLING:
+            continue
+        value = context.params[name]
+        if parameter.param_type_name == "argument":
+            words.append(str(value))
+        elif isinstance(value, bool):
+            words.append((parameter.opts if value else parameter.secondary_opts)[0])
+        else:
+            given = value if isinstance(value, list | tuple) else [value]
+            words += [word for one in given for word in (parameter.opts[0], str(one))]
+    return shlex.join(words)
 
 
 def resolution_of(text: str | None) -> tuple[int, int] | None:
@@ -114,14 +174,14 @@ Speedup = Annotated[
     float | None,
     typer.Option(min=1.0, help="Ideal speed-up to share out: --speedup 2 is --flops 0.5."),
 ]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DATA",
-        help="Labelled data: an image folder, an .npz file, a text file with labels, or the name of"
-        " a built-in set.",
-    ),
-]
+_DATA = typer.Option(
+    "--data",
+    metavar="DATA",
+    help="Labelled data: an image folder, an .npz file, a text file with labels, or the name of a"
+    " built-in set.",
+)
+Data = Annotated[str | None, _DATA]
+DemandedData = Annotated[str, _DATA]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="What to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an older output.")]
 Target = Annotated[str, typer.Option(help="Back end: cpu or openvino.")]
@@ -135,6 +195,9 @@ Threads = Annotated[
     typer.Option(min=1, help="CPU threads; by default the physical cores, at most 8."),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only so many samples of the data.")]
+Logits = Annotated[
+    str | None, typer.Option(metavar="OUTPUT", help="The output that holds the logits.")
+]
 MaxDrop = Annotated[
     float | None,
     typer.Option(help="Points of accuracy (hundredths) that may be lost; exit code 1 if more are."),

@@ -7,14 +7,21 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from thresher.cli.console import table
+from thresher.cli.console import say, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from thresher.compiler.program import PassRecord, Refusal
+    from thresher.compiler.recipe import Recipe
 
 TOP = 2  # reasons shown in a row
+
+
+def warn(recipe: Recipe) -> None:
+    """Say what a recipe's counts were learned on, if they were."""
+    if recipe.learned_on is not None:
+        say(f"{recipe.name}: {recipe.learned_on.warning()}")
 
 
 def pass_table(title: str, records: Sequence[PassRecord]) -> RenderableType:

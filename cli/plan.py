@@ -11,7 +11,7 @@ from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
 from thresher.cli.explain import REFUSED
 from thresher.cli.opening import open_data, open_program
-from thresher.cli.passes import as_json, foreseen, foresight, pass_table, refusal_table
+from thresher.cli.passes import as_json, foreseen, foresight, pass_table, refusal_table, warn
 from thresher.compiler.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def plan(
         from thresher.runtime.backends import backend
 
         chosen = load_recipe(recipe, options.overrides(settings, flops, speedup))
+        warn(chosen)
         maker = backend(target)
         program = open_program(source, options.wishes(weights, resolution, length), tell)
         check_order(chosen.build(), program)

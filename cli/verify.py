@@ -29,9 +29,7 @@ def verify(
             help="Whether the numbers must agree; by default when B reduces no more than A.",
         ),
     ] = None,
-    logits: Annotated[
-        str | None, typer.Option(metavar="OUTPUT", help="The output that holds the logits.")
-    ] = None,
+    logits: options.Logits = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 8,
     size: options.Size = None,
     weights: options.Weights = None,

@@ -11,7 +11,11 @@ from pathlib import Path
 
 from thresher.compiler.errors import UsageError
 
-OURS = ("manifest.json", "program.yaml")  # a folder with one of these was written by thresher
+OURS = (
+    "manifest.json",
+    "program.yaml",
+    "compare.json",
+)  # a folder with one of these was written by thresher
 NEARLY_FULL = 1 << 20  # bytes: a failure with less room than this is blamed on the disk
 
 

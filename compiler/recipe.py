@@ -4,6 +4,7 @@
 
     name: my-recipe
     summary: half the tokens, late
+    learned_on: {data: ImageNet-1k, model: deit_small_patch16_224}  # optional
     passes:
       - tome: {r: 13, inflect: 1.0}
       - cleanup: {allow_zero: true}
@@ -14,9 +15,10 @@ Reading the list of built-in recipes imports no pass; loading a recipe imports t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
@@ -27,7 +29,8 @@ from thresher.compiler.marked import Marked
 if TYPE_CHECKING:
     from thresher.compiler.contract import Options, Pass
 
-KEYS = ("name", "summary", "passes")
+KEYS = ("name", "summary", "learned_on", "passes")
+LEARNED_ON = ("data", "model")
 ALLOW_ZERO = "allow_zero"
 
 
@@ -56,12 +59,28 @@ class RecipePass:
 
 
 @dataclass(frozen=True)
+class LearnedOn:
+    """The data and the model that a recipe's token counts were learned on."""
+
+    data: str
+    model: str
+
+    def warning(self) -> str:
+        """What to tell everyone who uses the recipe (OpenGVLab/DiffRate, issue 2)."""
+        return (
+            f"these token counts were learned on {self.data} for {self.model}: on other data or another"
+            " model they do not transfer blindly, so verify them on yours"
+        )
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A named list of passes.  ``origin`` says where it was read: a file, or ``"built-in ..."``."""
 
     name: str
     passes: tuple[RecipePass, ...]
     summary: str = ""
+    learned_on: LearnedOn | None = None
     origin: str = field(default="", compare=False)
 
     def build(self) -> tuple[Pass[Any], ...]:
@@ -71,7 +90,8 @@ class Recipe:
     def plain(self) -> dict[str, Any]:
         """Plain data, as in the YAML file."""
         passes = [entry.plain() for entry in self.passes]
-        return {"name": self.name, "summary": self.summary, "passes": passes}
+        learned = {} if self.learned_on is None else {"learned_on": asdict(self.learned_on)}
+        return {"name": self.name, "summary": self.summary, **learned, "passes": passes}
 
     def to_yaml(self) -> str:
         """The resolved recipe; :func:`parse_recipe` reads it back to an equal one."""
@@ -132,6 +152,7 @@ def parse_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recip
         name=_text(top.get("name"), Path(origin).stem),
         passes=tuple(draft.resolve() for draft in drafts),
         summary=_text(top.get("summary"), ""),
+        learned_on=_learned_on(top.get("learned_on")),
         origin=origin,
     )
 
@@ -255,15 +276,34 @@ def _text(value: Marked | None, default: str) -> str:
     return value.data
 
 
+def _learned_on(value: Marked | None) -> LearnedOn | None:
+    if value is None:
+        return None
+    given = _mapping(value, "'learned_on' is written as {data: ..., model: ...}")
+    for key, part in given.items():
+        if key not in LEARNED_ON:
+            raise UsageError(f"{part.key}: learned_on has no key {key!r}{nearest(key, LEARNED_ON)}")
+    missing = [key for key in LEARNED_ON if key not in given]
+    if missing:
+        raise UsageError(f"{value.where}: learned_on has no {missing[0]!r}: give data and model")
+    return LearnedOn(*(_text(given[key], "") for key in LEARNED_ON))
+
+
 def _path(name: str, loc: Sequence[str | int]) -> str:
     return name + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc)
 
 
 def _built_in_names() -> list[str]:
-    folder = files("thresher.passes") / "recipes"
-    return sorted(
-        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
-    )
+    """Names of the recipe files, with the folders that they lie in: ``"diffrate/deit-s@2.9g"``."""
+
+    def names(folder: Traversable, before: str) -> Iterator[str]:
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                yield from names(entry, f"{before}{entry.name}/")
+            elif entry.name.endswith(".yaml"):
+                yield before + entry.name.removesuffix(".yaml")
+
+    return sorted(names(files("thresher.passes") / "recipes", ""))
 
 
 def _built_in_text(name: str) -> str:

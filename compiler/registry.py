@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 GROUP = "thresher.passes"
 BUILT_IN = {
     "cleanup": "thresher.passes.cleanup:Cleanup",
+    "diffrate": "thresher.passes.tokens.diffrate:DiffRate",
     "evit": "thresher.passes.tokens.methods:Evit",
     "random": "thresher.passes.tokens.methods:RandomDrop",
     "tome": "thresher.passes.tokens.methods:Tome",

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 from torch.export.graph_signature import (
     ExportGraphSignature,
@@ -157,7 +158,8 @@ class Rewriter:
         self, target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str
     ) -> fx.Node:
         values = fx.node.map_arg((args, dict(kwargs)), lambda n: n.meta["val"])
-        with self._mode, torch.no_grad():
+        # The dispatcher takes the decompositions in Python, which keep symbolic sizes symbolic.
+        with enable_python_dispatcher(), self._mode, torch.no_grad():
             result = target(*values[0], **values[1])
         new = self.graph.create_node("call_function", target, args, dict(kwargs), name)
         new.meta["val"] = list(result) if isinstance(result, (tuple, list)) else result

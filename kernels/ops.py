@@ -16,6 +16,7 @@ from thresher.kernels.bipartite_merge import reference as _merge
 from thresher.kernels.class_attention import reference as _class_attention
 from thresher.kernels.gather_tokens import reference as _gather
 from thresher.kernels.keep_tokens import reference as _keep
+from thresher.kernels.prune_merge import reference as _prune_merge
 from thresher.kernels.restore_tokens import reference as _restore
 
 NAMESPACE = "thresher"
@@ -82,6 +83,12 @@ _register(
     _keep.fake,
     "(Tensor x, Tensor score, SymInt keep, int protected, bool fuse)"
     " -> (Tensor y, Tensor slot, Tensor kept)",
+)
+_register(
+    _prune_merge.prune_merge,
+    _prune_merge.fake,
+    "(Tensor x, Tensor size, Tensor score, SymInt pruned, SymInt keep, int protected)"
+    " -> (Tensor y, Tensor out_size, Tensor slot, Tensor kept)",
 )
 _register(_gather.gather_tokens, _gather.fake, "(Tensor x, Tensor index) -> Tensor")
 _register(_restore.restore_tokens, _restore.fake, "(Tensor x, Tensor slot, Tensor aside) -> Tensor")

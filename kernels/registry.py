@@ -9,6 +9,7 @@ from thresher.kernels.gather_tokens.function import OPERATOR as _GATHER_TOKENS
 from thresher.kernels.keep_tokens.function import FUSE as _FUSE_TOKENS
 from thresher.kernels.keep_tokens.function import KEEP as _KEEP_TOKENS
 from thresher.kernels.operator import DOMAIN, PLUGIN, VERSION, Operator
+from thresher.kernels.prune_merge.function import OPERATOR as _PRUNE_MERGE
 from thresher.kernels.restore_tokens.function import OPERATOR as _RESTORE_TOKENS
 
 __all__ = ["DOMAIN", "OPERATORS", "PLUGIN", "VERSION", "Operator"]
@@ -21,6 +22,7 @@ OPERATORS: dict[str, Operator] = {
         _CLASS_ATTENTION,
         _KEEP_TOKENS,
         _FUSE_TOKENS,
+        _PRUNE_MERGE,
         _GATHER_TOKENS,
         _RESTORE_TOKENS,
     )

@@ -1,4 +1,4 @@
-"""Engines: export, load, run, verify and profile.
+"""Engines: export, load, run, verify, profile and compare.
 
 Names are imported when first used, so that loading and running an engine needs neither torch nor
 any back end but its own.
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from thresher.runtime.backends import TARGETS, Availability, Backend, backend
     from thresher.runtime.blocks import block_profiles, compare_blocks
     from thresher.runtime.bundle import package
+    from thresher.runtime.comparing import Comparison, compare
     from thresher.runtime.engine import Engine
     from thresher.runtime.exporting import export
     from thresher.runtime.manifest import Manifest
@@ -25,6 +26,7 @@ __all__ = [
     "TARGETS",
     "Availability",
     "Backend",
+    "Comparison",
     "Engine",
     "Manifest",
     "Profile",
@@ -33,6 +35,7 @@ __all__ = [
     "Verification",
     "backend",
     "block_profiles",
+    "compare",
     "compare_blocks",
     "export",
     "package",
@@ -46,6 +49,8 @@ _HOME = {
     "Availability": "backends",
     "Backend": "backends",
     "backend": "backends",
+    "Comparison": "comparing",
+    "compare": "comparing",
     "Engine": "engine",
     "Manifest": "manifest",
     "Profile": "profiling",

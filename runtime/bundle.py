@@ -79,13 +79,19 @@ def package(
 
 def ready(target: str, precision: str, folder: Path | str, *, overwrite: bool) -> Backend:
     """The back end, after all checks that need no model, so that long work need not start."""
+    maker = demand_target(target, precision)
+    check_free(folder, overwrite=overwrite)
+    return maker
+
+
+def demand_target(target: str, precision: str) -> Backend:
+    """The back end of a target, if it is installed here and has this precision."""
     maker = backend(target)
     if precision not in maker.precisions:
         raise UsageError(
             f"target {target!r} has no precision {precision!r}"
             f"{nearest(precision, maker.precisions)}"
         )
-    check_free(folder, overwrite=overwrite)
     maker.demand()
     return maker
 

@@ -36,30 +36,30 @@ DARK = Ink("#d8d8d8", "#4c4c4c", "#747b83", "#6ea3d4", "#dd9a57")
 def latency_chart(profile: Profile, ink: Ink) -> bytes:
     """One panel for each batch size: time of a run with quartiles, and the ideal as a mark."""
     batches = _batches(profile)
-    figure, panels = _figure([_height(profile)] * len(batches), ink)
+    figure, panels = figure_of([_height(profile)] * len(batches), ink)
     for panel, batch in zip(panels, batches, strict=True):
         _draw_latency(panel, profile, batch, ink)
-    return _png(figure)
+    return png(figure)
 
 
 def block_chart(profiles: Sequence[BlockProfile], ink: Ink) -> bytes:
     """Time of each block side by side, with what was inserted stacked on top."""
-    figure, panels = _figure([TALL], ink)
+    figure, panels = figure_of([TALL], ink)
     _draw_blocks(panels[0], profiles, ink)
-    return _png(figure)
+    return png(figure)
 
 
 def picture(profile: Profile) -> bytes:
     """All charts on one white sheet."""
     batches = _batches(profile)
     heights = [_height(profile)] * len(batches) + [TALL] * bool(profile.blocks)
-    figure, panels = _figure(heights, LIGHT)
+    figure, panels = figure_of(heights, LIGHT)
     for panel, batch in zip(panels, batches, strict=False):
         _draw_latency(panel, profile, batch, LIGHT)
     if profile.blocks:
         _draw_blocks(panels[-1], profile.blocks, LIGHT)
     figure.set_facecolor("white")
-    return _png(figure, transparent=False)
+    return png(figure, transparent=False)
 
 
 def _batches(profile: Profile) -> list[int]:
@@ -128,7 +128,7 @@ def _bar(panel: Any, row: int, latency: Spread, colour: str, ink: Ink) -> None:
     )
 
 
-def _figure(heights: Sequence[float], ink: Ink) -> tuple[Any, list[Any]]:
+def figure_of(heights: Sequence[float], ink: Ink) -> tuple[Any, list[Any]]:
     """A figure of stacked panels without frames; drawn without a display."""
     try:
         from matplotlib.figure import Figure
@@ -152,7 +152,7 @@ def _figure(heights: Sequence[float], ink: Ink) -> tuple[Any, list[Any]]:
     return figure, panels
 
 
-def _png(figure: Any, *, transparent: bool = True) -> bytes:
+def png(figure: Any, *, transparent: bool = True) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", transparent=transparent)
     return buffer.getvalue()

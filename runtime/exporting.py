@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from thresher.compiler.errors import VerdictError
 from thresher.runtime.bundle import Facts, package, ready
-from thresher.runtime.compare import Comparison, tolerance
+from thresher.runtime.deviation import Deviations, tolerance
 from thresher.runtime.engine import Engine
 from thresher.runtime.manifest import Prediction
 from thresher.runtime.runner import ProgramRunner, Runnable, symbol_ranges
@@ -76,9 +76,9 @@ def agree(reference: Runnable, engine: Engine) -> dict[str, Any]:
     """
     limit = tolerance(engine.precision)
     feeds = random_inputs(engine.inputs, batch=CHECK_BATCH, ranges=engine.ranges)
-    comparison = Comparison(limit, discrete=engine.reduced)
-    comparison.add(reference.run(feeds), engine.run(feeds))
-    errors = comparison.results()
+    deviations = Deviations(limit, discrete=engine.reduced)
+    deviations.add(reference.run(feeds), engine.run(feeds))
+    errors = deviations.results()
     for error in errors:
         if not error.same:
             raise VerdictError(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from thresher.compiler.errors import UsageError
 from thresher.runtime.blocks import BlockChange, BlockProfile, block_profiles, compare_blocks
 from thresher.runtime.candidates import Candidate, describe, opened, unique_names
-from thresher.runtime.compare import plain
 from thresher.runtime.conditions import Conditions, conditions, default_threads, load_average
+from thresher.runtime.deviation import plain
 from thresher.runtime.engine import Engine
 from thresher.runtime.feeds import Array
 from thresher.runtime.measure import Clock, Plan, Warmth, interleave, warm_up

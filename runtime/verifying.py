@@ -6,32 +6,22 @@ Token reduction must change numbers and should keep quality; lowering must chang
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from thresher.compiler.errors import UsageError
-from thresher.runtime.compare import Comparison, OutputError, plain, tolerance
+from thresher.runtime.deviation import Deviations, OutputError, plain, tolerance
 from thresher.runtime.feeds import Array, describe
 from thresher.runtime.runner import Runnable
 from thresher.runtime.sample import random_inputs
+from thresher.runtime.scoring import Dataset, predicted
 
 SCHEMA = "thresher.verify/1"
 ROUNDS = 4  # random batches compared
-
-
-class Dataset(Protocol):
-    """What ``open_dataset`` returns."""
-
-    @property
-    def name(self) -> str: ...
-
-    def batches(
-        self, size: int, limit: int | None = None
-    ) -> Iterator[tuple[dict[str, Array], Array | None]]: ...
 
 
 @dataclass(frozen=True)
@@ -125,15 +115,15 @@ def verify(
     if same is None:
         same = max_drop is None and a.reduced == b.reduced
     precision = "fp16" if "fp16" in (a.precision, b.precision) else "fp32"
-    comparison = Comparison(tolerance(precision), discrete=a.reduced and b.reduced)
+    deviations = Deviations(tolerance(precision), discrete=a.reduced and b.reduced)
     counts = _Counts(output)
     what, batches = _batches(a, dataset, inputs, batch, limit, sizes, seed)
     for feeds, labels in batches:
         left, right = a.run(feeds), b.run(feeds)
-        comparison.add(left, right)
+        deviations.add(left, right)
         if labels is not None:
             counts.add(left, right, labels)
-    first = _same_function(comparison, what)
+    first = _same_function(deviations, what)
     second = _quality(counts, dataset, max_drop)
     demanded = tuple(n for n, on in (("same", same), ("quality", max_drop is not None)) if on)
     met = (first.same or not same) and (second is None or second.kept is not False)
@@ -190,12 +180,7 @@ class _Counts:
         self.n = self.right_a = self.right_b = self.lost = self.won = self.equal = 0
 
     def add(self, a: Mapping[str, Array], b: Mapping[str, Array], labels: Array) -> None:
-        name = self.output or next((k for k, v in a.items() if v.ndim == 2), None)
-        if name is None or name not in a:
-            raise UsageError(
-                f"there are no logits among the outputs {', '.join(a)}: name them with --output"
-            )
-        pick_a, pick_b = a[name].argmax(-1), b[name].argmax(-1)
+        pick_a, pick_b = predicted(a, self.output), predicted(b, self.output)
         good_a: NDArray[np.bool_] = pick_a == labels
         good_b: NDArray[np.bool_] = pick_b == labels
         self.n += len(labels)
@@ -206,9 +191,9 @@ class _Counts:
         self.equal += int((pick_a == pick_b).sum())
 
 
-def _same_function(comparison: Comparison, what: str) -> SameFunction:
-    outputs = comparison.results()
-    limit = comparison.limit
+def _same_function(deviations: Deviations, what: str) -> SameFunction:
+    outputs = deviations.results()
+    limit = deviations.limit
     same = bool(outputs) and all(error.same for error in outputs)
     return SameFunction(same, outputs, what, limit.relative, limit.reason)
 

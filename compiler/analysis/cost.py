@@ -62,6 +62,13 @@ def _class_attention(args: list[Shape], out: Shape) -> int:
     return prod(args[1])
 
 
+def _prune_merge(args: list[Shape], out: Shape) -> int:
+    """Similarity of every joining token to every one that stays, plus the merge of their rows."""
+    (batch, _, width), (pruned,) = args[0], args[3]
+    joining = pruned - out[1]
+    return batch * joining * (out[1] + joining) * width
+
+
 def _keep_tokens(args: list[Shape], out: Shape) -> int:
     return prod(args[0]) - prod(out)
 
@@ -80,6 +87,7 @@ _OURS = {
     "thresher::bipartite_merge": _bipartite_merge,
     "thresher::class_attention": _class_attention,
     "thresher::keep_tokens": _keep_tokens,
+    "thresher::prune_merge": _prune_merge,
 }
 
 
@@ -98,9 +106,7 @@ def node_cost(node: fx.Node, batch: int = 1) -> NodeCost:
     results = list(result) if isinstance(result, (tuple, list)) else [result]
     schema = getattr(node.target, "_schema", None)
     rule = _MACS.get(node.target) or _OURS.get(schema.name if schema is not None else "")
-    shapes: list[Shape] = [
-        shape_of(a.meta.get("val"), batch) if isinstance(a, fx.Node) else [] for a in node.args
-    ]
+    shapes: list[Shape] = [_operand(a, batch) for a in node.args]
     macs = rule(shapes, shape_of(results[0], batch)) if rule else 0
     moved = sum(
         prod(shape_of(v, batch)) * v.element_size()
@@ -108,6 +114,14 @@ def node_cost(node: fx.Node, batch: int = 1) -> NodeCost:
         if isinstance(v, torch.Tensor)
     )
     return NodeCost(macs, moved)
+
+
+def _operand(value: object, batch: int) -> list[int]:
+    """What a rule sees of an operand: its shape, or a whole number as a list of one."""
+    given = value.meta.get("val") if isinstance(value, fx.Node) else value
+    if isinstance(given, (int, torch.SymInt)):
+        return [hint_of(given)]
+    return shape_of(given, batch)
 
 
 def total_macs(graph: fx.Graph, batch: int = 1) -> int:

@@ -503,5 +503,7 @@ RULES: dict[str, Rule] = {
     "scaled_dot_product_attention": _attention,
     "embedding": _embedding,
     "index": _index,
-    **dict.fromkeys(("thresher::bipartite_merge", "thresher::keep_tokens"), _reduced),
+    **dict.fromkeys(
+        ("thresher::bipartite_merge", "thresher::keep_tokens", "thresher::prune_merge"), _reduced
+    ),
 }  # fmt: skip

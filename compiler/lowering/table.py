@@ -38,6 +38,12 @@ def _keep_tokens(x: Any, score: Any, keep: Any, protected: int, fuse: bool) -> A
     return y, slot, kept
 
 
+def _prune_merge(x: Any, size: Any, score: Any, pruned: Any, keep: Any, protected: int) -> Any:
+    step = _operator("PruneMerge")
+    y, out_size, kept, slot = step(x, size, score, pruned, keep, protected=protected, **PLUGIN)
+    return y, out_size, slot, kept
+
+
 def _gather_tokens(x: Any, index: Any) -> Any:
     return _operator("GatherTokens")(x, index, **PLUGIN)
 
@@ -55,6 +61,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         ours.bipartite_merge.default: _bipartite_merge,
         ours.class_attention.default: _class_attention,
         ours.keep_tokens.default: _keep_tokens,
+        ours.prune_merge.default: _prune_merge,
         ours.gather_tokens.default: _gather_tokens,
         ours.restore_tokens.default: _restore_tokens,
         torch.sym_max: lambda a, b: op.Max(a, b),

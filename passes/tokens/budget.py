@@ -8,9 +8,11 @@ shape arithmetic where it is not.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import fx
@@ -19,6 +21,11 @@ from thresher.compiler.errors import UsageError, VerdictError
 from thresher.compiler.surgery import Rewriter
 
 BISECTIONS = 40
+_FORM = re.compile(r"(?:-(?P<remove>\d+)|=(?P<exact>\d+)(?:>(?P<merged>\d+))?|(?P<share>[^~]+))"
+                   r"(?:~(?P<multiple>[1-9]\d*))?")  # fmt: skip
+
+Size = fx.Node | int
+"""A token count: a number, or the node that computes it."""
 
 
 @dataclass(frozen=True)
@@ -44,76 +51,130 @@ class Limits:
 class Count:
     """What stays of N tokens of which P are protected.
 
-    ``remove``: ``N - value``; ``share``: ``P + ceil(value (N - P))``; ``exact``: ``value``.  Printed
-    as ``-13``, ``0.7`` and ``=150``; :func:`parse` reads them back.
+    ``remove``: ``N - value``; ``share``: ``P + ceil(value (N - P))``; ``exact``: ``value``, of
+    ``pruned`` tokens that a method which prunes before it merges leaves first, if that is given.
+    The result is rounded up to a ``multiple``, prefix included, but never above N.
+
+    Printed as ``-13``, ``0.7``, ``=150`` and ``=180>170`` (180 after pruning, 170 after merging),
+    with ``~8`` behind for a multiple of 8; :func:`parse` reads them back.
     """
 
     kind: str
     value: int | Fraction
+    pruned: int | None = None
+    multiple: int = 1
 
     def __str__(self) -> str:
+        rounding = f"~{self.multiple}" if self.multiple > 1 else ""
         if self.kind == "remove":
-            return f"-{self.value}"
-        return f"={self.value}" if self.kind == "exact" else str(float(self.value))
+            return f"-{self.value}{rounding}"
+        if self.kind == "share":
+            return f"{float(self.value)}{rounding}"
+        before = "" if self.pruned is None else f"{self.pruned}>"
+        return f"={before}{self.value}{rounding}"
+
+    def rounded(self, multiple: int) -> Count:
+        """The same, rounded up to a multiple."""
+        return replace(self, multiple=multiple)
 
     def of(self, tokens: int, limits: Limits) -> int:
         """Tokens that stay, never fewer than the method can leave nor more than came."""
-        if self.kind == "remove":
-            wanted = tokens - int(self.value)
-        elif self.kind == "share":
-            rest = (tokens - limits.protected) * self.value.numerator
-            wanted = limits.protected + limits.extra - (-rest // self.value.denominator)
-        else:
-            wanted = int(self.value)
-        return min(tokens, max(wanted, limits.least(tokens)))
+        return int(self._left(tokens, limits, lambda function, *args: function(*args)))
 
-    def emit(self, rewriter: Rewriter, tokens: fx.Node, limits: Limits) -> fx.Node:
-        """The same as shape arithmetic on a symbolic token count."""
-        emit = rewriter.emit
-        if self.kind == "share":
-            rest = emit(
-                operator.mul, emit(operator.sub, tokens, limits.protected), self.value.numerator
-            )
-            up = emit(
-                operator.floordiv,
-                emit(operator.add, rest, self.value.denominator - 1),
-                self.value.denominator,
-            )
-            wanted = emit(operator.add, up, limits.protected + limits.extra)
-            return emit(torch.sym_min, wanted, tokens) if limits.extra else wanted
+    def emit(self, rewriter: Rewriter, tokens: Size, limits: Limits) -> Size:
+        """The same, as shape arithmetic where the token count is symbolic."""
+        if isinstance(tokens, int):
+            return self.of(tokens, limits)
         if self.kind == "exact":
             raise UsageError("exact token counts need a fixed input length: give r or keep instead")
-        wanted = emit(operator.sub, tokens, int(self.value))
-        if limits.halves:
-            half = emit(operator.floordiv, emit(operator.sub, tokens, limits.protected), 2)
-            return emit(torch.sym_max, wanted, emit(operator.sub, tokens, half))
-        return emit(
-            torch.sym_min, emit(torch.sym_max, wanted, limits.protected + 1 + limits.extra), tokens
-        )
+        left: Size = self._left(tokens, limits, rewriter.emit)
+        return left
+
+    def _left(self, tokens: Size, limits: Limits, do: Callable[..., Any]) -> Any:
+        """``do(f, a, b)`` computes or emits ``f(a, b)``; bounds that hold anyway are left out."""
+        wanted = self._wanted(tokens, limits, do)
+        half = limits.halves and self.kind == "share" and self.value < Fraction(1, 2)
+        if self.kind != "share" or half:
+            wanted = do(torch.sym_max, wanted, _least(tokens, limits, do))
+        if self.multiple > 1:
+            up = do(operator.add, wanted, self.multiple - 1)
+            wanted = do(operator.mul, do(operator.floordiv, up, self.multiple), self.multiple)
+        elif not limits.extra and (self.kind, limits.halves) in _WITHIN:
+            return wanted
+        return do(torch.sym_min, wanted, tokens)
+
+    def _wanted(self, tokens: Size, limits: Limits, do: Callable[..., Any]) -> Any:
+        if self.kind == "remove":
+            return do(operator.sub, tokens, int(self.value))
+        if self.kind == "exact":
+            return min(count for count in (int(self.value), self.pruned) if count is not None)
+        behind = do(operator.sub, tokens, limits.protected)
+        rest = do(operator.mul, behind, self.value.numerator)
+        up = do(operator.add, rest, self.value.denominator - 1)
+        share = do(operator.floordiv, up, self.value.denominator)
+        return do(operator.add, share, limits.protected + limits.extra)
+
+
+_WITHIN = {("share", True), ("share", False), ("remove", True)}  # at most N without being told
+
+
+def _least(tokens: Size, limits: Limits, do: Callable[..., Any]) -> Any:
+    if not limits.halves:
+        return limits.protected + 1 + limits.extra
+    half = do(operator.floordiv, do(operator.sub, tokens, limits.protected), 2)
+    return do(operator.sub, tokens, half)
 
 
 def parse(text: str) -> Count:
     """Read the printed form of a Count.
 
     Raises:
-        UsageError: the text is none of ``-13``, ``0.7``, ``=150``.
+        UsageError: the text is none of ``-13``, ``0.7``, ``=150``, ``=180>170``, with or without
+            ``~8`` behind.
     """
+    found = _FORM.fullmatch(text)
     try:
-        if text.startswith("-"):
-            return Count("remove", int(text[1:]))
-        return Count("exact", int(text[1:])) if text.startswith("=") else share(float(text))
+        if found is None:
+            raise ValueError(text)
+        count = _unrounded(**found.groupdict())
     except ValueError as error:
         raise UsageError(
-            f"{text!r} is not a token count: write -13 (remove), 0.7 (share) or =150 (keep)"
+            f"{text!r} is not a token count: write -13 (remove), 0.7 (share), =150 (keep) or =180>170"
+            " (prune to 180, merge to 170), with ~8 behind to round up to a multiple of 8"
         ) from error
+    return replace(count, multiple=int(found["multiple"] or 1))
+
+
+def _unrounded(
+    remove: str | None, exact: str | None, merged: str | None, share: str | None, **_: str | None
+) -> Count:
+    if remove is not None:
+        return Count("remove", int(remove))
+    if exact is None:
+        value = float(share or "")
+        if not 0 < value <= 1:
+            raise ValueError(value)
+        return Count("share", _fraction(value))
+    if merged is None:
+        return Count("exact", int(exact))
+    return Count("exact", int(merged), pruned=int(exact))
 
 
 def share(value: float) -> Count:
     """Keep this share of the unprotected tokens, rounded up."""
-    return Count("share", Fraction(value).limit_denominator(1000))
+    return Count("share", _fraction(value))
+
+
+def _fraction(value: float) -> Fraction:
+    return Fraction(value).limit_denominator(1000)
 
 
 Schedule = tuple[Count | None, ...]
+
+
+def rounded(schedule: Schedule, multiple: int) -> Schedule:
+    """The schedule with every count rounded up to a multiple."""
+    return tuple(count and count.rounded(multiple) for count in schedule)
 
 
 def linear(r: int, inflect: float, sites: int) -> list[int]:

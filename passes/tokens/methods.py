@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ from thresher.passes.tokens.options import TokenOptions, schedule
 from thresher.passes.tokens.reduce import Reduction
 from thresher.passes.tokens.score import ClassAttention, Norm, Random, Scorer
 from thresher.passes.tokens.step import Keep, Merge, Step
+
+T_co = TypeVar("T_co", bound=TokenOptions, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Plan:
         }
 
 
-class TokenReduction(Pass[TokenOptions]):
+class TokenReduction(Pass[T_co], Generic[T_co]):
     """A token-reduction method; subclasses say which :class:`Step` it takes."""
 
     Options: ClassVar[type[TokenOptions]] = TokenOptions
@@ -133,7 +135,7 @@ class TomeOptions(TokenOptions):
     ] = "index"
 
 
-class Tome(TokenReduction):
+class Tome(TokenReduction[TomeOptions]):
     """Token merging: the most similar pairs of tokens become their size-weighted mean.
 
     Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023.  Training-free.  Without a class
@@ -147,13 +149,11 @@ class Tome(TokenReduction):
     by_share = False
 
     def step(self, sites: Sites) -> Step:
-        return Merge(
-            by_index=sites.protected > 0 or getattr(self.options, "order", "index") == "index"
-        )
+        return Merge(by_index=sites.protected > 0 or self.options.order == "index")
 
     @property
     def proportional(self) -> bool:
-        return bool(getattr(self.options, "prop_attn", True))
+        return self.options.prop_attn
 
 
 class EvitOptions(TokenOptions):
@@ -164,7 +164,7 @@ class EvitOptions(TokenOptions):
     ] = True
 
 
-class Evit(TokenReduction):
+class Evit(TokenReduction[EvitOptions]):
     """Keep the tokens that the class token attends to, fuse the rest.
 
     Liang et al., "Not All Patches Are What You Need: Expediting Vision Transformers via Token
@@ -176,10 +176,10 @@ class Evit(TokenReduction):
     Options = EvitOptions
 
     def step(self, sites: Sites) -> Step:
-        return Keep(ClassAttention(), fuse=bool(getattr(self.options, "fuse", True)))
+        return Keep(ClassAttention(), fuse=self.options.fuse)
 
 
-class ScoreReduction(TokenReduction):
+class ScoreReduction(TokenReduction[T_co], Generic[T_co]):
     """Top-k by a score, the rest dropped: what most pruning methods are."""
 
     @abstractmethod
@@ -190,7 +190,7 @@ class ScoreReduction(TokenReduction):
         return Keep(self.scorer())
 
 
-class TopkNorm(ScoreReduction):
+class TopkNorm(ScoreReduction[TokenOptions]):
     """Keep the tokens of largest norm: a baseline."""
 
     name = "topk-norm"
@@ -206,7 +206,7 @@ class RandomOptions(TokenOptions):
     seed: Annotated[int, Field(ge=0, description="which random order")] = 0
 
 
-class RandomDrop(ScoreReduction):
+class RandomDrop(ScoreReduction[RandomOptions]):
     """Keep random tokens: the control that every score must beat."""
 
     name = "random"
@@ -214,4 +214,4 @@ class RandomDrop(ScoreReduction):
     Options = RandomOptions
 
     def scorer(self) -> Scorer:
-        return Random(int(getattr(self.options, "seed", 0)))
+        return Random(self.options.seed)

@@ -41,6 +41,11 @@ class TokenOptions(Options):
         Field(description="blocks to reduce at, from 0; by default all with r or counts, with keep"
             " a quarter, half and three quarters of the depth"),
     ] = None  # fmt: skip
+    multiple: Annotated[
+        int,
+        Field(ge=1, description="round token counts up to a multiple, prefix tokens included;"
+            " 8 pays on GPUs"),
+    ] = 1  # fmt: skip
     restore: Annotated[
         bool,
         Field(
@@ -55,6 +60,12 @@ class TokenOptions(Options):
             raise ValueError(f"give one budget only, not {' and '.join(given)}")
         return self
 
+    def explicit(self) -> tuple[Count, ...] | None:
+        """The counts that were given one by one."""
+        if self.counts is None:
+            return None
+        return tuple(Count("exact", count) for count in self.counts)
+
 
 def schedule(
     options: TokenOptions, sites: Sites, limits: Limits, cost: CostModel, *, by_share: bool
@@ -68,15 +79,20 @@ def schedule(
         VerdictError: the FLOPs budget cannot be met.
     """
     tokens, total = hint_of(sites.tokens), len(sites.sites)
-    fixed = isinstance(sites.tokens, int)
-    by_share = by_share or not fixed
-    if options.counts is not None:
-        return _explicit(options.counts, tokens, total, limits, fixed)
+    by_share = by_share or not isinstance(sites.tokens, int)
+
+    def rounded(candidate: Schedule) -> Schedule:
+        return budget.rounded(candidate, options.multiple)
+
+    explicit = options.explicit()
+    if explicit is not None:
+        return _explicit(explicit, sites, limits, options.multiple)
     if options.keep is not None:
-        return _shares(options.keep, _layers(options, total, spaced=True), total, limits)
+        return rounded(_shares(options.keep, _layers(options, total, spaced=True), total, limits))
     if options.r is not None:
         removed = budget.linear(options.r, options.inflect, total)
-        return _removals(removed, _layers(options, total, spaced=False), tokens, total, limits)
+        layers = _layers(options, total, spaced=False)
+        return rounded(_removals(removed, layers, tokens, total, limits))
     layers = _layers(options, total, spaced=by_share)
     least = 0.5 if limits.halves else 0.0
 
@@ -86,14 +102,18 @@ def schedule(
     target = options.flops or DEFAULT_FLOPS
     if by_share:
         return budget.share_out(
-            target, lambda s: _shares(s, layers, total, limits), relative, 1.0, least + 1e-3
+            target,
+            lambda s: rounded(_shares(s, layers, total, limits)),
+            relative,
+            1.0,
+            least + 1e-3,
         )
     most = (tokens - limits.protected) / 2 if limits.halves else tokens - limits.protected
 
     def evenly(r: float) -> Schedule:
         counts = [Count("remove", n) if n else None for n in budget.spread(r, len(layers))]
         placed = dict(zip(layers, counts, strict=True))
-        return tuple(placed.get(i) for i in range(total))
+        return rounded(tuple(placed.get(i) for i in range(total)))
 
     return budget.share_out(target, evenly, relative, 0.0, most)
 
@@ -136,24 +156,28 @@ def _removals(
     )
 
 
-def _explicit(
-    counts: tuple[int, ...], tokens: int, total: int, limits: Limits, fixed: bool
-) -> Schedule:
-    if not fixed:
+def _explicit(counts: tuple[Count, ...], sites: Sites, limits: Limits, multiple: int) -> Schedule:
+    """Sites where nothing changes are left out: published lists are not always monotone."""
+    tokens = sites.tokens
+    if not isinstance(tokens, int):
         raise UsageError(
             "counts need a fixed input length and this model's is dynamic: give keep or r instead"
         )
-    if len(counts) != total:
+    if len(counts) != len(sites.sites):
         raise UsageError(
-            f"counts has {len(counts)} entries and the model has {total} sites: give one per site"
+            f"counts has {len(counts)} entries and the model has {len(sites.sites)} sites:"
+            " give one per site"
         )
     schedule: list[Count | None] = []
-    for layer, count in enumerate(counts):
+    for layer, given in enumerate(counts):
         least = limits.least(tokens)
-        if count < least:
+        if int(given.value) < least or (given.pruned is not None and given.pruned < least):
             raise UsageError(
-                f"counts[{layer}]={count} is too little: of {tokens} tokens this method leaves at least {least} there"
+                f"counts[{layer}]{given} is too little: of {tokens} tokens this method leaves at"
+                f" least {least} there"
             )
-        schedule.append(Count("exact", count) if count < tokens else None)
-        tokens = min(tokens, count)
+        count = given.rounded(multiple)
+        left = count.of(tokens, limits)
+        schedule.append(count if left < tokens else None)
+        tokens = left
     return tuple(schedule)

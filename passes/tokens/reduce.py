@@ -22,7 +22,7 @@ from thresher.compiler.errors import RefusedError
 from thresher.compiler.program import LedgerEntry, Program, module_path
 from thresher.compiler.surgery import Rewriter
 from thresher.passes.tokens import follow, restore
-from thresher.passes.tokens.budget import Schedule
+from thresher.passes.tokens.budget import Count, Schedule
 from thresher.passes.tokens.sizes import add_log_size, initial_sizes, validity, weighted_mean
 from thresher.passes.tokens.step import Step, StepResult
 from thresher.passes.tokens.view import SiteView
@@ -253,10 +253,10 @@ class Reduction:
         mask = attention.mask
         new_mask = (replace.get(mask) or self.rewriter.map[mask]) if mask is not None else None
         keys = replace.get(attention.k) or self.rewriter.map[attention.k]
-        self.masks[node] = new_mask
         size = self.versions[version].size
         if self.proportional and size is not None and self._version(attention.k) == version:
             new_mask = add_log_size(self.rewriter, new_mask, size, keys)
+        self.masks[node] = new_mask
         args = [
             replace.get(a) or self.rewriter.map[a] for a in node.args[:3] if isinstance(a, fx.Node)
         ]
@@ -283,7 +283,7 @@ class Reduction:
 
     # --- reducing and restoring ---------------------------------------------------------------
 
-    def _reduce(self, stream: fx.Node, site: Site, count: Any) -> None:
+    def _reduce(self, stream: fx.Node, site: Site, count: Count | None) -> None:
         version = self._version(stream)
         current = self.versions[version]
         x = self.rewriter.map[stream]
@@ -292,14 +292,10 @@ class Reduction:
         if count is None:
             return
         tokens = self.rewriter.size(x, TOKEN_AXIS)
-        keep = (
-            count.of(tokens, limits)
-            if isinstance(tokens, int)
-            else count.emit(self.rewriter, tokens, limits)
-        )
+        keep = count.emit(self.rewriter, tokens, limits)
         if keep == tokens:
             return
-        result = self.step.emit(self._site_view(site, current, x), keep)
+        result = self.step.emit(self._site_view(site, current, x), keep, count.pruned)
         self.versions.append(
             Version(
                 result.x, self.rewriter.size(result.x, TOKEN_AXIS), result.size, result, before=x
@@ -340,7 +336,7 @@ class Reduction:
         reduced = self.rewriter.map[node]
         if node in self.trunk or node in self.schedule:
             dense = restore.restore(
-                self.rewriter, reduced, self.versions[1 : version + 1], self.step.merges
+                self.rewriter, reduced, self.versions[1 : version + 1], self.step.drops
             )
         else:
             operands = {

@@ -34,10 +34,13 @@ def trunk(flow: nx.DiGraph[fx.Node], sites: Sites) -> set[fx.Node]:
     return found
 
 
-def restore(rewriter: Rewriter, x: fx.Node, versions: Sequence[Version], merges: bool) -> fx.Node:
-    """``[B, N', C] -> [B, N, C]``: merged tokens read their group, dropped ones what they last were."""
+def restore(rewriter: Rewriter, x: fx.Node, versions: Sequence[Version], drops: bool) -> fx.Node:
+    """``[B, N', C] -> [B, N, C]``: merged tokens read their group, dropped ones what they last were.
+
+    Where nothing was dropped, one gather by the composed maps does it.
+    """
     steps = [v.step for v in versions]
-    if merges:
+    if not drops:
         slot = None
         for step in steps:
             assert step is not None

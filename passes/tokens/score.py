@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from thresher.compiler.analysis.sites import Sites
+from thresher.passes.tokens.sizes import MASKED
 from thresher.passes.tokens.view import SiteView
 
 
@@ -58,6 +59,37 @@ class ClassAttention(Scorer):
         )
 
 
+class ReceivedAttention(Scorer):
+    """Attention that each token receives: the mean over heads and over the queries that are no padding.
+
+    DiffRate's score where there is no class token (Chen et al., 2023; the published CAFormer
+    patch).  The whole attention map is computed once more: H N^2 d multiplications.
+    """
+
+    name = "received-attention"
+
+    def emit(self, site: SiteView) -> fx.Node:
+        scale = site.scale
+
+        def received(q: torch.Tensor, k: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            wide = torch.promote_types(q.dtype, torch.float32)
+            logits = (q.to(wide) * scale) @ k.to(wide).transpose(-1, -2)
+            if site.mask is not None:
+                mask = rest[-1]
+                if mask.dtype == torch.bool:
+                    mask = torch.where(mask, 0.0, MASKED)
+                logits = logits + mask.to(wide)
+            attention = logits.softmax(-1).mean(1)
+            if site.size is None:
+                return attention.mean(1)
+            real = (rest[0] > 0).to(wide)
+            total = real.sum(1, keepdim=True).clamp(min=1.0)
+            return (real[:, None] @ attention).squeeze(1) / total
+
+        given = [node for node in (site.size, site.mask) if node is not None]
+        return site.inline(received, site.q, site.k, *given)
+
+
 class Norm(Scorer):
     """Euclidean norm of the token: a baseline that a method must beat."""
 
@@ -70,8 +102,8 @@ class Norm(Scorer):
 class Random(Scorer):
     """A fixed pseudo-random order per layer, the same for every input: the control.
 
-    ``((7919 i + seed) 104729) mod 65521`` for the token at position i, exact in int64, so every
-    back end drops the same tokens.
+    ``32749 ((7919 i + seed) mod 65521) mod 65521`` for the token at position i.  No step leaves
+    int32, in which OpenVINO counts, so every back end drops the same tokens.
     """
 
     name = "random"
@@ -92,4 +124,4 @@ def layer_seed(seed: int, layer: int) -> int:
 def random_score(tokens: int, seed: int) -> torch.Tensor:
     """``[1, N]`` float32 scores in [0, 65521)."""
     position = torch.arange(tokens, dtype=torch.int64).unsqueeze(0)
-    return (((position * 7919 + seed) * 104729) % 65521).float()
+    return ((position * 7919 + seed % 65521) % 65521 * 32749 % 65521).float()

@@ -1,20 +1,21 @@
 """Selection and combination: what one reduction step does with N tokens to leave fewer.
 
 A step emits one ``thresher`` node.  ``Merge`` matches tokens in pairs and averages them, ``Keep``
-ranks them by a score and drops the rest or fuses it into one token.
+ranks them by a score and drops the rest or fuses it into one token, ``PruneMerge`` drops the
+lowest-ranked and merges the next ones into those that stay.
 """
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import fx
 
 from thresher.compiler.analysis.sites import Sites
-from thresher.passes.tokens.budget import Limits
+from thresher.passes.tokens.budget import Limits, Size
 from thresher.passes.tokens.score import Scorer
 from thresher.passes.tokens.view import SiteView
 
@@ -35,10 +36,24 @@ class StepResult:
 
 
 class Step(ABC):
-    """One way to reduce the tokens of a site."""
+    """One way to reduce the tokens of a site.
 
-    combine: ClassVar[str]
-    merges: ClassVar[bool]
+    ``merges``: tokens come to stand for several, so sizes are tracked.  ``drops``: tokens vanish, so
+    that restoring them takes what they last were.
+    """
+
+    @property
+    def merges(self) -> bool:
+        return False
+
+    @property
+    def drops(self) -> bool:
+        return False
+
+    @property
+    def combine(self) -> str:
+        """``"drop"``, ``"merge"`` or ``"drop and merge"``: what becomes of tokens that do not stay."""
+        return " and ".join(["drop"] * self.drops + ["merge"] * self.merges)
 
     def objection(self, sites: Sites) -> str | None:
         """Why this step cannot work on a model, or None."""
@@ -49,8 +64,12 @@ class Step(ABC):
         """What one application can leave."""
 
     @abstractmethod
-    def emit(self, site: SiteView, keep: fx.Node | int) -> StepResult:
-        """Append the step that leaves ``keep`` tokens."""
+    def emit(self, site: SiteView, keep: Size, pruned: int | None) -> StepResult:
+        """Append the step that leaves ``keep`` tokens.
+
+        ``pruned`` is for steps that prune before they merge: the tokens left in between, or None
+        where the schedule does not say.
+        """
 
 
 @dataclass(frozen=True)
@@ -62,13 +81,15 @@ class Merge(Step):
     """
 
     by_index: bool
-    combine: ClassVar[str] = "merge"
-    merges: ClassVar[bool] = True
+
+    @property
+    def merges(self) -> bool:
+        return True
 
     def limits(self, protected: int) -> Limits:
         return Limits(protected, halves=True)
 
-    def emit(self, site: SiteView, keep: fx.Node | int) -> StepResult:
+    def emit(self, site: SiteView, keep: Size, pruned: int | None) -> StepResult:
         assert site.size is not None
         node = site.emit(
             torch.ops.thresher.bipartite_merge.default,
@@ -87,8 +108,10 @@ class Keep(Step):
 
     scorer: Scorer
     fuse: bool = False
-    combine: ClassVar[str] = "drop"
-    merges: ClassVar[bool] = False
+
+    @property
+    def drops(self) -> bool:
+        return True
 
     def objection(self, sites: Sites) -> str | None:
         return self.scorer.objection(sites)
@@ -96,7 +119,7 @@ class Keep(Step):
     def limits(self, protected: int) -> Limits:
         return Limits(protected, extra=int(self.fuse))
 
-    def emit(self, site: SiteView, keep: fx.Node | int) -> StepResult:
+    def emit(self, site: SiteView, keep: Size, pruned: int | None) -> StepResult:
         score = self.scorer.emit(site)
         if site.size is not None:  # padding goes first, and weighs nothing where the rest is fused
             last = NEARLY_ZERO if self.fuse else LOWEST
@@ -111,3 +134,51 @@ class Keep(Step):
         if site.size is not None:
             size = site.emit(torch.ops.thresher.gather_tokens.default, site.size, kept)
         return StepResult(node, x, size, slot, kept, 1, 2)
+
+
+@dataclass(frozen=True)
+class PruneMerge(Step):
+    """The lowest-ranked tokens go, the next ones join the most similar of those that stay.
+
+    DiffRate (Chen et al., ICCV 2023), section 3.  Where the schedule does not say how many are
+    pruned, half of the tokens that go are pruned, rounded down, and the other half is merged:
+    thresher's own default, since the published counts are learned.  Without ``prunes`` all of them
+    are merged.
+    """
+
+    scorer: Scorer
+    prunes: bool = True
+
+    @property
+    def merges(self) -> bool:
+        return True
+
+    @property
+    def drops(self) -> bool:
+        return self.prunes
+
+    def objection(self, sites: Sites) -> str | None:
+        return self.scorer.objection(sites)
+
+    def limits(self, protected: int) -> Limits:
+        return Limits(protected)
+
+    def emit(self, site: SiteView, keep: Size, pruned: int | None) -> StepResult:
+        assert site.size is not None
+        node = site.emit(
+            torch.ops.thresher.prune_merge.default, site.x, site.size, self.scorer.emit(site),
+            self._pruned(site, keep, pruned), keep, site.protected,
+        )  # fmt: skip
+        x, size, slot, kept = site.rewriter.outputs(node)
+        return StepResult(node, x, size, slot, kept, 2, 3)
+
+    def _pruned(self, site: SiteView, keep: Size, pruned: int | None) -> Size:
+        """Tokens that pruning leaves, between those that stay and those that come."""
+        tokens = site.rewriter.size(site.x, 1)
+        if not self.prunes:
+            return tokens
+        if isinstance(tokens, int) and isinstance(keep, int):
+            halfway = tokens - (tokens - keep) // 2
+            return halfway if pruned is None else min(max(pruned, keep), tokens)
+        half = site.emit(operator.floordiv, site.emit(operator.sub, tokens, keep), 2)
+        return site.emit(operator.sub, tokens, half)

@@ -124,9 +124,7 @@ def cut_outs(count: int, size: int, longest: int = 90, seed: int = 0) -> list[Sc
     return scenes
 
 
-def _paste(
-    pixels: Floats, opaque: NDArray[np.bool_], size: int, rng: np.random.Generator
-) -> Scene:
+def _paste(pixels: Floats, opaque: NDArray[np.bool_], size: int, rng: np.random.Generator) -> Scene:
     """One drawing float32 ``[h, w, 4]`` at a random place of a ground of its own."""
     from PIL import Image
 

@@ -1,6 +1,6 @@
 """Token reduction on the shipped ViT: accuracy on the 10,000 Fashion-MNIST test images.
 
-    python -m tests.benchmarks.fashion [--limit 500] [--json FILE]
+python -m tests.benchmarks.fashion [--limit 500] [--json FILE]
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tests.benchmarks.common import Metric, parser, study
+from tests.benchmarks.common import parser, study
 from tests.benchmarks.report import finish
 from thresher.compiler.program import Program, SourceInfo
 from thresher.compiler.trace import trace
 from thresher.models import fashion
+from thresher.runtime.paired import Metric
 from thresher.runtime.runner import Runnable
 
 BATCH = 100
@@ -47,8 +48,7 @@ def accuracy(runnable: Runnable, limit: int) -> list[Metric]:
         runnable.run({"images": images[start : start + BATCH]})["logits"].argmax(1)
         for start in range(0, len(images), BATCH)
     ]
-    guesses = np.concatenate(found)
-    return [Metric("accuracy", (guesses == labels).astype(np.float64), decisions=guesses)]
+    return [Metric("accuracy", np.concatenate(found) == labels)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

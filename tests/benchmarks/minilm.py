@@ -1,6 +1,6 @@
 """Token reduction on MiniLM: rated tweets, Spearman correlation and polarity.
 
-    python -m tests.benchmarks.minilm [--limit 300] [--json FILE]
+python -m tests.benchmarks.minilm [--limit 300] [--json FILE]
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.benchmarks import zoo
-from tests.benchmarks.common import Metric, parser, study
+from tests.benchmarks.common import parser, study
 from tests.benchmarks.data import tweets
 from tests.benchmarks.report import finish
+from thresher.runtime.paired import Metric
 from thresher.runtime.runner import Runnable
 
 DRAWN = 4199
@@ -81,11 +82,7 @@ class Rating:
         signs = classifier.predict(vectors[clear])
         return [
             Metric("Spearman", np.stack([regression.predict(vectors), ratings], 1), spearman),
-            Metric(
-                "polarity",
-                (signs == (ratings[clear] > 0)).astype(np.float64),
-                decisions=signs,
-            ),
+            Metric("polarity", signs == (ratings[clear] > 0)),
         ]
 
     def fit(self, runnable: Runnable) -> tuple[Any, Any]:

@@ -1,6 +1,6 @@
 """Token reduction on a DINOv2-S saliency model: global feature, dense map, and speed at 518 px.
 
-    python -m tests.benchmarks.saliency [--parts probe map speed] [--limit 100] [--json FILE]
+python -m tests.benchmarks.saliency [--parts probe map speed] [--limit 100] [--json FILE]
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from tests.benchmarks import zoo
-from tests.benchmarks.common import Metric, Study, parser, say, study
+from tests.benchmarks.common import Study, parser, say, study
 from tests.benchmarks.data import Scene, cut_outs, fashion_mnist
 from tests.benchmarks.report import finish
+from thresher.runtime.paired import Metric
 from thresher.runtime.runner import Runnable
 
 TRAIN, TEST, SCENES = 3000, 1000, 200
@@ -58,7 +59,7 @@ class Probe:
             self.fit(runnable)
         images, labels = self.test
         guesses = self.classifier.predict(features(runnable, images))
-        return [Metric("accuracy", (guesses == labels).astype(np.float64), decisions=guesses)]
+        return [Metric("accuracy", guesses == labels)]
 
     def fit(self, runnable: Runnable) -> None:
         from sklearn.linear_model import LogisticRegression
@@ -93,7 +94,7 @@ def localisation(runnable: Runnable, scenes: Sequence[Scene]) -> list[Metric]:
     hits = np.array([points(found, mask) for found, mask in pairs])
     return [
         Metric("IoU", np.array([overlap(found, mask) for found, mask in pairs])),
-        Metric("pointing", hits.astype(np.float64), decisions=hits),
+        Metric("pointing", hits),
     ]
 
 

@@ -24,7 +24,6 @@ from torch import nn
 from tests.benchmarks.common import say
 from tests.benchmarks.costs import OptimizeCost, optimize_cost, start_up
 from tests.benchmarks.plain_tome import PlainTome
-from tests.benchmarks.report import table
 from thresher.compiler.files import atomic_file
 from thresher.compiler.pipeline import optimize
 from thresher.compiler.program import Program, SourceInfo
@@ -34,6 +33,7 @@ from thresher.runtime import export
 from thresher.runtime.conditions import conditions, load_average
 from thresher.runtime.measure import Plan, interleave, warm_up
 from thresher.runtime.stats import Ratio, paired_ratio
+from thresher.runtime.tables import markdown
 
 MODEL, REMOVED = "deit_small_patch16_224", 13
 LARGE, LARGE_REMOVED = "vit_large_patch16_224", 8
@@ -193,7 +193,7 @@ def speed_table(rows: Sequence[Timed]) -> str:
             line += [f"{row.milliseconds:.1f}", _ratio(row.over_eager), _ratio(row.over_dense)]
             line.append(f"{row.realised:.2f}" if row.realised else "")
         body.append(line)
-    return table(header, body)
+    return markdown(header, body)
 
 
 def _ratio(ratio: Ratio | None) -> str:
@@ -203,7 +203,7 @@ def _ratio(ratio: Ratio | None) -> str:
 def cost_table(costs: Sequence[OptimizeCost]) -> str:
     """Markdown: what tracing and the recipe cost."""
     mega = 1_000_000
-    return table(
+    return markdown(
         ["model", "weights MB", "trace s", "extra MB", "recipe s", "extra MB"],
         [
             [
@@ -224,7 +224,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--threads", type=int, default=2, help="CPU threads")
     options.add_argument("--rounds", type=int, default=20, help="timed rounds, at least 6")
     options.add_argument("--batches", nargs="*", type=int, default=list(BATCHES))
-    options.add_argument("--no-costs", action="store_true", help="leave out the compiler's own cost")
+    options.add_argument(
+        "--no-costs", action="store_true", help="leave out the compiler's own cost"
+    )
     options.add_argument("--json", type=Path, default=None, help="also write the result here")
     args = options.parse_args(argv)
     load = load_average()

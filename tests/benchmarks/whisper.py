@@ -15,10 +15,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.benchmarks.common import Metric, parser, say, study
+from tests.benchmarks.common import parser, say, study
 from tests.benchmarks.data import RATE, Clip, librivox, two_cities
 from tests.benchmarks.report import finish
 from tests.benchmarks.zoo_whisper import Whisper, whisper
+from thresher.runtime.paired import Metric
 from thresher.runtime.runner import Runnable
 
 CUT = 29 * RATE  # between two words of the long clip
@@ -31,7 +32,7 @@ def words(text: str) -> list[str]:
     return [SPOKEN.get(word, word) for word in plain.split()]
 
 
-def word_errors(said: Sequence[str], meant: Sequence[str]) -> NDArray[np.float64]:
+def word_errors(said: Sequence[str], meant: Sequence[str]) -> NDArray[np.int64]:
     """Errors at each meant word, of an alignment with the fewest (Levenshtein, by words).
 
     A word too many counts at the meant word before it, or at the first.
@@ -42,7 +43,7 @@ def word_errors(said: Sequence[str], meant: Sequence[str]) -> NDArray[np.float64
         for j, heard in enumerate(said, start=1):
             swap = cost[i - 1, j - 1] + (heard != wanted)
             cost[i, j] = min(swap, cost[i - 1, j] + 1, cost[i, j - 1] + 1)
-    errors = np.zeros(len(meant))
+    errors = np.zeros(len(meant), np.int64)
     i, j = len(meant), len(said)
     while i or j:
         if i and j and cost[i, j] == cost[i - 1, j - 1] + (said[j - 1] != meant[i - 1]):
@@ -72,7 +73,7 @@ def score(parts: Whisper, runnable: Runnable, clips: Sequence[Clip]) -> list[Met
     short = [found for clip, found in zip(clips, errors, strict=True) if clip.seconds <= 30]
     long = [found for clip, found in zip(clips, errors, strict=True) if clip.seconds > 30]
     return [
-        Metric(name, np.concatenate(group), decisions=np.concatenate(group), larger_is_better=False)
+        Metric(name, np.concatenate(group), larger_is_better=False)
         for name, group in (("WER LibriVox", short), ("WER Two Cities", long))
         if group
     ]
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 lambda runnable: score(parts, runnable, clips[: args.limit]),
                 args,
                 batch=1,
-                restore=False,
+                overrides=["restore=false"],
                 notes=[
                     "restore=false: the decoder attends to the tokens that are left",
                     "71 and 119 words: a smoke test; errors and flips are counted by word, and"

@@ -20,10 +20,10 @@ from thresher.compiler.errors import (
 )
 
 VERBS = (
-    "optimize", "export", "profile", "verify", "run",
+    "optimize", "search", "export", "profile", "verify", "compare", "run",
     "inspect", "plan", "explain", "recipes", "doctor", "demo",
 )  # fmt: skip
-HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "matplotlib", "networkx", "PIL", "yaml")
+HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "matplotlib", "networkx", "PIL", "yaml", "optuna")
 
 
 def test_help_lists_every_verb_with_a_sentence(cli: Cli) -> None:

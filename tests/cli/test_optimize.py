@@ -42,6 +42,27 @@ def test_the_saved_recipe_replays_the_run(cli: Cli, tmp_path: Path) -> None:
     assert second["recipe"] == first["recipe"]
 
 
+LEARNED = """\
+name: learned
+learned_on: {data: ImageNet-1k, model: deit_x}
+passes: [diffrate: {prune: [37, 30, 20], counts: [37, 26, 17]}]
+"""
+
+
+def test_counts_learned_on_other_data_are_flagged_in_one_sentence(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "learned.yaml"
+    path.write_text(LEARNED)
+    arguments = (SOURCE, "--recipe", path)
+    for done in (cli("plan", *arguments), cli("optimize", *arguments, "-o", tmp_path / "a")):
+        assert done.code == 0
+        assert "37 37 26 17" in done.out
+        assert len(done.err.splitlines()) == 1
+        assert "learned: these token counts were learned on ImageNet-1k for deit_x" in done.err
+        assert "do not transfer blindly" in done.err
+    saved = yaml.safe_load((tmp_path / "a" / "recipe.yaml").read_text())
+    assert saved["learned_on"] == {"data": "ImageNet-1k", "model": "deit_x"}
+
+
 def test_flops_budget_is_kept(cli: Cli, tmp_path: Path) -> None:
     arguments = ("--recipe", "evit", "--flops", "0.65", "-o", tmp_path / "a", "--json")
     found = cli("optimize", SOURCE, *arguments).json["prediction"]

@@ -28,14 +28,22 @@ PREPROCESSING: dict[str, Any] = {
 class ToyViT(nn.Module):
     """Patches of 4x4 pixels, a class token and three blocks: 37 tokens."""
 
+    pool = "class"
+
     def __init__(self) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, WIDTH, PATCH, stride=PATCH)
-        self.encoder = Toy(Block(), Block(), Block())
+        self.encoder = Toy(Block(), Block(), Block(), pool=self.pool)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.encoder(self.patches(x).flatten(2).transpose(1, 2))
         return logits
+
+
+class Pooled(ToyViT):
+    """The same without a class token: the mean of 36 tokens is read out."""
+
+    pool = "mean"
 
 
 class Convolutions(nn.Module):
@@ -53,6 +61,11 @@ class Convolutions(nn.Module):
 def vit() -> nn.Module:
     """The transformer, the same in every call."""
     return _told(ToyViT)
+
+
+def pooled() -> nn.Module:
+    """The transformer without a class token."""
+    return _told(Pooled)
 
 
 def convolutions() -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,12 @@ def negated(rewriter: Rewriter, outputs: list[fx.Node]) -> list[fx.Node]:
 
 
 def node(program: Program, name: str) -> fx.Node:
-    found: fx.Node = next(n for n in program.graph.nodes if n.name == name)
+    """The node ``linear`` is the first of that name, ``linear_2`` the third: torch numbers as it likes."""
+    kind, _, number = name.rpartition("_")
+    if not number.isdigit():
+        kind, number = name, "0"
+    alike = [n for n in program.graph.nodes if re.sub(r"_\d+$", "", n.name) == kind]
+    found: fx.Node = alike[int(number)]
     return found
 
 

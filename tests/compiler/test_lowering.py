@@ -94,8 +94,8 @@ def test_nobody_pays_for_maps_that_nobody_reads() -> None:
     assert len(short.functions[0].node) < len(restored.functions[0].node)
 
 
-def test_kept_sources_by_rank_without_a_class_token() -> None:
-    model = proto(reduced(traced(Toy(pool="mean")), "tome", r=2))
+def test_kept_sources_by_rank_where_the_published_order_is_asked_for() -> None:
+    model = proto(reduced(traced(Toy(pool="mean")), "tome", r=2, order="reference"))
     assert {node.op_type for node in ours(model)} == {"RankedBipartiteMerge"}
 
 
@@ -211,7 +211,8 @@ def test_dropping_out_is_refused_by_name() -> None:
 
 class Exotic(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.special.airy_ai(x)
+        value: torch.Tensor = torch.special.airy_ai(x)
+        return value
 
 
 def test_an_operator_without_an_onnx_form_is_refused_by_name() -> None:

@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 
 from thresher.compiler import marked
 from thresher.compiler.errors import UsageError
-from thresher.compiler.recipe import Recipe, RecipePass, built_in, load_recipe, parse_recipe
+from thresher.compiler.recipe import (
+    LearnedOn,
+    Recipe,
+    RecipePass,
+    built_in,
+    load_recipe,
+    parse_recipe,
+)
 from thresher.passes.cleanup import CleanupOptions
+from thresher.passes.tokens.diffrate import DiffRateOptions
 from thresher.passes.tokens.methods import EvitOptions, RandomOptions, TomeOptions
 from thresher.passes.tokens.options import TokenOptions
 
@@ -44,6 +52,22 @@ MISTAKES = {
     "unknown key": (
         "nam: x\npasses: [tome]",
         "1:1: a recipe has no key 'nam'; did you mean 'name'?",
+    ),
+    "learned on": (
+        "learned_on: CIFAR\npasses: [tome]",
+        "1:13: 'learned_on' is written as {data: ..., model: ...}, not 'CIFAR'",
+    ),
+    "learned on what": (
+        "learned_on: {data: x, modle: y}\npasses: [tome]",
+        "1:23: learned_on has no key 'modle'; did you mean 'model'?",
+    ),
+    "half learned on": (
+        "learned_on: {data: x}\npasses: [tome]",
+        "1:13: learned_on has no 'model': give data and model",
+    ),
+    "learned on a number": (
+        "learned_on: {data: x, model: 3}\npasses: [tome]",
+        "1:30: this must be text, not 3",
     ),
     "no passes": ("name: x", "1:1: the recipe has no 'passes'"),
     "empty": ("", "1:1: a recipe is a mapping"),
@@ -168,11 +192,14 @@ def test_a_pass_that_occurs_twice_cannot_be_overridden() -> None:
 
 
 def test_built_in_recipes_are_a_method_then_cleanup() -> None:
-    assert set(built_in()) == {"tome", "evit", "topk-norm", "random"}
+    plain = {name for name in built_in() if "/" not in name}
+    assert plain == {"tome", "evit", "topk-norm", "random", "diffrate"}
     for name, summary in built_in().items():
         recipe = load_recipe(name)
         assert (recipe.name, recipe.summary) == (name, summary)
-        assert [entry.name for entry in recipe.passes] == [name, "cleanup"]
+        method, _, schedule = name.partition("/")
+        assert [entry.name for entry in recipe.passes] == [method, "cleanup"]
+        assert (recipe.learned_on is not None) == bool(schedule)
         assert recipe.origin == f"built-in recipe {name}"
 
 
@@ -190,6 +217,11 @@ def test_a_file_is_loaded_by_path(tmp_path: Path) -> None:
     ("source", "said"),
     [
         ("tomee", "there is no recipe 'tomee', neither built in nor a file; did you mean 'tome'?"),
+        (
+            "diffrate/deit-s@2.9",
+            "there is no recipe 'diffrate/deit-s@2.9', neither built in nor a file;"
+            " did you mean 'diffrate/deit-s@2.9g'?",
+        ),
         ("missing.yaml", "cannot read the recipe missing.yaml: No such file"),
         (".", "cannot read the recipe .: Is a directory"),
     ],
@@ -207,7 +239,7 @@ BUDGETS: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.builds(dict, keep=SHARE),
     st.builds(dict, counts=st.lists(st.integers()).map(tuple)),
     st.builds(dict, flops=SHARE, layers=st.lists(st.integers()).map(tuple)),
-    st.builds(dict, restore=st.booleans()),
+    st.builds(dict, restore=st.booleans(), multiple=st.integers(1, 64)),
 )
 
 
@@ -219,10 +251,14 @@ def passes(name: str, kind: type[TokenOptions]) -> st.SearchStrategy[RecipePass]
 PASSES = st.one_of(
     passes("tome", TomeOptions),
     passes("evit", EvitOptions),
+    passes("diffrate", DiffRateOptions),
     passes("random", RandomOptions),
     st.builds(RecipePass, st.just("cleanup"), st.just(CleanupOptions()), st.booleans()),
 )
-RECIPES = st.builds(Recipe, TEXT, st.lists(PASSES, min_size=1, max_size=4).map(tuple), TEXT)
+LEARNED = st.none() | st.builds(LearnedOn, TEXT, TEXT)
+RECIPES = st.builds(
+    Recipe, TEXT, st.lists(PASSES, min_size=1, max_size=4).map(tuple), TEXT, LEARNED
+)
 
 
 @given(RECIPES)

@@ -100,12 +100,13 @@ def test_a_weight_that_is_not_there_or_does_not_fit() -> None:
 
 def test_everything_is_said_at_once() -> None:
     program = rewritten(PROGRAM)
-    names = ["linear", "linear_1", "linear_2", "gelu", "linear_3", "add", "add_1"]
-    for name in names:
-        del node(program, name).meta["val"]
+    kinds = ["linear", "linear_1", "linear_2", "gelu", "linear_3", "add", "add_1"]
+    nodes = [node(program, kind) for kind in kinds]
+    for one in nodes:
+        del one.meta["val"]
     with pytest.raises(SpecError) as caught:
         verify(program, "imported")
-    assert {problem.node for problem in caught.value.problems} >= set(names)
+    assert {problem.node for problem in caught.value.problems} >= {one.name for one in nodes}
     assert "; and " in str(caught.value)
 
 

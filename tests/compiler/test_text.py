@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_history_tokens_and_provenance_are_shown() -> None:
     idle = Idle()
     idle.allow_zero = True
     text = run_passes(PROGRAM, [Tome(TomeOptions(r=3)), idle]).text()
-    assert "# pass   tome(r=3, inflect=0.0, restore=True, prop_attn=True): matched 1, ap" in text
+    assert re.search(r"^# pass   tome\(r=3, .*prop_attn=True.*\): matched 1, applied 1", text, re.M)
     assert "# pass   idle(): matched 3, applied 0, refused 3" in text
     assert "# tokens block 0: 10 -> 7 tokens by tome (bipartite_merge)" in text
     assert line(text, "bipartite_merge").endswith("# blocks.0  @tome")
@@ -65,7 +66,7 @@ def test_history_tokens_and_provenance_are_shown() -> None:
 def test_symbols_have_the_users_names() -> None:
     text = traced(Toy(Block()), dynamic=True).text()
     assert line(text, "cat").endswith(": float32 [batch, tokens + 1, 16]")
-    assert line(text, "add").startswith("add = add(1, ") or "size tokens + 1" in text
+    assert re.search(r"^add\w* = add\(1, sym_size_int\w*\) : size tokens \+ 1", text, re.M)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 EPSILON = 1e-12
 
-Method = Literal["tome", "evit", "topk-norm", "random"]
+Method = Literal["tome", "evit", "topk-norm", "random", "diffrate"]
 
 Score = Callable[[int, Tensor], Tensor]
 """(layer, positions int64 [n] in the current sequence) -> score [n]; larger stays."""
@@ -25,12 +25,14 @@ Score = Callable[[int, Tensor], Tensor]
 class Step:
     """What happens to one sample in one layer, in original token numbers.
 
-    ``merged`` maps sources to destinations; ``dropped`` runs from the best score to the worst.
+    ``merged`` maps sources to destinations, ``likeness`` to their cosine where that matters later;
+    ``dropped`` runs from the best score to the worst.
     """
 
     sequence: list[int]
     merged: dict[int, int] = field(default_factory=dict)
     dropped: list[int] = field(default_factory=list)
+    likeness: dict[int, float] = field(default_factory=dict)
 
 
 def hash_score(base_seed: int = 0) -> Score:
@@ -38,7 +40,7 @@ def hash_score(base_seed: int = 0) -> Score:
 
     def score(layer: int, positions: Tensor) -> Tensor:
         seed = base_seed + 1000003 * layer
-        return ((positions * 7919 + seed) * 104729) % 65521
+        return (positions * 7919 + seed) % 65521 * 32749 % 65521
 
     return score
 
@@ -97,6 +99,46 @@ def keep(
     return Step(
         sequence=[sequence[i] for i in stays],
         dropped=[sequence[i] for i in ranked[count:]],
+    )
+
+
+def prune_merge(
+    sequence: Sequence[int],
+    score: Tensor,
+    x: Tensor,
+    sizes: Sequence[float],
+    prefix: int,
+    pruned: int,
+    count: int,
+) -> Step:
+    """DiffRate: what ranks behind ``pruned`` goes, what ranks behind ``count`` joins one that stays.
+
+    Args:
+        sequence: current sequence, n tokens.
+        score: ``[n]`` in sequence order; larger stays, ties go to the earlier token.
+        x: ``[n, C]`` in sequence order.
+        sizes: per token in sequence order; 0 is padding, which ranks last.
+        prefix: protected tokens in front.
+        pruned, count: tokens left after pruning and after merging, prefix included.
+    """
+    worth = [float("-inf") if size == 0 else float(s) for s, size in zip(score, sizes, strict=True)]
+    ranked = sorted(range(prefix, len(sequence)), key=lambda i: (-worth[i], i))
+    stays = sorted(ranked[: count - prefix])
+    joins, gone = ranked[count - prefix : pruned - prefix], ranked[pruned - prefix :]
+    allowed = [j for j in stays if sizes[j] > 0] or stays[:1]
+    merged, likeness = {}, {}
+    for i in joins:
+        cosines = {}
+        for j in allowed:
+            lengths = float(x[i].norm()) * float(x[j].norm())
+            cosines[j] = float(x[i] @ x[j]) / lengths if lengths else 0.0
+        best = max(allowed, key=lambda j: (cosines[j], -j))
+        merged[sequence[i]], likeness[sequence[i]] = sequence[best], cosines[best]
+    return Step(
+        sequence=[sequence[i] for i in [*range(prefix), *stays]],
+        merged=merged,
+        dropped=[sequence[i] for i in gone],
+        likeness=likeness,
     )
 
 

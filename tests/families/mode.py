@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .decisions import Method, Score, Step, keep, merge, positions
+from .decisions import Method, Score, Step, keep, merge, positions, prune_merge
 
 _ADDS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 _NORMS = {"layer_norm"}
@@ -26,7 +26,7 @@ class LayerMap:
             destination, a fused one by the slot that hosts it).
         slot: int64 ``[B, N]``, place of each original token in that sequence, -1 when dropped;
             where padding went has no meaning.
-        size: float64 ``[B, K]``, real tokens that each one stands for.
+        size: float64 ``[B, K]``, real tokens that each one stands for (DiffRate: scaled by cosines).
     """
 
     sequence: list[list[int]]
@@ -40,16 +40,21 @@ class Attended:
 
     metric: Tensor  # [B, N, d]
     class_row: Tensor  # [B, N]
+    received: Tensor  # [B, N], mean over the queries that are tokens of their own
 
 
 @dataclass(eq=False)
 class Reduction(TorchFunctionMode):
-    """The function mode; state is per original token, [B, N]."""
+    """The function mode; state is per original token, [B, N].
+
+    ``mass`` is what a token counts as a key and in a mean.  The members of a merged group keep
+    theirs; with DiffRate, whose sizes are no numbers of tokens, the destination has all of it.
+    """
 
     method: Method
     counts: list[int] | None
     prefix: int
-    class_token: int
+    class_token: int | None
     post_norm: bool
     score: Score
     proportional: bool
@@ -119,28 +124,31 @@ class Reduction(TorchFunctionMode):
         if own:
             q, k = _rows(q, self.acting), _rows(k, self.acting)
             bias = _rows(_rows(bias, self.acting).transpose(-1, -2), self.acting).transpose(-1, -2)
-        visible = self._keys()[:, None, None, -k.shape[-2] :]
+        visible = self._keys().log()[:, None, None, -k.shape[-2] :]
         logits = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale) + bias
-        weights = _softmax(logits.masked_fill(~visible, float("-inf")))
+        weights = _softmax(logits + visible)
         if own:
-            self.attended = Attended(k.mean(dim=1), weights[:, :, self.class_token].mean(dim=1))
+            mean = weights.mean(dim=1)
+            queries = (self.mass > 0).to(mean)
+            received = torch.einsum("bq,bqk->bk", queries / queries.sum(1, keepdim=True), mean)
+            self.attended = Attended(k.mean(dim=1), mean[:, self.class_token or 0], received)
         return weights @ v
 
     def _keys(self) -> Tensor:
-        """Tokens that count as keys, bool [B, N]."""
-        keys = self.alive & self.real
+        """What each token counts as a key, float64 [B, N]."""
         if self.proportional:
-            return keys
+            return self.mass
+        keys = self.alive & self.real
         for b, owners in enumerate(self.acting.tolist()):
             seen: set[int] = set()
             for n, owner in enumerate(owners):
                 keys[b, n] &= owner not in seen
                 if keys[b, n]:
                     seen.add(owner)
-        return keys
+        return keys.double()
 
     def _mean(self, x: Tensor) -> Tensor:
-        weight = self.alive[:, -x.shape[1] :, None].to(x)
+        weight = self.mass[:, -x.shape[1] :, None].to(x)
         return (x * weight).sum(dim=1) / weight.sum(dim=1)
 
     def _write(self, result: Tensor, name: str) -> Tensor:
@@ -163,6 +171,7 @@ class Reduction(TorchFunctionMode):
         self.frozen = torch.zeros(batch, tokens, 1, dtype=torch.float64)
         mask = self.padding_mask
         self.real = torch.ones_like(self.alive) if mask is None else mask.clone()
+        self.mass = self.real.double()
 
     # --- one layer's decision
 
@@ -184,6 +193,13 @@ class Reduction(TorchFunctionMode):
         if self.method == "tome":
             merges = len(sequence) - target
             return merge(sequence, attended.metric[b, sequence], sizes, prefix, merges)
+        if self.method == "diffrate":
+            ranking = attended.received if self.class_token is None else attended.class_row
+            n = len(sequence)
+            pruned = n if self.class_token is None else n - (n - target) // 2
+            return prune_merge(
+                sequence, ranking[b, sequence], x[sequence], sizes, prefix, pruned, target
+            )
         if self.method == "evit":
             worth = attended.class_row[b, sequence]
         elif self.method == "topk-norm":
@@ -193,25 +209,42 @@ class Reduction(TorchFunctionMode):
         return keep(sequence, worth, sizes, prefix, target - prefix - int(self.fuse))
 
     def _apply(self, b: int, step: Step, x: Tensor, weight: Tensor) -> None:
+        plain = self._plain_means(b, step, x) if self.method == "diffrate" else {}
         for source, destination in step.merged.items():
             self.acting[b, self.acting[b] == source] = destination
         for destination in set(step.merged.values()):
             group = self.acting[b] == destination
             members = group & self.real[b]
-            x[group] = x[members].mean(dim=0) if members.any() else x[destination].clone()
+            mean = x[members].mean(dim=0) if members.any() else x[destination].clone()
+            x[group] = plain.get(destination, mean)
         fused = sum((weight[n] * x[n] for n in step.dropped), torch.zeros_like(x[0]))
-        for n in step.dropped:
-            self.alive[b, n] = False
-            if not self.host[b, n]:
-                self.frozen[b, n] = x[n]
+        for dropped in step.dropped:
+            for n in (self.acting[b] == dropped).nonzero().flatten().tolist():
+                self.alive[b, n], self.mass[b, n] = False, 0.0
+                if not self.host[b, n]:
+                    self.frozen[b, n] = x[n]
         if self.fuse and step.dropped:
             host = step.dropped[0]
             self.alive[b, host] = self.host[b, host] = True
+            self.mass[b, host] = 1.0
             x[host] = fused
             step.sequence.append(host)
 
+    def _plain_means(self, b: int, step: Step, x: Tensor) -> dict[int, Tensor]:
+        """DiffRate's new values by destination; the sizes move into the destinations' mass."""
+        means = {}
+        for destination in set(step.merged.values()):
+            sources = [s for s, d in step.merged.items() if d == destination and self.mass[b, s]]
+            means[destination] = x[[destination, *sources]].mean(dim=0)
+            total = float(self.mass[b, destination])
+            total += sum(step.likeness[s] * float(self.mass[b, s]) for s in sources)
+            self.mass[b, destination] = max(total, 1.0) if self.real[b, destination] else 0.0
+        for source in step.merged:
+            self.mass[b, source] = 0.0
+        return means
+
     def _size(self, b: int, token: int) -> float:
-        return float(((self.acting[b] == token) & self.real[b]).sum())
+        return float(self.mass[b, self.acting[b] == token].sum())
 
     def _map(self) -> LayerMap:
         slot = torch.full(self.acting.shape, -1, dtype=torch.int64)
@@ -221,7 +254,9 @@ class Reduction(TorchFunctionMode):
                 if self.alive[b, n] and not self.host[b, n]:
                     slot[b, n] = place[owner]
         size = [[self._size(b, t) for t in tokens] for b, tokens in enumerate(self.sequence)]
-        return LayerMap([list(s) for s in self.sequence], slot, torch.tensor(size).double())
+        return LayerMap(
+            [list(s) for s in self.sequence], slot, torch.tensor(size, dtype=torch.float64)
+        )
 
 
 def _bias(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor:

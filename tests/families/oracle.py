@@ -12,6 +12,9 @@ its operations:
   over real members, dropped tokens by the value they had when they were dropped.
 * the mean over tokens: only over tokens that are left.
 
+DiffRate's sizes are no numbers of tokens: there one key stands for a group, with its log size on
+the logit, and the mean is weighted by the sizes.
+
 A fused token (EViT) lives in the slot, and so at the position, of the best-scored token that its
 layer drops.  Per-token outputs need that slot back, so they come from a second run that restores
 it at the last write.
@@ -68,7 +71,8 @@ def reduced_outputs(
         entry: what is known about the model.
         model: ``entry.build()[0]``; left untouched.
         inputs: forward keyword -> tensor.
-        method: "tome", "evit", "topk-norm" or "random".
+        method: "tome", "evit", "topk-norm", "random" or "diffrate" (which prunes half of what goes where
+            the entry has a class token, and merges everything where not).
         counts: tokens after each layer, prefix and fused token included; None reduces nothing.
             A count at or above the current one leaves the layer alone.
         score: of the "random" method; by default the hash with base seed 0.
@@ -87,7 +91,7 @@ def reduced_outputs(
             method=method,
             counts=None if counts is None else list(counts),
             prefix=entry.prefix if prefix is None else prefix,
-            class_token=entry.class_token or 0,
+            class_token=entry.class_token,
             post_norm=entry.post_norm,
             score=score or hash_score(),
             proportional=proportional,

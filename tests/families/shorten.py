@@ -49,21 +49,27 @@ def shortened_logits(
     prefix: int,
     fuse: bool = False,
     proportional: bool = True,
+    classed: bool = True,
     seed: int = 0,
 ) -> tuple[Tensor, list[State]]:
     """Logits of a timm VisionTransformer, Eva or Beit whose tokens shrink to ``counts``.
 
     Counts include the prefix and, with ``fuse``, the fused token.  Returns the state after each
-    layer too.  Without ``proportional``, attention and attention pooling leave the sizes out.
+    layer too.  Without ``proportional``, attention and attention pooling leave the sizes out;
+    without ``classed``, DiffRate has no class row and prunes nothing.
     """
     x, rope = _embed(model, images)
     state = State.start(x, x.new_ones(x.shape[:2]))
     states = []
     for layer, (block, target) in enumerate(zip(model.blocks, counts, strict=True)):
-        update, key, row = _attention(block, state, rope, prefix, proportional)
+        update, key, row, column = _attention(block, state, rope, prefix, proportional)
         state = replace(state, x=state.x + _scale(block, 1) * update)
         if target < state.x.shape[1] and method == "tome":
             state = merge_step(state, key, state.x.shape[1] - target, prefix)
+        elif target < state.x.shape[1] and method == "diffrate":
+            n = state.x.shape[1]
+            pruned = n - (n - target) // 2 if classed else n
+            state = prune_merge_step(state, row if classed else column, pruned, target, prefix)
         elif target < state.x.shape[1]:
             score = _score(method, state.x, row, layer, seed)
             state = _drop(state, score, row, target, prefix, fuse)
@@ -94,8 +100,8 @@ def _scale(block: Any, half: int) -> Tensor | float:
 
 def _attention(
     block: Any, state: State, rope: Tensor | None, prefix: int, proportional: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention output [B, n, C], mean key [B, n, d], class row [B, n]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Attention output [B, n, C], mean key [B, n, d], class row and mean over the rows [B, n]."""
     attention, x = block.attn, block.norm1(state.x)
     batch, n, _ = x.shape
     qkv = x @ attention.qkv.weight.T
@@ -115,11 +121,17 @@ def _attention(
         bias = attention._get_rel_pos_bias()[0]  # [H, N, N]
         rows, columns = state.place[:, :, None], state.place[:, None, :]
         logits = logits + bias[:, rows, columns].transpose(0, 1)
-    row = logits[:, :, 0].softmax(dim=-1).mean(dim=1)
     if proportional:
         logits = logits + state.size.log()[:, None, None, :]
-    out = (logits.softmax(dim=-1) @ v).transpose(1, 2).reshape(batch, n, -1)
-    return attention.proj(getattr(attention, "norm", torch.nn.Identity())(out)), k.mean(1), row
+    weights = logits.softmax(dim=-1)
+    row, column = weights[:, :, 0].mean(dim=1), weights.mean(dim=(1, 2))
+    out = (weights @ v).transpose(1, 2).reshape(batch, n, -1)
+    return (
+        attention.proj(getattr(attention, "norm", torch.nn.Identity())(out)),
+        k.mean(1),
+        row,
+        column,
+    )
 
 
 def _rotate(x: Tensor, rope: Tensor, place: Tensor, prefix: int, half: bool) -> Tensor:
@@ -171,6 +183,31 @@ def merge_step(state: State, key: Tensor, count: int, prefix: int) -> State:
     )
 
 
+def prune_merge_step(state: State, score: Tensor, pruned: int, target: int, prefix: int) -> State:
+    """DiffRate on a whole batch without padding; ``score [B, n]``."""
+    n = score.shape[1]
+    order = score[:, prefix:].argsort(dim=-1, descending=True, stable=True) + prefix
+    stay = order[:, : target - prefix].sort(dim=-1).values
+    gone = order[:, target - prefix : pruned - prefix]
+    kept = torch.cat([torch.arange(prefix).repeat(len(score), 1), stay], dim=1)
+    unit = torch.nn.functional.normalize(state.x, dim=-1)
+    cosine, into = (_take(unit, gone) @ _take(unit, stay).transpose(1, 2)).max(dim=-1)
+    onehot = torch.nn.functional.one_hot(into, target - prefix).double().transpose(1, 2)
+    count = 1 + onehot.sum(dim=-1, keepdim=True)
+    x = (_take(state.x, stay) + onehot @ _take(state.x, gone)) / count
+    size = (
+        _take(state.size, stay) + (onehot @ (cosine * _take(state.size, gone))[..., None])[..., 0]
+    )
+    moved = _places(kept, n).scatter(1, gone, prefix + into)
+    moved = moved.gather(1, state.slot.clamp_min(0))
+    return State(
+        torch.cat([state.x[:, :prefix], x], dim=1),
+        torch.cat([state.size[:, :prefix], size.clamp_min(1.0)], dim=1),
+        _take(state.place, kept),
+        torch.where(state.slot < 0, -1, moved),
+    )
+
+
 def _places(kept: Tensor, n: int) -> Tensor:
     """Inverse of a selection: [B, n], place of each old token among the kept ones, or -1."""
     ranks = torch.arange(kept.shape[1]).repeat(len(kept), 1)
@@ -183,7 +220,7 @@ def _score(method: Method, x: Tensor, row: Tensor, layer: int, seed: int) -> Ten
     if method == "topk-norm":
         return x.square().sum(dim=-1).sqrt()
     i = torch.arange(x.shape[1])
-    hashed = (i * 7919 + seed + 1000003 * layer) * 104729 % 65521
+    hashed = (i * 7919 + seed + 1000003 * layer) % 65521 * 32749 % 65521
     return hashed.double().expand(len(x), -1)
 
 

@@ -18,6 +18,7 @@ from tests.families.zoo import BY_NAME, REDUCIBLE, REFUSED
 from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.program import Program
+from thresher.passes.tokens.diffrate import DiffRate, DiffRateOptions
 from thresher.passes.tokens.methods import (
     Evit,
     EvitOptions,
@@ -37,6 +38,7 @@ METHODS: dict[str, Callable[[Budget], Any]] = {
     "tome": lambda b: Tome(TomeOptions(**b, order="reference")),
     "evit": lambda b: Evit(EvitOptions(**b, fuse=False)),
     "evit-fuse": lambda b: Evit(EvitOptions(**b, fuse=True)),
+    "diffrate": lambda b: DiffRate(DiffRateOptions(**b)),
     "topk-norm": lambda b: TopkNorm(TokenOptions(**b)),
     "random": lambda b: RandomDrop(RandomOptions(**b)),
 }
@@ -53,7 +55,7 @@ def reduce(
 
 def budget_of(name: str, method: str) -> Budget:
     """A few tokens at every block, so that later decisions build on earlier ones."""
-    return {"r": 3} if method == "tome" else {"keep": 0.75, "layers": (0, 1, 2)}
+    return {"r": 3} if method in ("tome", "diffrate") else {"keep": 0.75, "layers": (0, 1, 2)}
 
 
 def refused_here(name: str, method: str, result: PassResult) -> bool:
@@ -76,7 +78,7 @@ def test_the_analysis_sees_what_a_reader_sees(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_nothing_to_remove_is_bit_equal(name: str, method: str) -> None:
-    budget = {"r": 0} if method == "tome" else {"keep": 1.0}
+    budget = {"r": 0} if method in ("tome", "diffrate") else {"keep": 1.0}
     dense, result = reduce(name, method, **budget)
     if refused_here(name, method, result):
         return
@@ -93,9 +95,8 @@ def test_reduced_graph_equals_the_oracle(name: str, method: str, batch: int) -> 
         return
     inputs = entry.inputs(batch)
     found = find_sites(program(name))
-    if method.startswith(
-        "evit"
-    ):  # a class token that is there but not read out scores all the same
+    # a class token that is there but not read out scores all the same
+    if method == "diffrate" or method.startswith("evit"):
         entry = dataclasses.replace(entry, class_token=found.class_token)
     model, _ = entry.build()
     counts = _counts(result, program(name), inputs)
@@ -145,7 +146,11 @@ def test_refused_with_node_and_reason(name: str, method: str) -> None:
 
 
 LOWERED = [
-    pytest.param(f, m, marks=() if m in ("tome", "evit-fuse") and i % 2 == 0 else pytest.mark.slow)
+    pytest.param(
+        f,
+        m,
+        marks=() if m in ("tome", "evit-fuse", "diffrate") and i % 2 == 0 else pytest.mark.slow,
+    )
     for i, f in enumerate(FAMILIES)
     for m in ("dense", *METHODS)
 ]
@@ -201,9 +206,11 @@ def openvino_of(subject: Program) -> Callable[[dict[str, np.ndarray]], dict[str,
     import onnx_ir
 
     from thresher.compiler.lowering import inlined, to_onnx
+    from thresher.compiler.lowering.ties import order_ties
 
     core = openvino.Core()
     model = core.read_model(inlined(onnx_ir.to_proto(to_onnx(subject))).SerializeToString())
+    order_ties(model)
     compiled = core.compile_model(
         model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     )

@@ -94,3 +94,49 @@ def keep_cases(draw: st.DrawFn, dtype: str = "float32") -> KeepCase:
     if fuse:  # a dropped token times -1e30 would drown the others
         score = np.maximum(score, -100)
     return KeepCase(x.astype(dtype), score.astype(np.float32), keep, protected, fuse)
+
+
+class PruneMergeCase(NamedTuple):
+    """Arguments of ``prune_merge``, in order."""
+
+    x: Array
+    size: Array
+    score: Array
+    pruned: int
+    keep: int
+    protected: int
+
+
+@st.composite
+def prune_merge_cases(draw: st.DrawFn, dtype: str = "float32") -> PruneMergeCase:
+    protected = draw(st.sampled_from(PROTECTED))
+    tokens = draw(st.integers(max(protected, 1), protected + 9))
+    pruned = draw(st.integers(max(protected, 1), tokens))
+    keep = draw(st.integers(min(protected + 1, pruned), pruned))
+    kind = draw(st.sampled_from(KINDS))
+    batch, width = draw(st.integers(1, 3)), draw(st.sampled_from((2, 3, 8)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    x = rng.standard_normal((batch, tokens, width))
+    size = 1 + rng.integers(0, 60, (batch, tokens)) / draw(st.sampled_from((1, 3)))
+    score = rng.standard_normal((batch, tokens))
+    if kind == "ties":  # equal in any arithmetic: powers of two along the axes
+        axes = np.arange(width) == rng.integers(0, width, (batch, tokens, 1))
+        x = axes * rng.choice([-1, 1, 4], (batch, tokens, 1))
+        score = rng.integers(0, 3, (batch, tokens)) / 4
+    elif kind == "zero keys":
+        x[:, rng.random(tokens) < 0.5] = 0
+    elif kind == "huge":
+        x = x * (1e4 if dtype == "float16" else 1e15)
+        size, score = size * 100, score * 1e30
+    elif kind == "padding":
+        size[rng.random(size.shape) < 0.4] = 0
+    elif kind == "all padding":
+        size[:] = 0
+    return PruneMergeCase(
+        x.astype(dtype),
+        size.astype(np.float32),
+        score.astype(np.float32),
+        pruned,
+        keep,
+        protected,
+    )

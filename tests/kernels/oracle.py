@@ -138,3 +138,41 @@ def restore_tokens(x: Array, slot: Array, aside: Array) -> Array:
             if j >= 0:
                 y[b, n] = x[b, j]
     return y
+
+
+def prune_merge(
+    x: Array, size: Array, score: Array, pruned: int, keep: int, protected: int
+) -> Merged:
+    batch, tokens, width = x.shape
+    y, out_size = np.zeros((batch, keep, width)), np.zeros((batch, keep))
+    slot, kept = np.full((batch, tokens), -1), np.full((batch, keep), -7)
+    margin = math.inf
+    for b in range(batch):
+        worth = [-math.inf if size[b, n] == 0 else float(score[b, n]) for n in range(tokens)]
+        ranked = sorted(range(protected, tokens), key=lambda n: (-worth[n], n))
+        staying = sorted(ranked[: keep - protected])
+        joining: dict[int, list[tuple[int, float]]] = {n: [] for n in staying}
+        for n in ranked[keep - protected : pruned - protected]:
+            own = unit([float(v) for v in x[b, n]])
+            cosines = []
+            for m in staying:
+                other = unit([float(v) for v in x[b, m]])
+                cosine = sum(p * q for p, q in zip(own, other, strict=True))
+                cosines.append(cosine if size[b, m] != 0 else -1e4)
+            nearest = staying[cosines.index(max(cosines))]
+            joining[nearest].append((n, max(cosines)))
+            margin = min(margin, gap(cosines, max(cosines)))
+        for j, n in enumerate([*range(protected), *staying]):
+            kept[b, j], slot[b, n] = n, j
+            group, total = [n], float(size[b, n])
+            for m, cosine in joining.get(n, []):
+                slot[b, m] = j
+                if size[b, m] != 0:
+                    group.append(m)
+                    total += cosine * float(size[b, m])
+            if size[b, n] != 0 and total < 1:
+                total = 1.0
+            out_size[b, j] = total
+            for c in range(width):
+                y[b, j, c] = sum(float(x[b, m, c]) / len(group) for m in group)
+    return Merged(y, out_size, slot, kept, margin)

@@ -14,7 +14,14 @@ from numpy.testing import assert_allclose, assert_array_equal
 import thresher.kernels.ops  # noqa: F401
 from tests.kernels import oracle
 from tests.kernels.back_ends import OPSET, run
-from tests.kernels.cases import KeepCase, MergeCase, keep_cases, merge_cases
+from tests.kernels.cases import (
+    KeepCase,
+    MergeCase,
+    PruneMergeCase,
+    keep_cases,
+    merge_cases,
+    prune_merge_cases,
+)
 from tests.kernels.test_definitions import HALF, MARGIN, SINGLE, scale, tensors
 from thresher.kernels.registry import OPERATORS
 
@@ -47,6 +54,14 @@ def keep_on(back_end: str, case: KeepCase) -> list[Any]:
     name = "FuseTokens" if fuse else "KeepTokens"
     y, kept, slot = run(back_end, name, arguments, protected=protected)
     return [y, slot, kept]
+
+
+def prune_merge_on(back_end: str, case: PruneMergeCase) -> list[Any]:
+    x, size, score, pruned, keep, protected = case
+    counts = {"pruned": np.array(pruned), "keep": np.array(keep)}
+    arguments = {"x": x, "size": size, "score": score, **counts}
+    y, out_size, kept, slot = run(back_end, "PruneMerge", arguments, protected=protected)
+    return [y, out_size, slot, kept]
 
 
 @both
@@ -98,6 +113,32 @@ def test_keep_half(back_end: str, case: KeepCase) -> None:
 
 
 @both
+@FAST
+@given(case=prune_merge_cases())
+def test_prune_merge(back_end: str, case: PruneMergeCase) -> None:
+    expected = oracle.prune_merge(*case)
+    assume(expected.margin > MARGIN)
+    y, size, slot, kept = prune_merge_on(back_end, case)
+    assert_array_equal(slot, expected.slot)
+    assert_array_equal(kept, expected.kept)
+    assert_allclose(size, expected.out_size, atol=4 * SINGLE * scale(case.size))
+    assert_allclose(y, expected.y, atol=SINGLE * scale(case.x))
+
+
+@both
+@FAST
+@given(case=prune_merge_cases(dtype="float16"))
+def test_prune_merge_half(back_end: str, case: PruneMergeCase) -> None:
+    expected = oracle.prune_merge(*case)
+    assume(expected.margin > MARGIN)
+    y, size, slot, _ = prune_merge_on(back_end, case)
+    assert y.dtype == np.float16
+    assert_array_equal(slot, expected.slot)
+    assert_allclose(size, expected.out_size, atol=4 * SINGLE * scale(case.size))
+    assert_allclose(y, expected.y, atol=HALF * scale(case.x))
+
+
+@both
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("shape", [(), (1, 1, 1, 9), (3, 2, 1, 9), (3, 1, 1, 9)])
 def test_class_attention(back_end: str, dtype: str, shape: tuple[int, ...]) -> None:
@@ -129,7 +170,7 @@ def test_restore(back_end: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["BipartiteMerge", "RankedBipartiteMerge", "KeepTokens", "FuseTokens"]
+    "name", ["BipartiteMerge", "RankedBipartiteMerge", "KeepTokens", "FuseTokens", "PruneMerge"]
 )
 def test_outputs_that_nobody_reads_cost_nothing(name: str) -> None:
     operator = OPERATORS[name]

@@ -13,7 +13,16 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import thresher.kernels.ops  # noqa: F401
 from tests.kernels import oracle
-from tests.kernels.cases import PROTECTED, KeepCase, MergeCase, fewest, keep_cases, merge_cases
+from tests.kernels.cases import (
+    PROTECTED,
+    KeepCase,
+    MergeCase,
+    PruneMergeCase,
+    fewest,
+    keep_cases,
+    merge_cases,
+    prune_merge_cases,
+)
 
 ops = torch.ops.thresher
 SINGLE = 2.0**-22  # a few float32 roundings
@@ -75,6 +84,60 @@ def test_keep(case: KeepCase) -> None:
 
 
 @FAST
+@given(prune_merge_cases())
+def test_prune_merge(case: PruneMergeCase) -> None:
+    expected = oracle.prune_merge(*case)
+    assume(expected.margin > MARGIN)
+    found = ops.prune_merge(*tensors(*case[:3]), *case[3:])
+    assert_array_equal(found[2], expected.slot)
+    assert_array_equal(found[3], expected.kept)
+    assert_allclose(found[1], expected.out_size, atol=4 * SINGLE * scale(case.size))
+    assert_allclose(found[0], expected.y, atol=SINGLE * scale(case.x))
+
+
+@FAST
+@given(prune_merge_cases(dtype="float16"))
+def test_prune_merge_half(case: PruneMergeCase) -> None:
+    expected = oracle.prune_merge(*case)
+    assume(expected.margin > MARGIN)
+    y, size, slot, _ = ops.prune_merge(*tensors(*case[:3]), *case[3:])
+    assert y.dtype == torch.float16
+    assert size.dtype == torch.float32
+    assert_array_equal(slot, expected.slot)
+    assert_allclose(y, expected.y, atol=HALF * scale(case.x))
+
+
+@FAST
+@given(prune_merge_cases())
+def test_prune_merge_in_double_precision_is_the_oracle(case: PruneMergeCase) -> None:
+    x, size, score = (a.astype(np.float64) for a in case[:3])
+    expected = oracle.prune_merge(x, size, score, *case[3:])
+    assume(expected.margin > 1e-12)
+    y, out_size, *_ = ops.prune_merge(*tensors(x, size, score), *case[3:])
+    assert_allclose(y, expected.y, atol=1e-14 * scale(case.x))
+    assert_allclose(out_size, expected.out_size, atol=1e-13 * scale(case.size))
+
+
+@FAST
+@given(prune_merge_cases())
+def test_sizes_of_real_tokens_never_fall_below_one(case: PruneMergeCase) -> None:
+    _, size, _, kept = ops.prune_merge(*tensors(*case[:3]), *case[3:])
+    real = tensors(case.size)[0].gather(1, kept) > 0
+    assert (size[real] >= 1).all()
+    assert (size[~real] == 0).all()
+
+
+def test_a_joining_token_of_opposite_direction_leaves_the_size_at_one() -> None:
+    x, size, score = (
+        torch.tensor([[[1.0], [-1.0]]]),
+        torch.tensor([[1.0, 5.0]]),
+        torch.tensor([[2.0, 1]]),
+    )
+    y, out_size, slot, _ = ops.prune_merge(x, size, score, 2, 1, 0)
+    assert (y.item(), out_size.item(), slot.tolist()) == (0.0, 1.0, [[0, 0]])
+
+
+@FAST
 @given(
     seed=st.integers(0, 2**31),
     row=st.integers(0, 2),
@@ -124,6 +187,10 @@ def test_a_full_count_changes_nothing() -> None:
     y, slot, kept = ops.keep_tokens(x, torch.rand(2, 7), 7, 2, False)
     assert torch.equal(y, x)
     assert torch.equal(slot, kept)
+    y, out_size, slot, kept = ops.prune_merge(x, size, torch.rand(2, 7), 7, 7, 2)
+    assert torch.equal(y, x)
+    assert torch.equal(out_size, size)
+    assert torch.equal(slot, kept)
 
 
 def test_sizes_are_conserved_whatever_merges() -> None:
@@ -157,13 +224,21 @@ def example(name: str) -> tuple[Any, ...]:
         "bipartite_merge": (x, size, metric, 6, 1, True),
         "class_attention": (q, k, torch.randn(2, 1, 1, 9), 0.5, 0),
         "keep_tokens": (x, score, 6, 1, True),
+        "prune_merge": (x, size, score, 7, 5, 1),
         "gather_tokens": (x, index),
         "restore_tokens": (x, slot, torch.randn(2, 12, 4)),
     }
     return cases[name]
 
 
-NAMES = ("bipartite_merge", "class_attention", "keep_tokens", "gather_tokens", "restore_tokens")
+NAMES = (
+    "bipartite_merge",
+    "class_attention",
+    "keep_tokens",
+    "prune_merge",
+    "gather_tokens",
+    "restore_tokens",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -194,6 +269,7 @@ def test_counts_may_be_symbols() -> None:
     class Shorten(torch.nn.Module):
         def forward(self, x: torch.Tensor, size: torch.Tensor, metric: torch.Tensor) -> Any:
             y, size, _, _ = ops.bipartite_merge(x, size, metric, x.shape[1] - 2, 1, True)
+            y, size, *_ = ops.prune_merge(y, size, size, y.shape[1] - 1, y.shape[1] - 2, 1)
             return ops.keep_tokens(y, size, y.shape[1] - 1, 1, False)[0]
 
     batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", min=8)
@@ -201,7 +277,7 @@ def test_counts_may_be_symbols() -> None:
     example = (torch.randn(2, 9, 4), torch.ones(2, 9), torch.randn(2, 2, 9, 3))
     program = torch.export.export(Shorten(), example, dynamic_shapes=axes).run_decompositions({})
     larger = (torch.randn(3, 14, 4), torch.ones(3, 14), torch.randn(3, 2, 14, 3))
-    assert program.module()(*larger).shape == (3, 11, 4)
+    assert program.module()(*larger).shape == (3, 9, 4)
 
 
 @pytest.mark.parametrize("protected", PROTECTED)
@@ -215,6 +291,9 @@ def test_counts_that_cannot_be_reached_are_refused_with_the_range(protected: int
     for wrong in (protected, tokens + 1):
         with pytest.raises(ValueError, match=f"from {protected + 1} to {tokens} are possible"):
             ops.keep_tokens(x, size, wrong, protected, True)
+    for pruned, keep in ((8, 9), (tokens + 1, 9), (8, protected), (protected - 1, protected - 1)):
+        with pytest.raises(ValueError, match=f"<= keep <= pruned <= {tokens} is possible"):
+            ops.prune_merge(x, size, size, pruned, keep, protected)
 
 
 def test_other_nonsense_is_refused_with_the_reason() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.benchmarks.common import reduced
 from tests.real.needs import packages
+from thresher.compiler.variants import reduced
 from thresher.runtime import ProgramRunner
 
 pytestmark = pytest.mark.slow

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.benchmarks.common import Metric, reduced
 from tests.benchmarks.data import Scene
 from tests.real.needs import packages
 from thresher.compiler.program import Program
+from thresher.compiler.variants import reduced
 from thresher.runtime import ProgramRunner
+from thresher.runtime.paired import Metric
 
 pytestmark = pytest.mark.slow
 SCENES = 20

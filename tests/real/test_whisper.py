@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks.common import reduced
 from tests.benchmarks.whisper import score, word_errors, words
 from tests.real.needs import packages
+from thresher.compiler.variants import reduced
 from thresher.runtime import ProgramRunner
 
 
@@ -28,7 +28,7 @@ def test_clips_are_understood_with_and_without_merging() -> None:
         clips, parts = librivox(), whisper()
     (dense,) = score(parts, ProgramRunner(parts.encoder, threads=1), clips)
     assert dense.items.sum() == 3
-    case = reduced(parts.encoder, "tome", 0.65, restore=False)
+    case = reduced(parts.encoder, "tome", 0.65, ["restore=false"])
     assert case.program is not None, case.refused
     (merged,) = score(parts, ProgramRunner(case.program, threads=1), clips)
     assert merged.items.sum() <= 6

@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from tests.runtime.toys import Fake
 from thresher.compiler.errors import UsageError, VerdictError
-from thresher.runtime.compare import Comparison, OutputError, tolerance
+from thresher.runtime.deviation import Deviations, OutputError, tolerance
 from thresher.runtime.verifying import paired_error, verify
 
 EPS = float(np.finfo(np.float32).eps)
 
 
 def compared(a: Any, b: Any, *, discrete: bool = False, split: int = 1) -> OutputError:
-    comparison = Comparison(tolerance("fp32"), discrete=discrete)
+    deviations = Deviations(tolerance("fp32"), discrete=discrete)
     pieces = zip(np.split(np.asarray(a), split), np.split(np.asarray(b), split), strict=True)
     for left, right in pieces:
-        comparison.add({"y": left}, {"y": right})
-    return comparison.results()[0]
+        deviations.add({"y": left}, {"y": right})
+    return deviations.results()[0]
 
 
 @pytest.mark.parametrize("split", [1, 4])

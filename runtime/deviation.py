@@ -67,7 +67,7 @@ def tolerance(precision: str) -> Tolerance:
     )
 
 
-class Comparison:
+class Deviations:
     """Gathers the errors of all outputs over any number of batches.
 
     Args:
@@ -129,7 +129,7 @@ class _Sums:
         self.sum_abs += float(error.sum())
         self.noise += float((error * error).sum())
         self.signal += float((a * a).sum())
-        self.cosines += float(_cosine(a, b).sum())
+        self.cosines += float(cosines(a, b).sum())
         self.classes = expected.ndim == 2 and expected.shape[1] > 1 and expected.dtype.kind == "f"
         if self.classes:
             self.equal_argmax += int((a.argmax(1) == b.argmax(1)).sum())
@@ -162,7 +162,7 @@ def _errors(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float6
     return np.abs(error)
 
 
-def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+def cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Row-wise cosine; 1 where both rows are zero."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     dots = (a * b).sum(axis=1)

@@ -1,0 +1,1 @@
+"""Prune the lowest-ranked tokens, merge the next ones into those that stay."""

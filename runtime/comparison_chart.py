@@ -1,0 +1,102 @@
+"""A comparison as one picture: quality against measured time, a line for each method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from thresher.runtime.charts import LIGHT, figure_of, png
+from thresher.runtime.comparing import Comparison, Row
+
+TALL = 4.6  # inches of one metric's panel
+# Okabe and Ito's palette, which people with any colour vision can tell apart
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+CONTROL_COLOUR = "#8a8a8a"
+MARKERS = "osD^vP"
+
+
+def comparison_chart(found: Comparison, title: str) -> bytes:
+    """PNG bytes; one panel for each metric.
+
+    Error bars are standard errors of the paired difference to the dense model, across, and
+    quartiles of the times, along; the band around the dense model is its own standard error.
+    """
+    names = [score.name for score in found.rows[0].scores]
+    figure, panels = figure_of([TALL] * len(names), LIGHT)
+    for index, (panel, name) in enumerate(zip(panels, names, strict=True)):
+        _draw(panel, found, index)
+        panel.set_ylabel(name)
+        panel.set_xlabel(f"milliseconds a batch of {found.batch} (median; whisker: quartiles)")
+    panels[0].set_title(title, loc="left", fontsize=10, color=LIGHT.text)
+    figure.set_facecolor("white")
+    return png(figure, transparent=False)
+
+
+def _draw(panel: Any, found: Comparison, index: int) -> None:
+    dense = found.rows[0]
+    score = dense.scores[index]
+    scale = 100 if score.percent else 1
+    low, high = (scale * (score.value + sign * score.error) for sign in (-1, 1))
+    panel.axhline(scale * score.value, color=LIGHT.text, lw=1, label="dense")
+    panel.axhspan(low, high, color=LIGHT.line, alpha=0.35, lw=0, label="± its standard error")
+    _point(panel, dense, index, {"color": LIGHT.text, "marker": "*", "markersize": 10})
+    drawn = [row for row in found.rows[1:] if row.time is not None]
+    methods = list(dict.fromkeys(row.method for row in drawn))
+    styles = iter(zip(COLOURS * len(methods), MARKERS * len(methods), strict=False))
+    for method in methods:
+        rows = [row for row in drawn if row.method == method]
+        style: dict[str, Any] = {"color": CONTROL_COLOUR, "ls": "--", "marker": "x"}
+        if not rows[0].control:
+            colour, marker = next(styles)
+            style = {"color": colour, "ls": "-", "marker": marker}
+        rows.sort(key=lambda row: row.time.latency.median if row.time else 0.0)
+        at = [(_milliseconds(row), scale * row.scores[index].value) for row in rows]
+        panel.plot(*zip(*at, strict=True), lw=1.3, markersize=5, label=method, **style)
+        for row in rows:
+            _point(panel, row, index, style)
+    _shares(panel, drawn)
+    panel.grid(color=LIGHT.line, lw=0.5, alpha=0.6)
+    panel.margins(x=0.06, y=0.14)
+    if score.percent:
+        panel.yaxis.set_major_formatter("{x:g}%")
+    panel.legend(frameon=False, fontsize=8, labelcolor=LIGHT.text, loc="lower right")
+
+
+def _point(panel: Any, row: Row, index: int, style: dict[str, Any]) -> None:
+    """A marker with both error bars."""
+    score = row.scores[index]
+    scale = 100 if score.percent else 1
+    assert row.time is not None
+    spread, at = row.time.latency, _milliseconds(row)
+    panel.errorbar(
+        at,
+        scale * score.value,
+        xerr=[[at - 1e3 * spread.low], [1e3 * spread.high - at]],
+        yerr=scale * score.against_dense.error if score.against_dense else None,
+        elinewidth=1,
+        capsize=2.5,
+        **{"markersize": 5, **style, "ls": "none"},
+    )
+
+
+def _shares(panel: Any, rows: list[Row]) -> None:
+    """The share of the work that is left, above the points of each budget."""
+    times: dict[float, list[float]] = {}
+    for row in rows:
+        budget = row.asked if row.asked is not None else row.share or 0.0
+        times.setdefault(budget, []).append(_milliseconds(row))
+    for budget, found in times.items():
+        panel.text(
+            sum(found) / len(found),
+            0.985,
+            f"{100 * budget:.3g}% work",
+            transform=panel.get_xaxis_transform(),
+            ha="center",
+            va="top",
+            fontsize=8,
+            color=LIGHT.text,
+        )
+
+
+def _milliseconds(row: Row) -> float:
+    assert row.time is not None
+    return 1e3 * row.time.latency.median
