@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from thresher.cli import options
-from thresher.cli.console import progress, show, show_json
+from thresher.cli.console import progress, say, show, show_json
 from thresher.cli.opening import RECIPE, Watched, open_data, open_program
 from thresher.cli.passes import as_json, foreseen, foresight, pass_table, warn
 from thresher.compiler.errors import UsageError, VerdictError
@@ -55,6 +57,9 @@ def optimize(
         raise UsageError("--max-drop needs labelled data to measure on: add --data DATA")
     reports: list[PassReport] = []
     with progress() as tell:
+        import torch
+
+        from thresher.compiler import workers
         from thresher.compiler.contract import Context
         from thresher.compiler.files import check_free
         from thresher.compiler.pipeline import run
@@ -65,8 +70,17 @@ def optimize(
         warn(chosen)
         dense = open_program(source, options.wishes(weights, resolution, length), tell)
         dataset = open_data(data, dense.info, dense.outputs)
-        context = Context(seed=seed, data=dataset, progress=tell, dump_dir=dump_dir)
-        reduced = run(dense, chosen, context, observe=reports.append)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        unfinished = output.with_name(f"{output.name}.unfinished")
+        context = Context(seed, dataset, progress=tell, dump_dir=dump_dir, checkpoints=unfinished)
+        with kept_when_interrupted(unfinished):
+            reduced = run(dense, chosen, context, observe=reports.append)
+        if workers.rank() != 0:
+            return  # the first process of a torchrun writes for all
+        if dataset is not None:
+            ran = [report.record.options for report in reports]
+            chosen = chosen.decided(ran, dataset.name, source)
         quality = None
         if dataset is not None:
             count = limit or (None if max_drop is not None else GLANCE)
@@ -75,6 +89,7 @@ def optimize(
             quality = _compare(dense, reduced, watched, count, max_drop, threads)
         tell(f"writing {output}", 0, 0)
         save(reduced, chosen, output, overwrite=overwrite)
+        shutil.rmtree(unfinished, ignore_errors=True)
     _print(source, output, chosen, reduced, reports, quality, as_data=json)
 
 
@@ -85,6 +100,22 @@ def save(program: Program, recipe: Recipe, output: Path, *, overwrite: bool) -> 
     with atomic_folder(output, overwrite=overwrite) as partial:
         program.write(partial)
         (partial / RECIPE).write_text(recipe.to_yaml())
+        for record in program.history:
+            if "learning" in record.details:
+                from thresher.cli.learning_chart import draw
+
+                draw(record.details, partial / "counts.png")
+
+
+@contextmanager
+def kept_when_interrupted(unfinished: Path) -> Iterator[None]:
+    """Say where the work so far lies when the user stops a training."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if unfinished.exists():
+            say(f"the training so far is in {unfinished}: repeat the command to go on with it")
+        raise
 
 
 def answers_with_classes(program: Program) -> bool:

@@ -72,10 +72,12 @@ def foreseen(records: Sequence[PassRecord]) -> dict[str, Any] | None:
 
 def foresight(records: Sequence[PassRecord]) -> list[str]:
     """The same as sentences."""
+    notes = [record.details["note"] for record in records if "note" in record.details]
     found = foreseen(records)
     if found is None:
-        return []
+        return notes
     return [
+        *notes,
         f"tokens at the input and after each block: {counts_text(found['tokens'])}",
         f"predicted: {cost_text(found['dense_macs'], found['macs'])}",
     ]

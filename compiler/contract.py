@@ -60,9 +60,7 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(
-        self, chosen: Sequence[int]
-    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]: ...
+    def take(self, chosen: Sequence[int]) -> tuple[dict[str, np.ndarray], np.ndarray | None]: ...
 
     def batches(
         self, size: int, limit: int | None = None
@@ -98,7 +96,9 @@ class Context:
 class PassResult:
     """What a pass did: ``matched`` places recognised, ``applied`` of them changed.
 
-    ``details`` is plain data (it is saved with the Program).  ``applied == 0`` means exactly that
+    ``details`` is plain data (it is saved with the Program); a sentence under ``"note"`` is shown to
+    the user.  A pass that decided something by data says so in ``options``, with which it would do
+    the same again without data; they go into the history and the saved recipe.  ``applied == 0`` means exactly that
     ``program`` is the object that came in.
     """
 
@@ -107,6 +107,7 @@ class PassResult:
     applied: int
     refused: tuple[Refusal, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
+    options: Options | None = None
 
 
 class Pass(ABC, Generic[O_co]):

@@ -15,8 +15,8 @@ Reading the list of built-in recipes imports no pass; loading a recipe imports t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -92,6 +92,16 @@ class Recipe:
         passes = [entry.plain() for entry in self.passes]
         learned = {} if self.learned_on is None else {"learned_on": asdict(self.learned_on)}
         return {"name": self.name, "summary": self.summary, **learned, "passes": passes}
+
+    def decided(self, options: Sequence[Mapping[str, Any]], data: str, model: str) -> Recipe:
+        """The same recipe with the options that its passes went by, and what they were learned on."""
+        passes = tuple(
+            replace(entry, options=type(entry.options).model_validate(given))
+            for entry, given in zip(self.passes, options, strict=True)
+        )
+        if passes == self.passes:
+            return self
+        return replace(self, passes=passes, learned_on=LearnedOn(data, model))
 
     def to_yaml(self) -> str:
         """The resolved recipe; :func:`parse_recipe` reads it back to an equal one."""

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from thresher.compiler.analysis.sites import Sites
+from thresher.compiler.contract import Context, PassResult
+from thresher.compiler.program import Program
 from thresher.passes.tokens.budget import Count
+from thresher.passes.tokens.learning.fit import fitted
+from thresher.passes.tokens.learning.train import Job, Learned, LearningOptions, learn
 from thresher.passes.tokens.methods import TokenReduction
-from thresher.passes.tokens.options import TokenOptions
+from thresher.passes.tokens.options import DEFAULT_FLOPS, TokenOptions
 from thresher.passes.tokens.score import ClassAttention, ReceivedAttention
 from thresher.passes.tokens.step import PruneMerge, Step
 
+UNLEARNED = "counts are shared out evenly, not learned: add --data DATA to learn them"
 
-class DiffRateOptions(TokenOptions):
-    """Options of DiffRate."""
+
+class DiffRateOptions(TokenOptions, LearningOptions):
+    """Options of DiffRate; those of learning count where a FLOPs budget meets data."""
+
+    learn: Annotated[bool, Field(description="with a FLOPs budget and data: learn the counts")] = (
+        True
+    )
 
     prune: Annotated[
         tuple[int, ...] | None,
@@ -31,6 +42,11 @@ class DiffRateOptions(TokenOptions):
             raise ValueError("prune has one entry for each of counts")
         return self
 
+    @property
+    def learns(self) -> bool:
+        """Whether the budget leaves the counts open."""
+        return self.learn and self.r is None and self.keep is None and self.counts is None
+
     def explicit(self) -> tuple[Count, ...] | None:
         if self.counts is None or self.prune is None:
             return super().explicit()
@@ -42,7 +58,8 @@ class DiffRate(TokenReduction[DiffRateOptions]):
     """Prune the tokens that the class token attends to least, merge the next ones into the rest.
 
     Chen et al., "DiffRate: Differentiable Compression Rate for Efficient Vision Transformers", ICCV
-    2023: the inference step, with the counts that the options give.  Models without a class token
+    2023.  Counts are those that the options give; with a FLOPs budget they are learned on data, and
+    without data shared out evenly.  Models without a class token
     are ranked by the attention that each token receives, and only merge, as the published
     CAFormer patch does.  Half pruned and half merged, without ``prune``, is thresher's own default.
     """
@@ -56,3 +73,43 @@ class DiffRate(TokenReduction[DiffRateOptions]):
         if sites.class_token is None:
             return PruneMerge(ReceivedAttention(), prunes=False)
         return PruneMerge(ClassAttention())
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        if not self.options.learns:
+            return super().run(program, context)
+        if context.data is None:
+            result = super().run(program, context)
+            return replace(result, details=result.details | {"note": UNLEARNED})
+        plan = self.plan(program)
+        if plan.cost is None or not plan.applied:
+            return super().run(program, context)
+        target = self.options.flops or DEFAULT_FLOPS
+        job = Job(program, plan.sites, plan.cost, target, self.options, context)
+        learned = learn(job)
+        found = fitted(learned, job)
+        explicit = self.options.model_copy(
+            update={"flops": None, "prune": found.prune, "counts": found.counts}
+        )
+        result = type(self)(explicit).run(program, context)
+        told = {"learning": _summary(learned), "note": _note(learned, context)}
+        return replace(result, details=result.details | told, options=explicit)
+
+
+def _summary(learned: Learned) -> dict[str, Any]:
+    """How it went, as plain data; the history is thinned to some sixty rows."""
+    every = max(1, len(learned.history) // 60)
+    return {
+        "loss": learned.loss,
+        "steps": learned.steps,
+        "flops_before_fitting": learned.share,
+        "history": learned.history[::every],
+    }
+
+
+def _note(learned: Learned, context: Context) -> str:
+    assert context.data is not None
+    judge = "its labels" if learned.loss == "labels" else "the dense model's outputs"
+    return (
+        f"counts learned on {context.data.name} by {judge} in {learned.steps} steps; they do not"
+        " transfer blindly to other data"
+    )

@@ -105,7 +105,8 @@ class MaskedForward(fx.Interpreter):
         site = self._by_attention.get(node)
         if site is not None and site.layer in self._policies:
             self._score = self._importance(weights.detach())
-        return weights.to(value.dtype) @ value
+        mixed: Tensor = weights.to(value.dtype) @ value
+        return mixed
 
     def _keys(self, attention: Attention, per_token: Tensor) -> Tensor:
         """``[B, N] -> [B, 1, 1, keys]``, without a prefix that the keys lack."""
