@@ -15,14 +15,12 @@ Reading the list of built-in recipes imports no pass; loading a recipe imports t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from thresher.compiler import marked, registry
+from thresher.compiler import built_in_recipes, marked, registry
 from thresher.compiler.errors import UsageError, nearest
 from thresher.compiler.marked import Marked
 
@@ -111,8 +109,8 @@ class Recipe:
 def built_in() -> dict[str, str]:
     """Names and summaries of the built-in recipes."""
     found = {}
-    for name in _built_in_names():
-        summary = marked.read(_built_in_text(name), name).at(["summary"]).data
+    for name in built_in_recipes.names():
+        summary = marked.read(built_in_recipes.text(name), name).at(["summary"]).data
         found[name] = str(summary)
     return found
 
@@ -127,11 +125,11 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: no such recipe, or a mistake in it; says where and what is meant instead.
     """
-    if isinstance(source, str) and source in _built_in_names():
-        return parse_recipe(_built_in_text(source), f"built-in recipe {source}", overrides)
+    if isinstance(source, str) and source in built_in_recipes.names():
+        return parse_recipe(built_in_recipes.text(source), f"built-in recipe {source}", overrides)
     path = Path(source)
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
-        hint = nearest(str(source), _built_in_names())
+        hint = nearest(str(source), built_in_recipes.names())
         raise UsageError(f"there is no recipe {str(source)!r}, neither built in nor a file{hint}")
     try:
         text = path.read_text(encoding="utf-8")
@@ -301,20 +299,3 @@ def _learned_on(value: Marked | None) -> LearnedOn | None:
 
 def _path(name: str, loc: Sequence[str | int]) -> str:
     return name + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc)
-
-
-def _built_in_names() -> list[str]:
-    """Names of the recipe files, with the folders that they lie in: ``"diffrate/deit-s@2.9g"``."""
-
-    def names(folder: Traversable, before: str) -> Iterator[str]:
-        for entry in folder.iterdir():
-            if entry.is_dir():
-                yield from names(entry, f"{before}{entry.name}/")
-            elif entry.name.endswith(".yaml"):
-                yield before + entry.name.removesuffix(".yaml")
-
-    return sorted(names(files("thresher.passes") / "recipes", ""))
-
-
-def _built_in_text(name: str) -> str:
-    return (files("thresher.passes") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
