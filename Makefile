@@ -18,7 +18,7 @@ test: lint
 	$(bin)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 slow: $(developers)
-	$(bin)/python -m pytest -m slow
+	$(bin)/python -m pytest -m slow $(PYTEST_ARGS)
 
 lint: $(developers)
 	$(bin)/ruff check .

@@ -40,7 +40,7 @@ def hash_score(base_seed: int = 0) -> Score:
 
     def score(layer: int, positions: Tensor) -> Tensor:
         seed = base_seed + 1000003 * layer
-        return (positions * 7919 + seed) % 65521 * 32749 % 65521
+        return ((positions * 7919 + seed) * 104729) % 65521
 
     return score
 

@@ -220,7 +220,7 @@ def _score(method: Method, x: Tensor, row: Tensor, layer: int, seed: int) -> Ten
     if method == "topk-norm":
         return x.square().sum(dim=-1).sqrt()
     i = torch.arange(x.shape[1])
-    hashed = (i * 7919 + seed + 1000003 * layer) % 65521 * 32749 % 65521
+    hashed = (i * 7919 + seed + 1000003 * layer) * 104729 % 65521
     return hashed.double().expand(len(x), -1)
 
 
