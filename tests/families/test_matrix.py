@@ -145,11 +145,12 @@ def test_refused_with_node_and_reason(name: str, method: str) -> None:
     assert all(r.node and r.reason for r in result.refused)
 
 
+QUICK = {"tome": 2, "evit-fuse": 4, "diffrate": 4}  # every second, every fourth family
 LOWERED = [
     pytest.param(
         f,
         m,
-        marks=() if m in ("tome", "evit-fuse", "diffrate") and i % 2 == 0 else pytest.mark.slow,
+        marks=() if QUICK.get(m) and i % QUICK[m] == 0 else pytest.mark.slow,
     )
     for i, f in enumerate(FAMILIES)
     for m in ("dense", *METHODS)
