@@ -49,18 +49,9 @@ def token_maps(program: Program, inputs: Mapping[str, torch.Tensor]) -> list[Tok
     """
     import thresher.kernels.ops  # noqa: F401
 
-    exported = program.exported
-    weights = {**exported.state_dict, **exported.constants}
-    given = {
-        spec.arg.name: weights[spec.target]
-        for spec in exported.graph_signature.input_specs
-        if spec.target
-    }
-    given |= dict(inputs)
-    order = [n.name for n in program.graph.nodes if n.op == "placeholder"]
-    recorder = _Recorder(exported.graph_module, {entry.node for entry in program.ledger})
+    recorder = _Recorder(program.exported.graph_module, {entry.node for entry in program.ledger})
     with torch.inference_mode():
-        recorder.run(*(given[name] for name in order))
+        recorder.run(*program.placeholder_values(inputs))
     return [
         TokenMap(
             entry,

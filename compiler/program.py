@@ -139,6 +139,17 @@ class Program:
         wanted = set(self.exported.graph_signature.user_inputs)
         return [n for n in self.graph.nodes if n.op == "placeholder" and n.name in wanted]
 
+    def placeholder_values(self, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Weights, constants and ``inputs`` as the graph takes them, in order; weights are detached."""
+        stored = {**self.exported.state_dict, **self.exported.constants}
+        given = {
+            spec.arg.name: stored[spec.target].detach()
+            for spec in self.exported.graph_signature.input_specs
+            if spec.target
+        }
+        given |= dict(inputs)
+        return [given[node.name] for node in self.graph.nodes if node.op == "placeholder"]
+
     def output_nodes(self) -> list[fx.Node]:
         """Nodes returned to the user, in order."""
         output = next(iter(reversed(self.graph.nodes)))

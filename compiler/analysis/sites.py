@@ -109,6 +109,23 @@ class Sites:
         find = self.axes.variables.find
         return any(find(v) in self.offsets for tensor in self.axes.tensors(node) for v in tensor)
 
+    def pools(self, node: fx.Node) -> bool:
+        """Whether a node is a mean over the tokens."""
+        if node.target is not torch.ops.aten.mean.dim:
+            return False
+        operand = node.args[0]
+        assert isinstance(operand, fx.Node)
+        dims = {d % operand.meta["val"].dim() for d in node.args[1]}  # type: ignore[union-attr]
+        return bool(dims & set(self.token_axes(operand)))
+
+    def pooling(self, node: fx.Node) -> tuple[int, int, bool]:
+        """Of a node that pools: its token axis, prefix tokens cut off before, whether the axis stays."""
+        operand = node.args[0]
+        assert isinstance(operand, fx.Node)
+        ((axis, offset),) = self.token_axes(operand).items()
+        keep = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
+        return axis, -offset, keep
+
 
 def dataflow(graph: fx.Graph) -> nx.DiGraph[fx.Node]:
     """The graph's data flow, nodes in program order."""

@@ -11,9 +11,11 @@ Two operators: in ``BipartiteMerge`` the staying sources leave in index order, i
 
 from __future__ import annotations
 
+from thresher.kernels.body import ROWS
 from thresher.kernels.operator import Operator
 
-_POSITIONS = """
+_POSITIONS = (
+    """
     # Positions: sources s0, s0 + 2, ...; targets d0, d0 + 2, ....
     i0 = Constant <value = int64 {0}> ()
     i1 = Constant <value = int64 {1}> ()
@@ -40,14 +42,9 @@ _POSITIONS = """
     everything = Range (i0, n, i1)
     sources = Slice (everything, s0v, end, v0, v2)
     targets = Slice (everything, d0v, end, v0, v2)
-
-    # Rows of the flattened batch: item b starts at b n.
-    bv = Shape <start = 0, end = 1> (x)
-    b = Squeeze (bv)
-    batch = Range (i0, b, i1)
-    batch_column = Unsqueeze (batch, last)
-    start = Mul (batch_column, nv)
 """
+    + ROWS
+)
 
 _MATCHING = """
     # Unit metric; the sum over heads as a product with ones is faster than ReduceMean.

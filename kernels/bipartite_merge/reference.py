@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from thresher.kernels.gather_tokens.reference import gather_tokens
+
 EPSILON = 1e-12  # a zero key gets similarity 0 to everything
 PADDING = 1e4  # beyond every cosine: padding merges first and is never chosen
 
@@ -51,12 +53,14 @@ def bipartite_merge(
     empty = total == 0
     share = torch.where(empty, 1.0, s_target) / torch.where(empty, 1.0, total)
     shares = joins * (s_merging[:, None, :] / torch.where(empty, 1.0, total)[:, :, None])
-    merged = share[..., None] * x[:, target].to(wide) + shares @ _rows(x, source[merging]).to(wide)
+    merged = share[..., None] * x[:, target].to(wide) + shares @ gather_tokens(
+        x, source[merging]
+    ).to(wide)
 
     prefix = torch.arange(protected, device=x.device).expand(batch, -1)
     passing = torch.cat([prefix, source[staying]], dim=1)
     kept = torch.cat([passing, target.expand(batch, -1)], dim=1)
-    y = torch.cat([_rows(x, passing), merged.to(x.dtype)], dim=1)
+    y = torch.cat([gather_tokens(x, passing), merged.to(x.dtype)], dim=1)
     out_size = torch.cat([size.gather(1, passing), total.to(size.dtype)], dim=1)
     slot = kept.new_empty(batch, tokens)
     slot.scatter_(1, kept, torch.arange(keep, device=x.device).expand(batch, -1))
@@ -115,7 +119,3 @@ def _match(
 
 def _every_second(start: int, end: int, like: Tensor) -> Tensor:
     return torch.arange(start, max(start, end), 2, device=like.device)
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))

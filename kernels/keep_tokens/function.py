@@ -5,9 +5,11 @@ The prefix gets the largest score there is, so that one ranking and one sort yie
 
 from __future__ import annotations
 
+from thresher.kernels.body import ROWS
 from thresher.kernels.operator import Operator
 
-_RANKING = """
+_RANKING = (
+    """
     i0 = Constant <value = int64 {0}> ()
     i1 = Constant <value = int64 {1}> ()
     v0 = Constant <value = int64[1] {0}> ()
@@ -23,15 +25,12 @@ _RANKING = """
     pads = Concat <axis = 0> (v0, pv, v0, v0)
     guarded = Pad (rest, pads, most)
     values, order = TopK <axis = 1> (guarded, nv)
-
-    # Rows of the flattened batch: item b starts at b n.
-    bv = Shape <start = 0, end = 1> (x)
-    b = Squeeze (bv)
-    batch = Range (i0, b, i1)
-    batch_column = Unsqueeze (batch, last)
-    start = Mul (batch_column, nv)
+"""
+    + ROWS
+    + """
     rows = Flatten <axis = 2> (x)
 """
+)
 
 _SLOT = """
     # Map.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from thresher.kernels.gather_tokens.reference import gather_tokens
+
 
 def keep_tokens(
     x: Tensor, score: Tensor, keep: int, protected: int, fuse: bool
@@ -35,11 +37,11 @@ def keep_tokens(
     kept = torch.cat([prefix, staying], dim=1)
     slot = kept.new_full((batch, tokens), -1)
     slot.scatter_(1, kept, torch.arange(kept.shape[1], device=x.device).expand(batch, -1))
-    y = _rows(x, kept)
+    y = gather_tokens(x, kept)
     if fuse:
         wide = torch.promote_types(x.dtype, torch.float32)
         weight = score.gather(1, dropped).to(wide)
-        fused = weight[:, None, :] @ _rows(x, dropped).to(wide)
+        fused = weight[:, None, :] @ gather_tokens(x, dropped).to(wide)
         y = torch.cat([y, fused.to(x.dtype)], dim=1)
         kept = torch.cat([kept, dropped[:, :1]], dim=1)
     return y, slot, kept
@@ -64,7 +66,3 @@ def fake(
         check(tokens, keep, protected, fuse)
     indices = x.new_empty(batch, tokens, dtype=torch.int64)
     return x.new_empty(batch, keep, width), indices, indices.new_empty(batch, keep)
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))

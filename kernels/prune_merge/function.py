@@ -8,9 +8,11 @@ matter and no reduction is needed.
 
 from __future__ import annotations
 
+from thresher.kernels.body import ROWS
 from thresher.kernels.operator import Operator
 
-_RANKING = """
+_RANKING = (
+    """
     i0 = Constant <value = int64 {0}> ()
     i1 = Constant <value = int64 {1}> ()
     v0 = Constant <value = int64[1] {0}> ()
@@ -37,13 +39,9 @@ _RANKING = """
     chosen = Slice (order, v0, kv, v1)
     kept, kept_order = TopK <axis = 1, largest = 0> (chosen, kv)
     joining = Slice (order, kv, cut, v1)
-
-    # Rows of the flattened batch: item b starts at b n.
-    bv = Shape <start = 0, end = 1> (x)
-    b = Squeeze (bv)
-    batch = Range (i0, b, i1)
-    batch_column = Unsqueeze (batch, last)
-    start = Mul (batch_column, nv)
+"""
+    + ROWS
+    + """
     rows = Flatten <axis = 2> (x)
     sizes = Reshape (size, last)
     kept_row = Add (kept, start)
@@ -53,6 +51,7 @@ _RANKING = """
     x_joining = Gather (rows, joining_row)
     s_joining = Gather (sizes, joining_row)
 """
+)
 
 _MATCHING = """
     # Best target of each joining token.  Where only the prefix stays, nothing joins, and its last

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from thresher.kernels.gather_tokens.reference import gather_tokens
+
 EPSILON = 1e-12  # a zero vector gets similarity 0 to everything
 PADDING = 1e4  # beyond every cosine: padding is chosen only where there is nothing else
 
@@ -53,7 +55,7 @@ def prune_merge(
     prefix = torch.arange(protected, device=x.device).expand(batch, -1)
     kept = torch.cat([prefix, staying], dim=1)
 
-    x_staying, x_joining = _rows(x, staying).to(wide), _rows(x, joining).to(wide)
+    x_staying, x_joining = gather_tokens(x, staying).to(wide), gather_tokens(x, joining).to(wide)
     s_staying, s_joining = size.gather(1, staying).to(wide), size.gather(1, joining).to(wide)
     cosine, into = _nearest(x_joining, x_staying, s_staying)
     joins = (into[:, None, :] == torch.arange(keep - protected, device=x.device)[:, None]).to(wide)
@@ -111,7 +113,3 @@ def _nearest(x: Tensor, targets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
 
 def _unit(x: Tensor) -> Tensor:
     return x / x.square().sum(-1, keepdim=True).sqrt().clamp(min=EPSILON)
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))

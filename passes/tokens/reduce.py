@@ -126,11 +126,7 @@ class Reduction:
         replace = {n: self._follow(n, version, node) for n in tokens if self._version(n) != version}
         if node.target is SDPA:
             self._attend(node, replace, version)
-        elif (
-            node.target is aten.mean.dim
-            and self.versions[version].size is not None
-            and self._pools(node)
-        ):
+        elif self.versions[version].size is not None and self.sites.pools(node):
             self._pool(node, version)
         else:
             self.rewriter.copy(node, replace, self._arguments(node, version, replace))
@@ -264,21 +260,13 @@ class Reduction:
         kwargs = {k: v for k, v in node.kwargs.items() if k != "attn_mask"}
         self.rewriter.call_like(node, (*args, new_mask, *rest), kwargs)
 
-    def _pools(self, node: fx.Node) -> bool:
-        operand = node.args[0]
-        assert isinstance(operand, fx.Node)
-        dims = {d % operand.meta["val"].dim() for d in node.args[1]}  # type: ignore[union-attr]
-        return bool(dims & set(self.sites.token_axes(operand)))
-
     def _pool(self, node: fx.Node, version: int) -> None:
         operand = node.args[0]
         assert isinstance(operand, fx.Node)
-        ((axis, offset),) = self.sites.token_axes(operand).items()
         size = self.versions[version].size
         assert size is not None
-        keep = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
         self.rewriter.map[node] = weighted_mean(
-            self.rewriter, self.rewriter.map[operand], size, axis, -offset, keep
+            self.rewriter, self.rewriter.map[operand], size, *self.sites.pooling(node)
         )
 
     # --- reducing and restoring ---------------------------------------------------------------

@@ -45,16 +45,19 @@ def add_log_size(rewriter: Rewriter, mask: fx.Node | None, size: fx.Node, like: 
     return rewriter.inline(bias, size) if mask is None else rewriter.inline(with_mask, size, mask)
 
 
+def size_weighted(
+    x: torch.Tensor, size: torch.Tensor, axis: int, prefix: int, keepdim: bool
+) -> torch.Tensor:
+    """Mean over the token axis, each token counted as often as its size; ``x`` lacks ``prefix`` tokens."""
+    weight = size[:, prefix:] if prefix else size
+    shape = [1] * x.dim()
+    shape[0], shape[axis] = x.shape[0], x.shape[axis]
+    weight = weight / weight.sum(dim=1, keepdim=True)
+    return (x * weight.reshape(shape).to(x.dtype)).sum(dim=axis, keepdim=keepdim)
+
+
 def weighted_mean(
     rewriter: Rewriter, x: fx.Node, size: fx.Node, axis: int, prefix: int, keepdim: bool
 ) -> fx.Node:
-    """Mean over the token axis, each token counted as often as its size; ``x`` lacks ``prefix`` tokens."""
-
-    def mean(x: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
-        weight = size[:, prefix:] if prefix else size
-        shape = [1] * x.dim()
-        shape[0], shape[axis] = x.shape[0], x.shape[axis]
-        weight = weight / weight.sum(dim=1, keepdim=True)
-        return (x * weight.reshape(shape).to(x.dtype)).sum(dim=axis, keepdim=keepdim)
-
-    return rewriter.inline(mean, x, size)
+    """:func:`size_weighted` as nodes of the graph."""
+    return rewriter.inline(lambda x, size: size_weighted(x, size, axis, prefix, keepdim), x, size)

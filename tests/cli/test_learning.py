@@ -24,7 +24,9 @@ def recipe(folder: Path) -> dict[str, object]:
 
 def test_learned_counts_become_a_recipe_and_a_picture(cli: Cli, made: Made, tmp_path: Path) -> None:
     out = tmp_path / "learned"
-    done = cli("optimize", SOURCE, *QUICK, "--set", "steps=4", "--data", made.data, "-o", out, "--json")
+    done = cli(
+        "optimize", SOURCE, *QUICK, "--set", "steps=4", "--data", made.data, "-o", out, "--json"
+    )
     assert done.code == 0, done.err
     (first, *_) = done.json["passes"]
     assert first["details"]["learning"]["loss"] == "labels"

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.export.graph_signature import InputKind
 
 from thresher.compiler.analysis.sites import SDPA, Attention, Sites
 from thresher.compiler.program import Program
-from thresher.passes.tokens.sizes import MASKED, visible
+from thresher.passes.tokens.sizes import MASKED, size_weighted, visible
 
 aten = torch.ops.aten
 
@@ -44,7 +43,6 @@ class MaskedForward(fx.Interpreter):
     def __init__(self, program: Program, sites: Sites) -> None:
         super().__init__(program.exported.graph_module)
         self.program, self.sites = program, sites
-        self._weights = _frozen(program)
         self._by_attention = {site.attention.node: site for site in sites.sites}
         self._by_stream = {site.stream: site for site in sites.sites}
         self._policies: Mapping[int, Policy] = {}
@@ -57,8 +55,7 @@ class MaskedForward(fx.Interpreter):
     ) -> dict[str, Tensor]:
         """Outputs by name; ``policies`` by block number, blocks without one keep all tokens."""
         self._policies, self._alive, self._size, self._score = policies, None, None, None
-        values = [inputs[name] if value is None else value for name, value in self._weights.items()]
-        results: Sequence[Tensor] = self.run(*values)
+        results: Sequence[Tensor] = self.run(*self.program.placeholder_values(inputs))
         names = [spec.name for spec in self.program.outputs]
         return dict(zip(names, results, strict=True))
 
@@ -162,26 +159,13 @@ class MaskedForward(fx.Interpreter):
     # --- pooling ------------------------------------------------------------------------------
 
     def _pools(self, node: fx.Node) -> bool:
-        if self._alive is None or node.target is not aten.mean.dim:
-            return False
-        operand = node.args[0]
-        assert isinstance(operand, fx.Node)
-        dims = {d % operand.meta["val"].dim() for d in node.args[1]}  # type: ignore[union-attr]
-        return bool(dims & set(self.sites.token_axes(operand)))
+        return self._alive is not None and self.sites.pools(node)
 
     def _pool(self, node: fx.Node) -> Tensor:
         assert self._alive is not None
-        operand = node.args[0]
-        assert isinstance(operand, fx.Node)
-        ((axis, offset),) = self.sites.token_axes(operand).items()
-        args, kwargs = self.fetch_args_kwargs_from_env(node)
-        x: Tensor = args[0]
-        weight = (self._sizes() * self._alive)[:, -offset:]
-        weight = weight / weight.sum(1, keepdim=True)
-        shape = [1] * x.dim()
-        shape[0], shape[axis] = x.shape[0], x.shape[axis]
-        keep = bool(args[2]) if len(args) > 2 else bool(kwargs.get("keepdim", False))
-        return (x * weight.reshape(shape)).sum(axis, keepdim=keep)
+        args, _ = self.fetch_args_kwargs_from_env(node)
+        axis, prefix, keep = self.sites.pooling(node)
+        return size_weighted(args[0], self._sizes() * self._alive, axis, prefix, keep)
 
 
 def _rank(score: Tensor, alive: Tensor, prefix: int) -> Tensor:
@@ -206,18 +190,3 @@ def _wide(value: Tensor) -> Tensor:
 
 def _additive(bias: Tensor) -> Tensor:
     return torch.where(bias, 0.0, MASKED) if bias.dtype == torch.bool else _wide(bias)
-
-
-def _frozen(program: Program) -> dict[str, Tensor | None]:
-    """Value of each placeholder by name, in order; None for the user's inputs."""
-    exported = program.exported
-    values: dict[str, Tensor | None] = {}
-    for spec in exported.graph_signature.input_specs:
-        if spec.kind is InputKind.USER_INPUT:
-            values[spec.arg.name] = None
-        else:
-            store = (
-                exported.state_dict if spec.target in exported.state_dict else exported.constants
-            )
-            values[spec.arg.name] = store[str(spec.target)].detach()
-    return values

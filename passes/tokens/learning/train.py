@@ -154,6 +154,7 @@ class _Training:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
         self.history: list[list[float]] = []
         self._resume()
+        self.chain = self._chain()
 
     def run(self) -> Learned:
         """Train until the counts settle or the steps are used up."""
@@ -166,31 +167,32 @@ class _Training:
             if self.step % SAVE_EVERY == 0:
                 self._save()
         self._save()
-        prune, counts, share = self._chain()
+        prune, counts, share = self.chain
         return Learned(tuple(prune), tuple(counts), share, self.loss_name, self.step, self.history)
 
     def _advance(self) -> None:
         inputs, labels = self._batch()
-        chain = self._counts()
-        policies = self._policies(chain)
+        counts = self._counts()
+        policies = self._policies(counts)
         outputs = self.forward.outputs(inputs, policies)
         dense = {} if self.loss_name == "labels" else self._dense(inputs)
         task = self.loss(outputs, dense, labels)
-        share = self.job.cost.share(self._behind(chain))
+        share = self.job.cost.share(self._behind(counts))
         total = task + WEIGHT * (share - self.job.target) ** 2
         self.optimizer.zero_grad()
         total.backward()
         assert self.logits.grad is not None
         workers.mean(self.logits.grad)
-        before = self._chain()[:2]
+        before = self.chain
         self.optimizer.step()
         self.rates.step()
         self.step += 1
-        prune, counts, cost = self._chain()
-        self.unchanged = self.unchanged + 1 if (prune, counts) == before else 0
-        row = [float(task.detach()), float(cost), *map(float, counts)]
+        self.chain = self._chain()
+        self.unchanged = self.unchanged + 1 if self.chain == before else 0
+        _, tokens, cost = self.chain
+        row = [float(task.detach()), cost, *map(float, tokens)]
         self.history.append(row)
-        self._tell(row[0], cost, counts)
+        self._tell(row[0], cost, tokens)
 
     # --- data ---------------------------------------------------------------------------------
 
@@ -228,7 +230,7 @@ class _Training:
 
     def _policies(self, counts: Tensor) -> dict[int, Policy]:
         chance = survival.survival(self.logits, self.choices, self.job.patches)
-        masks = survival.mask(chance, survival.kept(self.logits, self.choices))
+        masks = survival.mask(chance, counts)
         policies = {}
         for row, index in enumerate(self.job.layers):
             pruned, kept = (int(c) for c in counts[row].detach())
@@ -270,7 +272,7 @@ class _Training:
     def _settled(self) -> bool:
         if self.unchanged < self.job.options.patience:
             return False
-        return abs(self._chain()[2] - self.job.target) <= SETTLED
+        return abs(self.chain[2] - self.job.target) <= SETTLED
 
     # --- state --------------------------------------------------------------------------------
 
