@@ -10,7 +10,7 @@ import typer
 
 from thresher.cli import options
 from thresher.cli.console import Progress, progress, say, show, show_json, table
-from thresher.cli.opening import Watched, axis_sizes, open_data, open_program
+from thresher.cli.opening import Watched, axis_sizes, open_data, open_learning, open_program
 from thresher.cli.optimize import answers_with_classes
 from thresher.cli.profile import NEGATIVE
 from thresher.compiler.errors import RefusedError, UsageError
@@ -47,6 +47,7 @@ def compare(
             "--control/--no-control", help="Add random dropping, which a method has to beat."
         ),
     ] = True,
+    learn_data: options.LearnData = None,
     limit: options.Limit = None,
     max_drop: Annotated[
         float | None,
@@ -78,7 +79,8 @@ def compare(
     """Reduce a model by several methods at several budgets; score and time all of them.
 
     Differences are paired, with standard errors. Data without class labels is scored by agreement
-    with the dense model. A method that refuses the model is a row that says why.
+    with the dense model. A method that refuses the model is a row that says why. No method sees the
+    data that it is scored on: one that learns does so on --learn-data.
     """
     names, shares = options.listed(methods, "--methods"), options.shares(flops, "--flops")
     sizes, wishes = axis_sizes(size), options.wishes(weights, resolution, length)
@@ -102,7 +104,7 @@ def compare(
         quality = _Quality(dense, dataset, limit, logits, tell)
         if max_drop is not None and not quality.labelled:
             raise UsageError(f"--max-drop needs class labels, and {quality.lack}: leave it out")
-        passes = Context(seed=seed, data=dataset, progress=tell)
+        passes = Context(seed, open_learning(learn_data, data, dense), progress=tell)
         made = variants(dense, names, shares, passes, control=control)
         _demand_one(made, source)
         found = measure(

@@ -104,6 +104,19 @@ def open_data(spec: str | None, told: Told, outputs: Sequence[Spec]) -> Dataset 
     return open_dataset(spec, told.preprocessing, labels=told.labels, classes=classes)
 
 
+def open_learning(spec: str | None, judged: str | None, program: Program) -> Dataset | None:
+    """The data that ``--learn-data`` names, beside the data that the result is judged on.
+
+    Raises:
+        UsageError: no such data, or the same as ``judged``.
+    """
+    if spec is not None and judged is not None and Path(spec).resolve() == Path(judged).resolve():
+        raise UsageError(
+            f"--learn-data and --data are both {spec}: what was learned from cannot judge"
+        )
+    return open_data(spec, program.info, program.outputs)
+
+
 class Watched:
     """A dataset whose batches move a progress bar; labels that are no classes are left out.
 

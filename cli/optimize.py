@@ -12,7 +12,7 @@ import typer
 
 from thresher.cli import options
 from thresher.cli.console import progress, say, show, show_json
-from thresher.cli.opening import RECIPE, Watched, open_data, open_program
+from thresher.cli.opening import RECIPE, Watched, open_data, open_learning, open_program
 from thresher.cli.passes import as_json, foreseen, foresight, pass_table, warn
 from thresher.compiler.errors import UsageError, VerdictError
 
@@ -33,6 +33,7 @@ def optimize(
     flops: options.Flops = None,
     speedup: options.Speedup = None,
     data: options.Data = None,
+    learn_data: options.LearnData = None,
     limit: options.Limit = None,
     max_drop: options.MaxDrop = None,
     weights: options.Weights = None,
@@ -70,17 +71,18 @@ def optimize(
         warn(chosen)
         dense = open_program(source, options.wishes(weights, resolution, length), tell)
         dataset = open_data(data, dense.info, dense.outputs)
+        learned_on = open_learning(learn_data, data, dense) or dataset
         if threads is not None:
             torch.set_num_threads(threads)
         unfinished = output.with_name(f"{output.name}.unfinished")
-        context = Context(seed, dataset, progress=tell, dump_dir=dump_dir, checkpoints=unfinished)
+        context = Context(seed, learned_on, progress=tell, dump_dir=dump_dir, checkpoints=unfinished)
         with kept_when_interrupted(unfinished):
             reduced = run(dense, chosen, context, observe=reports.append)
         if workers.rank() != 0:
             return  # the first process of a torchrun writes for all
-        if dataset is not None:
+        if learned_on is not None:
             ran = [report.record.options for report in reports]
-            chosen = chosen.decided(ran, dataset.name, source)
+            chosen = chosen.decided(ran, learned_on.name, source)
         quality = None
         if dataset is not None:
             count = limit or (None if max_drop is not None else GLANCE)

@@ -182,6 +182,14 @@ _DATA = typer.Option(
 )
 Data = Annotated[str | None, _DATA]
 DemandedData = Annotated[str, _DATA]
+LearnData = Annotated[
+    str | None,
+    typer.Option(
+        "--learn-data",
+        metavar="DATA",
+        help="Other data, for passes that learn (diffrate); --data then only judges.",
+    ),
+]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="What to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an older output.")]
 Target = Annotated[str, typer.Option(help="Back end: cpu or openvino.")]

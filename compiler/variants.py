@@ -7,7 +7,7 @@ own, or takes none, is made once as it is; all others once for each share of the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ class Variant:
         asked: share of the dense multiply-accumulates asked for; None: the method's own budget.
         share: share that is spent.
         tokens: counts at the input and after each block.
+        note: what the passes want to be said about it.
     """
 
     method: str
@@ -40,6 +41,7 @@ class Variant:
     refused: str | None = None
     share: float | None = None
     tokens: tuple[int, ...] = ()
+    note: str = ""
 
     @property
     def name(self) -> str:
@@ -123,13 +125,12 @@ def _recipe(method: str, overrides: Sequence[str]) -> Recipe:
 
 
 def _reduce(program: Program, recipe: Recipe, variant: Variant, context: Context) -> Variant:
-    from thresher.compiler.contract import silent
     from thresher.compiler.pipeline import run
 
     lenient = tuple(dataclasses.replace(entry, allow_zero=True) for entry in recipe.passes)
     recipe = dataclasses.replace(recipe, passes=lenient)
     try:
-        made = run(program, recipe, dataclasses.replace(context, progress=silent))
+        made = run(program, recipe, context)
     except ThresherError as error:
         return dataclasses.replace(variant, refused=str(error))
     records = made.history[len(program.history) :]
@@ -141,7 +142,15 @@ def _reduce(program: Program, recipe: Recipe, variant: Variant, context: Context
         program=made,
         share=told[-1]["macs"] / told[0]["dense_macs"],
         tokens=tuple(told[-1]["tokens"]),
+        note="; ".join(_notes(recipe, told)),
     )
+
+
+def _notes(recipe: Recipe, told: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What a reader of the result has to know."""
+    if recipe.learned_on is not None:
+        yield recipe.learned_on.warning()
+    yield from (details["note"] for details in told if "note" in details)
 
 
 def _told(records: Sequence[PassRecord]) -> list[dict[str, Any]]:

@@ -61,6 +61,7 @@ class Row:
     refused: str | None = None
     share: float | None = None
     tokens: tuple[int, ...] = ()
+    note: str = ""
     ideal: float | None = None
     scores: tuple[Score, ...] = ()
     time: Timing | None = None
@@ -248,6 +249,7 @@ def _row(entry: _Entry, entries: Sequence[_Entry], control: str, seed: int) -> R
         row,
         share=variant.share,
         tokens=variant.tokens,
+        note=variant.note,
         ideal=ideal,
         scores=_scores(entry, dense, _control(entry, entries, control), seed),
         time=entry.time,

@@ -42,6 +42,7 @@ class Report:
         """Refusals, the verdict, what numbers mean, and the conditions."""
         found = self.found
         said = [f"{row.name}: refused, {row.refused}" for row in found.rows if row.refused]
+        said += [f"{row.name}: {row.note}" for row in found.rows if row.note]
         if self.verdict is not None:
             said.append(self.verdict.sentence)
         if found.rows[0].scores:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ BLOCK = re.compile(
     r"^(?:<!-- (?P<mark>[^\n]*?) -->\n+)?```(?P<kind>\w*)[^\n]*\n(?P<text>.*?)^```$", re.M | re.S
 )
 LINK = re.compile(r"\[[^\]]*\]\((?!\w+:|#)([^)#\s]+)")
-SECONDS = 600
+SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -62,26 +63,39 @@ def command(block: Block) -> list[str]:
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if runnable(d)], ids=lambda d: d.name)
 def test_commands_and_examples_run(document: Path, tmp_path: Path) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "COLUMNS": "100"}
+    stacks = {"PYTHONFAULTHANDLER": "1"}  # shown when a command hangs
+    environment = {**os.environ, **stacks, "PATH": path, "COLUMNS": "100"}
     for block in blocks(document):
         saved = block.option("file")
         if saved is not None:
             (tmp_path / saved).write_text(block.text)
         elif block.kind in ("sh", "python") and block.option("not run") is None:
-            done = subprocess.run(
-                command(block),
-                cwd=tmp_path,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=SECONDS,
-                check=False,
-            )
+            code, out, err = ended(command(block), tmp_path, environment)
             expected = int(block.option("exits") or 0)
-            assert done.returncode == expected, (
-                f"{document.name}:{block.line} ended with {done.returncode}\n"
-                f"{block.text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+            assert code == expected, (
+                f"{document.name}:{block.line} ended with {code}\n"
+                f"{block.text}\n{out[-2000:]}\n{err[-4000:]}"
             )
+
+
+def ended(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str, str]:
+    """Exit code and output of a command; one that hangs is aborted with all that it started."""
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGABRT)
+            out, err = process.communicate()
+    return process.returncode, out, err
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)

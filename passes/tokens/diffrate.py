@@ -12,13 +12,14 @@ from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.program import Program
 from thresher.passes.tokens.budget import Count
 from thresher.passes.tokens.learning.fit import fitted
-from thresher.passes.tokens.learning.train import Job, Learned, LearningOptions, learn
+from thresher.passes.tokens.learning.job import Job, Learned, LearningOptions
+from thresher.passes.tokens.learning.train import learn
 from thresher.passes.tokens.methods import TokenReduction
 from thresher.passes.tokens.options import DEFAULT_FLOPS, TokenOptions
 from thresher.passes.tokens.score import ClassAttention, ReceivedAttention
 from thresher.passes.tokens.step import PruneMerge, Step
 
-UNLEARNED = "counts are shared out evenly, not learned: add --data DATA to learn them"
+UNLEARNED = "counts are shared out evenly, not learned: give data to learn from"
 
 
 class DiffRateOptions(TokenOptions, LearningOptions):

