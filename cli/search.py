@@ -14,7 +14,7 @@ import typer
 from thresher.cli import options
 from thresher.cli.board import Board
 from thresher.cli.console import Progress, progress, say, show, show_json
-from thresher.cli.opening import open_data, open_program
+from thresher.cli.opening import axis_sizes, open_data, open_program
 from thresher.cli.optimize import answers_with_classes
 from thresher.cli.profile import NEGATIVE
 from thresher.compiler.errors import UsageError, nearest
@@ -86,6 +86,7 @@ def search(
     weights: options.Weights = None,
     resolution: options.Resolution = None,
     length: options.Length = None,
+    size: options.Size = None,
     threads: options.Threads = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the halves and of the proposals.")] = 0,
     json: options.Json = False,
@@ -114,9 +115,8 @@ def search(
             if flops is None and speedup is None and strategy != LOSSLESS:
                 flops = DEFAULT_FLOPS
             demands = Demands(flops, speedup, share_of(max_drop), share_of(tolerance))
-            setting = Setting(
-                target, precision, batch, threads or default_threads(), cost, rounds, seed
-            )
+            count, sizes = threads or default_threads(), axis_sizes(size)
+            setting = Setting(target, precision, batch, count, cost, rounds, seed, sizes)
             dense = open_program(source, options.wishes(weights, resolution, length), tell)
             bench = bench_of(dense, method, settings or [], data, limit, setting, tell)
             chosen = strategy_of(strategy, bench, demands)

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,13 +44,16 @@ class Setting:
     cost: str
     rounds: int
     seed: int
+    sizes: Mapping[str, int] = field(default_factory=dict)  # of symbolic axes when timing
 
     @property
     def text(self) -> str:
         """Where candidates run."""
         if self.cost == "flops":
             return "eager torch"
-        return f"{self.target} {self.precision}, batch {self.batch}"
+        axes = [("batch", self.batch), *self.sizes.items()]
+        sizes = ", ".join(f"{name} {size}" for name, size in axes)
+        return f"{self.target} {self.precision}, {sizes}"
 
 
 class Bench:
@@ -94,7 +97,7 @@ class Bench:
 
     def recipe(self, counts: Counts | None) -> Recipe:
         """The method's recipe with these counts."""
-        given = [] if counts is None else [f"counts={list(counts)}"]
+        given = [] if counts is None else [self.space.option(counts)]
         return load_recipe(self.method, [*self.settings, *given])
 
     def __call__(self, counts: Counts) -> Outcome:
@@ -164,6 +167,7 @@ class Bench:
             batches=[self.setting.batch],
             threads=self.setting.threads,
             plan=Plan(rounds=rounds, warm_up=10),
+            sizes=self.setting.sizes,
             memory=False,
         ).timings[1]
         ratio = found.speedup
@@ -174,7 +178,7 @@ class Bench:
         """Energy of a run, relative to the dense model's just before."""
         if not self.zones:
             return None
-        feeds = batch_inputs(candidate, self.setting.batch, None)
+        feeds = batch_inputs(candidate, self.setting.batch, self.setting.sizes)
         dense, found = (
             joules(partial(model.run, feeds), self.zones) for model in (self.dense, candidate)
         )
@@ -184,7 +188,7 @@ class Bench:
         """Seconds that timing one candidate takes: each visit is one untimed run and one timed."""
         if self.setting.cost == "flops":
             return 0.0
-        feeds = batch_inputs(self.dense, self.setting.batch, None)
+        feeds = batch_inputs(self.dense, self.setting.batch, self.setting.sizes)
         start = time.perf_counter()
         self.dense.run(feeds)
         return 4 * self.setting.rounds * (time.perf_counter() - start)

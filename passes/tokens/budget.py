@@ -238,7 +238,7 @@ def spaced(sites: int) -> tuple[int, ...]:
     return tuple(sorted({sites // 4, sites // 2, 3 * sites // 4}))
 
 
-def at(layers: Sequence[int], counts: Sequence[Count], sites: int) -> Schedule:
+def at(layers: Sequence[int], counts: Sequence[Count | None], sites: int) -> Schedule:
     """Place counts at the given sites."""
     placed = dict(zip(layers, counts, strict=True))
     return tuple(placed.get(i) for i in range(sites))

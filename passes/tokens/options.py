@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -14,6 +15,7 @@ from thresher.compiler.errors import UsageError
 from thresher.passes.tokens import budget
 from thresher.passes.tokens.budget import Count, Limits, Schedule
 
+Share = Annotated[float, Field(gt=0, le=1)]
 DEFAULT_FLOPS = 0.65
 BUDGETS = ("r", "keep", "counts", "flops")
 
@@ -27,7 +29,8 @@ class TokenOptions(Options):
         Field(ge=-1, le=1, description="with r: -1 removes more early, +1 more late, 0 evenly"),
     ] = 0.0
     keep: Annotated[
-        float | None, Field(gt=0, le=1, description="share of the tokens to keep at each site")
+        Share | tuple[Share, ...] | None,
+        Field(description="share of the tokens to keep at each site; a list has one per block"),
     ] = None
     counts: Annotated[
         tuple[int, ...] | None, Field(description="tokens after each block, prefix tokens included")
@@ -87,8 +90,11 @@ def schedule(
     explicit = options.explicit()
     if explicit is not None:
         return _explicit(explicit, sites, limits, options.multiple)
+    if isinstance(options.keep, tuple):
+        return rounded(_shares(options.keep, _one_each(options, total), total, limits))
     if options.keep is not None:
-        return rounded(_shares(options.keep, _layers(options, total, spaced=True), total, limits))
+        layers = _layers(options, total, spaced=True)
+        return rounded(_shares([options.keep] * len(layers), layers, total, limits))
     if options.r is not None:
         removed = budget.linear(options.r, options.inflect, total)
         layers = _layers(options, total, spaced=False)
@@ -103,7 +109,7 @@ def schedule(
     if by_share:
         return budget.share_out(
             target,
-            lambda s: rounded(_shares(s, layers, total, limits)),
+            lambda s: rounded(_shares([s] * len(layers), layers, total, limits)),
             relative,
             1.0,
             least + 1e-3,
@@ -129,16 +135,27 @@ def _layers(options: TokenOptions, total: int, *, spaced: bool) -> tuple[int, ..
     return tuple(sorted(set(options.layers)))
 
 
-def _shares(value: float, layers: tuple[int, ...], total: int, limits: Limits) -> Schedule:
-    if limits.halves and value < 0.5:
+def _one_each(options: TokenOptions, total: int) -> tuple[int, ...]:
+    """All blocks, for a list of shares."""
+    assert isinstance(options.keep, tuple)
+    if options.layers is not None:
+        raise UsageError("keep has one share per block and layers chooses blocks: give one of them")
+    if len(options.keep) != total:
         raise UsageError(
-            f"keep={value:g} is too little: merging in pairs leaves at least half of the tokens at a site"
+            f"keep has {len(options.keep)} entries and the model has {total} sites: give one per site"
         )
-    return (
-        budget.at(layers, [budget.share(value)] * len(layers), total)
-        if value < 1
-        else (None,) * total
-    )
+    return tuple(range(total))
+
+
+def _shares(
+    values: Sequence[float], layers: tuple[int, ...], total: int, limits: Limits
+) -> Schedule:
+    if limits.halves and min(values, default=1.0) < 0.5:
+        raise UsageError(
+            f"keep={min(values):g} is too little: merging in pairs leaves at least half of the tokens"
+            " at a site"
+        )
+    return budget.at(layers, [budget.share(s) if s < 1 else None for s in values], total)
 
 
 def _removals(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,14 +12,20 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests.compiler.toys import Block, Toy, traced
 from tests.search.toys import fixed, outcome, realisable, spaces, toy
+from thresher.compiler.contract import Context
 from thresher.compiler.errors import VerdictError
+from thresher.compiler.pipeline import run
+from thresher.compiler.recipe import load_recipe
+from thresher.passes.tokens import budget
 from thresher.passes.tokens.budget import Limits
+from thresher.passes.tokens.methods import Tome, TomeOptions
 from thresher.passes.tokens.search.gsearch import GSearch
 from thresher.passes.tokens.search.outcome import Counts, Outcome
 from thresher.passes.tokens.search.perlayer import PerLayer
 from thresher.passes.tokens.search.psigmoid import PSigmoid
-from thresher.passes.tokens.search.space import Space
+from thresher.passes.tokens.search.space import Space, space_of
 from thresher.passes.tokens.search.strategy import ABOVE, BELOW, Budget, Strategy
 from thresher.passes.tokens.search.study import Study
 
@@ -151,3 +159,28 @@ def test_a_known_optimum_is_approached(
     nearest = min(map(far, known))
     assert len(known) > 20
     assert nearest < far(constant) / 3
+
+
+@given(spaces(), st.data())
+def test_a_dynamic_length_asks_by_shares_for_the_same_counts(
+    space: Space, data: st.DataObject
+) -> None:
+    assume(not (space.limits.halves and space.limits.extra))  # no method does both
+    wanted = data.draw(
+        st.lists(st.integers(0, space.tokens), min_size=space.sites, max_size=space.sites)
+    )
+    counts = space.clamp(wanted)
+    name, _, shares = replace(space, dynamic=True).option(counts).partition("=")
+    asked = [budget.share(value) if value < 1 else None for value in json.loads(shares)]
+    assert name == "keep"
+    assert tuple(budget.resolve(asked, space.tokens, space.limits)) == counts
+
+
+def test_a_dynamic_model_is_reduced_as_its_vector_says() -> None:
+    program = traced(Toy(Block(), Block(), Block()), dynamic=True)
+    space = space_of(program, Tome(TomeOptions()))
+    counts = space.clamp([9, 9, 6])
+    recipe = load_recipe("tome", [space.option(counts)])
+    details = run(program, recipe, Context()).history[-2].details
+    assert details["tokens"] == [space.tokens, *counts]
+    assert details["macs"] / details["dense_macs"] == pytest.approx(space.share(counts))

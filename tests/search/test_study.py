@@ -184,6 +184,17 @@ def test_a_trial_of_a_dead_process_is_done_again(tmp_path: Path) -> None:
     assert found == [1, 2, 3]
 
 
+def test_a_trial_whose_process_died_before_it_signed_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(an_url(tmp_path), "s", IDENTITY)
+    study._study.ask()
+    monkeypatch.setattr("thresher.passes.tokens.search.study.LOST", 0.0)
+    found: list[int] = []
+    study.run(sigmoid(), objective, 2, lambda n, *_: found.append(n))
+    assert found == [1, 2]
+
+
 def test_a_trial_under_way_elsewhere_counts(tmp_path: Path) -> None:
     """Of three wanted trials another, living process has one: two are left, and it is waited for."""
     study = Study(an_url(tmp_path), "s", IDENTITY)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+from thresher.compiler.analysis.axes import hint_of
 from thresher.compiler.analysis.cost import cost_model
 from thresher.compiler.analysis.sites import find_sites
-from thresher.compiler.errors import RefusedError, UsageError, VerdictError
+from thresher.compiler.errors import RefusedError, VerdictError
 from thresher.compiler.program import Program
 from thresher.passes.tokens.budget import BISECTIONS, Count, Limits, resolve
 from thresher.passes.tokens.methods import TokenReduction
@@ -21,13 +23,15 @@ Family = Callable[[float], Counts]
 class Space:
     """Non-increasing counts behind the ``sites`` sites of a model of ``tokens`` tokens.
 
-    ``share`` gives the multiply-accumulates of a vector, relative to the dense model's.
+    ``share`` gives the multiply-accumulates of a vector, relative to the dense model's.  A
+    ``dynamic`` model has ``tokens`` as traced; its vectors become shares of what comes.
     """
 
     tokens: int
     sites: int
     limits: Limits
     share: Callable[[Sequence[int]], float]
+    dynamic: bool = False
 
     @property
     def dense(self) -> Counts:
@@ -48,6 +52,21 @@ class Space:
         """Counts of keep rates in [0, 1], each a share of the unprotected input tokens."""
         fixed = self.limits.protected + self.limits.extra
         return self.clamp([fixed + int(rate * (self.tokens - fixed)) for rate in rates])
+
+    def option(self, counts: Counts) -> str:
+        """The method's option that asks for a vector, as ``option=value``.
+
+        Shares are rounded down to thousandths: ``ceil`` then gives back the counts exactly for up to
+        a thousand tokens.
+        """
+        if not self.dynamic:
+            return f"counts={list(counts)}"
+        prefix, fixed = self.limits.protected, self.limits.protected + self.limits.extra
+        shares = []
+        for before, after in pairwise((self.tokens, *counts)):
+            part = 1000 * (after - fixed) // max(1, before - prefix)
+            shares.append(1.0 if after == before else max(1, part) / 1000)
+        return f"keep={shares}"
 
     def gentlest(self, family: Family, budget: float, gentle: float, harsh: float) -> float:
         """The parameter nearest to ``gentle`` whose member of a family costs at most ``budget``.
@@ -83,7 +102,6 @@ def space_of(program: Program, method: TokenReduction[Any]) -> Space:
 
     Raises:
         RefusedError: the method applies nowhere.
-        UsageError: the number of tokens is not fixed.
     """
     sites = find_sites(program)
     if not sites.sites:
@@ -95,14 +113,11 @@ def space_of(program: Program, method: TokenReduction[Any]) -> Space:
     objection = step.objection(sites)
     if objection:
         raise RefusedError(f"{method.name} cannot work on this model: {objection}")
-    if not isinstance(sites.tokens, int):
-        raise UsageError(
-            "a search needs a fixed input length and this model's is dynamic: add --length N"
-        )
     cost = cost_model(program.graph, sites)
     return Space(
-        tokens=sites.tokens,
+        tokens=hint_of(sites.tokens),
         sites=len(sites.sites),
         limits=step.limits(sites.protected),
         share=lambda counts: cost.macs(counts) / cost.dense,
+        dynamic=not isinstance(sites.tokens, int),
     )

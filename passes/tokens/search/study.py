@@ -162,7 +162,8 @@ class Study:
         """Whether a trial is under way in a process that can still be at work."""
         if trial.state != self._optuna.trial.TrialState.RUNNING:
             return False
-        host, process, begun = trial.user_attrs.get(WORKER, ("", 0, time.time()))
+        unsigned = ("", 0, trial.datetime_start.timestamp())  # its process may have died at once
+        host, process, begun = trial.user_attrs.get(WORKER, unsigned)
         return _exists(process) if host == self._host else time.time() - begun < LOST
 
     def _trials(self) -> list[Any]:
