@@ -61,11 +61,11 @@ class Row:
     refused: str | None = None
     share: float | None = None
     tokens: tuple[int, ...] = ()
-    note: str = ""
     ideal: float | None = None
     scores: tuple[Score, ...] = ()
     time: Timing | None = None
     realised: float | None = None
+    note: str = ""
 
     @property
     def name(self) -> str:

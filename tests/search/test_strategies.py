@@ -171,7 +171,7 @@ def test_a_dynamic_length_asks_by_shares_for_the_same_counts(
     )
     counts = space.clamp(wanted)
     name, _, shares = replace(space, dynamic=True).option(counts).partition("=")
-    asked = [budget.share(value) if value < 1 else None for value in json.loads(shares)]
+    asked = tuple(budget.share(value) if value < 1 else None for value in json.loads(shares))
     assert name == "keep"
     assert tuple(budget.resolve(asked, space.tokens, space.limits)) == counts
 
