@@ -75,7 +75,9 @@ def optimize(
         if threads is not None:
             torch.set_num_threads(threads)
         unfinished = output.with_name(f"{output.name}.unfinished")
-        context = Context(seed, learned_on, progress=tell, dump_dir=dump_dir, checkpoints=unfinished)
+        context = Context(
+            seed, learned_on, progress=tell, dump_dir=dump_dir, checkpoints=unfinished
+        )
         with kept_when_interrupted(unfinished):
             reduced = run(dense, chosen, context, observe=reports.append)
         if workers.rank() != 0:

@@ -11,7 +11,6 @@ from thresher.compiler.analysis.sites import Sites
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.program import Program
 from thresher.passes.tokens.budget import Count
-from thresher.passes.tokens.learning.fit import fitted
 from thresher.passes.tokens.learning.job import Job, Learned, LearningOptions
 from thresher.passes.tokens.learning.train import learn
 from thresher.passes.tokens.methods import TokenReduction
@@ -87,9 +86,8 @@ class DiffRate(TokenReduction[DiffRateOptions]):
         target = self.options.flops or DEFAULT_FLOPS
         job = Job(program, plan.sites, plan.cost, target, self.options, context)
         learned = learn(job)
-        found = fitted(learned, job)
         explicit = self.options.model_copy(
-            update={"flops": None, "prune": found.prune, "counts": found.counts}
+            update={"flops": None, "prune": learned.prune, "counts": learned.counts}
         )
         result = type(self)(explicit).run(program, context)
         told = {"learning": _summary(learned), "note": _note(learned, context)}
@@ -102,7 +100,8 @@ def _summary(learned: Learned) -> dict[str, Any]:
     return {
         "loss": learned.loss,
         "steps": learned.steps,
-        "flops_before_fitting": learned.share,
+        "flops_before_fitting": learned.history[-1][1],
+        "gain": learned.gain,
         "history": learned.history[::every],
     }
 
@@ -110,6 +109,11 @@ def _summary(learned: Learned) -> dict[str, Any]:
 def _note(learned: Learned, context: Context) -> str:
     assert context.data is not None
     judge = "its labels" if learned.loss == "labels" else "the dense model's outputs"
+    if not learned.gain:
+        return (
+            f"even counts: {learned.steps} steps of learning on {context.data.name} by {judge} found"
+            " none with a lower loss"
+        )
     return (
         f"counts learned on {context.data.name} by {judge} in {learned.steps} steps; they do not"
         " transfer blindly to other data"

@@ -132,6 +132,28 @@ def test_symbolic_counts_are_those_of_the_numbers(
         assert counts_of(result.program, length) == wanted
 
 
+@pytest.mark.parametrize("program", [STATIC, DYNAMIC], ids=["fixed", "dynamic"])
+def test_a_share_for_each_block(program: Program) -> None:
+    result = TopkNorm(TokenOptions(keep=(0.75, 1.0, 0.5)))(program, Context())
+    assert result.details["schedule"] == ["0.75", "", "0.5"]
+    length, prefix = (32, 1) if program is STATIC else (64, 0)
+    left = [ceil(share * length) + prefix for share in (0.75, 0.375)]
+    assert counts_of(result.program, length) == left
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"keep": (0.9, 0.8)}, "keep has 2 entries and the model has 3 sites"),
+        ({"keep": (0.9, 0.8, 0.7), "layers": (1,)}, "keep has one share per block and layers"),
+        ({"keep": (0.9, 0.4, 0.7)}, "keep=0.4 is too little: merging in pairs"),
+    ],
+)
+def test_shares_that_do_not_fit(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Tome(TomeOptions(**options)).plan(STATIC)
+
+
 def test_a_list_that_is_not_monotone_is_clamped_and_emits_nothing_where_nothing_changes() -> None:
     given = DiffRateOptions(prune=(33, 28, 30), counts=(33, 26, 29))
     result = DiffRate(given)(STATIC, Context())

@@ -35,7 +35,8 @@ class Learned:
 
     ``prune`` and ``counts`` are the tokens behind each site after pruning and after merging, prefix
     included; ``share`` is their cost over the dense one; ``loss`` names what was minimised; each
-    row of ``history`` is the task's loss, the cost and the counts of one step.
+    row of ``history`` is the task's loss, the cost and the counts of one step; ``gain`` is how much
+    lower the loss is than with even counts of the same cost.
     """
 
     prune: tuple[int, ...]
@@ -44,6 +45,7 @@ class Learned:
     loss: str
     steps: int
     history: list[list[float]]
+    gain: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ they set out from even counts that already cost what was asked.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from thresher.compiler import workers
 from thresher.compiler.contract import Dataset
 from thresher.compiler.errors import UsageError
 from thresher.passes.tokens.learning import checkpoint, survival
-from thresher.passes.tokens.learning.fit import even
+from thresher.passes.tokens.learning.fit import even, fitted
 from thresher.passes.tokens.learning.job import Job, Learned
 from thresher.passes.tokens.learning.loss import choose
 from thresher.passes.tokens.learning.masked import MaskedForward, Policy
@@ -30,14 +31,20 @@ WEIGHT = 106.0  # lambda of the cost term, see above
 TRAVEL = 20.0  # learning rate x steps: 3,750 steps at a mean rate of 0.0055
 SETTLED = 0.005  # share of the dense cost that F may be off when the counts have settled
 SAVE_EVERY = 25  # steps between checkpoints
+CHECKED = 1024  # items on which what was learned has to beat even counts
+UNSEEN = 10_000  # epoch number of their order, which no training reaches
 
 
 def learn(job: Job) -> Learned:
-    """Learn the counts of a Program's sites.
+    """Learn the counts of a Program's sites, at the target's cost.
+
+    What was learned has to beat the even counts that it set out from, on :data:`CHECKED` items in
+    another order; else those are returned, with a ``gain`` of 0.
 
     Raises:
         UsageError: the length is not fixed, there is no data, nothing to learn at, or a checkpoint
             of another run is in the way.
+        VerdictError: the target cannot be met.
     """
     data = job.context.data
     if data is None:
@@ -49,7 +56,13 @@ def learn(job: Job) -> Learned:
     if not job.layers:
         raise UsageError("there are too few blocks to learn counts for: give counts, keep or r")
     with workers.joined():
-        return _Training(job, data).run()
+        training = _Training(job, data)
+        found, start = fitted(training.run(), job), even(job)
+        gain = training.judged(start) - training.judged(found)
+        best = found if gain > 0 else start
+        return replace(
+            found, prune=best.prune, counts=best.counts, share=best.share, gain=max(0.0, gain)
+        )
 
 
 class _Training:
@@ -87,6 +100,24 @@ class _Training:
         prune, counts, share = self.chain
         return Learned(tuple(prune), tuple(counts), share, self.loss_name, self.step, self.history)
 
+    def judged(self, chain: Learned) -> float:
+        """The task's mean loss under whole counts."""
+        size, items = self.job.context.batch, len(self.data)
+        generator = torch.Generator().manual_seed(self.job.context.seed * 10_007 + UNSEEN)
+        order = torch.randperm(items, generator=generator)[:CHECKED].tolist()
+        prefix = self.job.sites.protected
+        rows = [(chain.prune[i] - prefix, chain.counts[i] - prefix) for i in self.job.layers]
+        policies = self._policies(torch.tensor(rows, dtype=torch.float32))
+        total = 0.0
+        with torch.no_grad():
+            for start in range(0, len(order), size):
+                chosen = order[start : start + size]
+                inputs, labels = self._items(chosen)
+                dense = {} if self.loss_name == "labels" else self._dense(inputs)
+                found = self.loss(self.forward.outputs(inputs, policies), dense, labels)
+                total += float(found) * len(chosen)
+        return total / len(order)
+
     def _advance(self) -> None:
         inputs, labels = self._batch()
         counts = self._counts()
@@ -118,7 +149,9 @@ class _Training:
         size, items = self.job.context.batch, len(self.data)
         size = min(size, items // workers.count() or 1)
         first = (self.step * workers.count() + workers.rank()) * size
-        chosen = [self._shuffled(place) for place in range(first, first + size)]
+        return self._items([self._shuffled(place) for place in range(first, first + size)])
+
+    def _items(self, chosen: list[int]) -> tuple[dict[str, Tensor], Tensor | None]:
         arrays, labels = self.data.take(chosen)
         inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
         known = labels is not None and self.loss_name == "labels"

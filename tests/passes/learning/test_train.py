@@ -20,7 +20,7 @@ from thresher.compiler.errors import UsageError, VerdictError
 from thresher.models.data import Dataset
 from thresher.passes.tokens.learning.fit import even, fitted
 from thresher.passes.tokens.learning.job import Job, Learned, LearningOptions
-from thresher.passes.tokens.learning.train import learn
+from thresher.passes.tokens.learning.train import _Training, learn
 
 ITEMS = 24
 
@@ -161,3 +161,34 @@ def test_what_cannot_be_met_is_a_verdict() -> None:
     learned = Learned((10, 8, 5), (10, 6, 3), 0.0, "labels", 1, [])
     with pytest.raises(VerdictError, match=r"flops=0.2 cannot be met"):
         fitted(learned, job(target=0.2))
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_what_was_learned_has_to_beat_even_counts(
+    better: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = job(target=0.75, blocks=5)
+    start = even(given)
+
+    def judged(self: object, chain: Learned) -> float:
+        return 1.0 if chain.counts == start.counts else (0.6 if better else 1.1)
+
+    monkeypatch.setattr("thresher.passes.tokens.learning.train._Training.judged", judged)
+    found = learn(given)
+    assert (found.counts == start.counts) is not better
+    assert found.gain == pytest.approx(0.4 if better else 0.0)
+    assert found.share <= 0.75
+    assert found.history
+
+
+def test_whole_counts_are_judged_by_the_loss_of_the_masked_model() -> None:
+    given = job(target=0.75)
+    assert given.context.data is not None
+    training = _Training(given, given.context.data)
+    dense = Learned((given.tokens,) * 3, (given.tokens,) * 3, 1.0, "labels", 0, [])
+    arrays, labels = given.context.data.take(list(range(ITEMS)))
+    logits = given.program.run({"x": torch.from_numpy(arrays["x"])})["output"]
+    smoothed = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+    wanted = smoothed(logits, torch.from_numpy(labels))
+    assert training.judged(dense) == pytest.approx(float(wanted), rel=1e-5)
+    assert training.judged(even(given)) != pytest.approx(float(wanted), rel=1e-4)
