@@ -19,7 +19,7 @@ from thresher.runtime.comparing import Evaluate
 from thresher.runtime.conditions import load_average
 
 BUDGETS = (0.8, 0.65, 0.5)
-METHODS = ("tome", "evit", "topk-norm", CONTROL)
+METHODS = ("tome", "evit", "diffrate", "topk-norm", CONTROL)
 
 
 @dataclass
