@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 from thresher.runtime.charts import LIGHT, figure_of, png
@@ -41,7 +43,7 @@ def _draw(panel: Any, found: Comparison, index: int) -> None:
     _point(panel, dense, index, {"color": LIGHT.text, "marker": "*", "markersize": 10})
     drawn = [row for row in found.rows[1:] if row.time is not None]
     methods = list(dict.fromkeys(row.method for row in drawn))
-    styles = iter(zip(COLOURS * len(methods), MARKERS * len(methods), strict=False))
+    styles = _styles()
     for method in methods:
         rows = [row for row in drawn if row.method == method]
         style: dict[str, Any] = {"color": CONTROL_COLOUR, "ls": "--", "marker": "x"}
@@ -59,6 +61,13 @@ def _draw(panel: Any, found: Comparison, index: int) -> None:
     if score.percent:
         panel.yaxis.set_major_formatter("{x:g}%")
     panel.legend(frameon=False, fontsize=8, labelcolor=LIGHT.text, loc="lower right")
+
+
+def _styles() -> Iterator[tuple[str, str]]:
+    """Colours and markers; when the colours are used up, the markers are shifted."""
+    for shift in itertools.count():
+        for index, colour in enumerate(COLOURS):
+            yield colour, MARKERS[(index + shift) % len(MARKERS)]
 
 
 def _point(panel: Any, row: Row, index: int, style: dict[str, Any]) -> None:
@@ -79,11 +88,11 @@ def _point(panel: Any, row: Row, index: int, style: dict[str, Any]) -> None:
 
 
 def _shares(panel: Any, rows: list[Row]) -> None:
-    """The share of the work that is left, above the points of each budget."""
+    """The share of the work that is left, above the points of each budget that was asked for."""
     times: dict[float, list[float]] = {}
     for row in rows:
-        budget = row.asked if row.asked is not None else row.share or 0.0
-        times.setdefault(budget, []).append(_milliseconds(row))
+        if row.asked is not None:
+            times.setdefault(row.asked, []).append(_milliseconds(row))
     for budget, found in times.items():
         panel.text(
             sum(found) / len(found),
