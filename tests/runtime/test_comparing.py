@@ -6,13 +6,14 @@ import io
 import json
 import math
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from thresher.runtime.comparing import Comparison, Row, Score, judged
-from thresher.runtime.comparison_chart import comparison_chart
+from thresher.runtime.comparison_chart import _styles, comparison_chart
 from thresher.runtime.comparison_report import Report
 from thresher.runtime.conditions import conditions
 from thresher.runtime.measure import Warmth
@@ -131,3 +132,7 @@ def test_the_chart_has_a_panel_for_each_metric(found: Comparison) -> None:
     both = replace(found, rows=twice)
     width, height = size(found)
     assert size(both) == (width, 2 * height)
+
+
+def test_no_two_methods_of_a_chart_look_alike() -> None:
+    assert len(set(islice(_styles(), 36))) == 36
