@@ -140,11 +140,15 @@ def _one_each(options: TokenOptions, total: int) -> tuple[int, ...]:
     assert isinstance(options.keep, tuple)
     if options.layers is not None:
         raise UsageError("keep has one share per block and layers chooses blocks: give one of them")
-    if len(options.keep) != total:
-        raise UsageError(
-            f"keep has {len(options.keep)} entries and the model has {total} sites: give one per site"
-        )
+    _demand_one_each("keep", options.keep, total)
     return tuple(range(total))
+
+
+def _demand_one_each(name: str, given: Sequence[object], total: int) -> None:
+    if len(given) != total:
+        raise UsageError(
+            f"{name} has {len(given)} entries and the model has {total} sites: give one per site"
+        )
 
 
 def _shares(
@@ -180,11 +184,7 @@ def _explicit(counts: tuple[Count, ...], sites: Sites, limits: Limits, multiple:
         raise UsageError(
             "counts need a fixed input length and this model's is dynamic: give keep or r instead"
         )
-    if len(counts) != len(sites.sites):
-        raise UsageError(
-            f"counts has {len(counts)} entries and the model has {len(sites.sites)} sites:"
-            " give one per site"
-        )
+    _demand_one_each("counts", counts, len(sites.sites))
     schedule: list[Count | None] = []
     for layer, given in enumerate(counts):
         least = limits.least(tokens)

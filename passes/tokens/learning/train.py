@@ -57,7 +57,7 @@ def learn(job: Job) -> Learned:
         raise UsageError("there are too few blocks to learn counts for: give counts, keep or r")
     with workers.joined():
         training = _Training(job, data)
-        found, start = fitted(training.run(), job), even(job)
+        found, start = fitted(training.run(), job), training.start
         gain = training.judged(start) - training.judged(found)
         best = found if gain > 0 else start
         return replace(
@@ -73,6 +73,7 @@ class _Training:
         self.loss_name, self.loss = choose(job.program, data, job.options.loss)
         self.forward = MaskedForward(job.program, job.sites)
         self.choices = survival.candidates(job.patches, job.options.granularity)
+        self.start = even(job)
         self.logits = self._untrained().requires_grad_()
         steps = job.options.steps
         rate = TRAVEL / steps
@@ -172,7 +173,7 @@ class _Training:
 
     def _untrained(self) -> Tensor:
         """``[layers, 2, M]``: distributions around even counts."""
-        start, prefix = even(self.job), self.job.sites.protected
+        start, prefix = self.start, self.job.sites.protected
         means = [(start.prune[i] - prefix, start.counts[i] - prefix) for i in self.job.layers]
         return survival.flattest(torch.tensor(means, dtype=torch.float64), self.choices)
 
