@@ -18,7 +18,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from thresher.compiler import built_in_recipes, marked, registry
 from thresher.compiler.errors import UsageError, nearest
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 KEYS = ("name", "summary", "learned_on", "passes")
 LEARNED_ON = ("data", "model")
 ALLOW_ZERO = "allow_zero"
+LISTS = frozenset({list, tuple, set, frozenset})
 
 
 @dataclass(frozen=True)
@@ -246,22 +248,25 @@ def _override(drafts: list[_Draft], override: str) -> None:
         forms = sorted({f"{draft.name}.{option}" for draft in owners})
         remedy = f"write {' or '.join(forms)}" if len(forms) > 1 else "write a recipe file instead"
         raise UsageError(f"{where}: {len(owners)} passes of the recipe have this option: {remedy}")
-    owners[0].options[option] = _value(text, where, _takes_list(owners[0].cls, option))
+    owners[0].options[option] = _value(text, where, _forms(owners[0].cls, option))
 
 
-def _value(text: str, where: str, takes_list: bool) -> Marked:
+def _value(text: str, where: str, forms: set[Any]) -> Marked:
+    """The text as YAML; what can only be a list, or has a comma, needs no brackets."""
     value = marked.read(text, where, whole=True)
-    if takes_list and value.data is not None and not isinstance(value.data, list):
+    bare = value.data is not None and not isinstance(value.data, list)
+    if bare and forms & LISTS and ("," in text or forms <= LISTS | {type(None)}):
         value = marked.read(f"[{text}]", where, whole=True)
     return Marked(value.data, where, where)
 
 
-def _takes_list(cls: type[Pass[Any]], option: str) -> bool:
+def _forms(cls: type[Pass[Any]], option: str) -> set[Any]:
+    """The types that an option takes, without what they contain."""
     if option == ALLOW_ZERO:
-        return False
+        return {bool}
     annotation = cls.Options.model_fields[option].annotation
-    kinds = {get_origin(part) or part for part in (annotation, *get_args(annotation))}
-    return not kinds.isdisjoint({list, tuple, set, frozenset})
+    union = get_origin(annotation) in (Union, UnionType)
+    return {get_origin(part) or part for part in (get_args(annotation) if union else (annotation,))}
 
 
 def _mapping(value: Marked, form: str) -> dict[str, Marked]:

@@ -31,7 +31,9 @@ place, price = pathlib.Path(sys.argv[1]), search.price
 def wait_for_the_other(*arguments):
     price(*arguments)
     (place / str(os.getpid())).touch()
+    end = time.monotonic() + 120
     while len(list(place.iterdir())) < 2:
+        assert time.monotonic() < end, "the other never came"
         time.sleep(0.01)
 
 search.price = wait_for_the_other

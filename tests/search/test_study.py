@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -107,6 +109,21 @@ def test_nothing_is_evaluated_twice(tmp_path: Path) -> None:
     again = Study(url, "s", IDENTITY).run(greedy(), fail, 100, quiet)
     assert again == first
     assert GSearch(SPACE, lambda f: f.quality.drop <= 0).chosen(first) == (40, 33, 20, 20)
+
+
+@pytest.mark.parametrize("name", ["study.db", "study.journal"])
+def test_a_new_storage_may_be_opened_by_several_at_once(name: str, tmp_path: Path) -> None:
+    url = an_url(tmp_path) if name.endswith("db") else str(tmp_path / name)
+    together = Barrier(4)
+
+    def opened(_: int) -> Study:
+        together.wait()
+        return Study(url, "s", IDENTITY)
+
+    with ThreadPoolExecutor(4) as pool:
+        studies_of_one = list(pool.map(opened, range(4)))
+    studies_of_one[0].run(sigmoid(), objective, 2, quiet)
+    assert [len(study.known()) for study in studies_of_one] == [2] * 4
 
 
 def test_another_search_is_refused_by_what_differs(tmp_path: Path) -> None:

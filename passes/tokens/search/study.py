@@ -23,6 +23,7 @@ FINGERPRINT, COUNTS, OUTCOME, WORKER = "fingerprint", "counts", "outcome", "work
 LOST = 3600.0  # seconds after which a trial of another machine is begun again
 POLL = 0.2  # seconds between looks at what other processes do
 PATIENCE = 30.0  # seconds that SQLite waits for a lock
+OPENINGS = 10  # attempts at a new storage, whose tables several processes may be creating at once
 
 Observe = Callable[[int, Counts, Outcome], None]
 Violation = Callable[[Outcome], float]
@@ -62,13 +63,7 @@ class Study:
         self._failed = optuna.trial.TrialState.FAIL
         self._host = socket.gethostname()
         with self._reachable(opening=True):
-            self._study = optuna.create_study(
-                storage=_storage(optuna, url),
-                study_name=name,
-                sampler=self._sampler(0),
-                direction="maximize",
-                load_if_exists=True,
-            )
+            self._study = self._opened()
             self._claim_study(dict(fingerprint))
 
     def known(self) -> dict[Counts, Outcome]:
@@ -185,11 +180,30 @@ class Study:
                 constraints_func=constraints,
             )
 
+    def _opened(self) -> Any:
+        """The study of the storage; whoever loses the race to create a table tries again."""
+        from sqlalchemy.exc import DatabaseError
+
+        left = OPENINGS
+        while True:
+            left -= 1
+            try:
+                return self._optuna.create_study(
+                    storage=_storage(self._optuna, self.url),
+                    study_name=self.name,
+                    sampler=self._sampler(0),
+                    direction="maximize",
+                    load_if_exists=True,
+                )
+            except (DatabaseError, self._optuna.exceptions.StorageInternalError):
+                if not left:
+                    raise
+                time.sleep(POLL)
+
     def _claim_study(self, fingerprint: dict[str, str]) -> None:
-        found = self._study.user_attrs.get(FINGERPRINT)
-        if found is None and not self._trials():
+        if FINGERPRINT not in self._study.user_attrs and not self._trials():
             self._study.set_user_attr(FINGERPRINT, fingerprint)
-            return
+        found = self._study.user_attrs.get(FINGERPRINT)  # of whoever came first
         for key, value in fingerprint.items():
             other = (found or {}).get(key)
             if other != value:
