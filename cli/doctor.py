@@ -56,6 +56,15 @@ class TargetState:
     remedy: str
 
 
+@dataclass(frozen=True)
+class Kernels:
+    """The native kernels of target 'cpu', which are optional; ``state`` says what engines run."""
+
+    ok: bool
+    state: str
+    remedy: str
+
+
 def doctor(json: options.Json = False, verbose: options.Verbose = False) -> None:
     """Report what is installed, what fits and what to install.
 
@@ -65,12 +74,17 @@ def doctor(json: options.Json = False, verbose: options.Verbose = False) -> None
         tell("looking at the installation", 0, 0)
         found = list(packages())
         able = list(targets())
+        native = kernels()
     ok = all(p.fits for p in found if p.extra == CORE) and any(t.ok for t in able)
     if json:
-        states = {"packages": [asdict(p) for p in found], "targets": [asdict(t) for t in able]}
+        states = {
+            "packages": [asdict(p) for p in found],
+            "targets": [asdict(t) for t in able],
+            "kernels": asdict(native),
+        }
         show_json("doctor", {"ok": ok, "machine": machine(), **states})
     else:
-        _show(found, able, ok)
+        _show(found, able, native, ok)
     if not ok:
         raise typer.Exit(ENVIRONMENT)
 
@@ -120,6 +134,21 @@ def targets() -> Iterator[TargetState]:
         yield TargetState(target, maker.summary, state.ok, state.version, state.reason, remedy)
 
 
+def kernels() -> Kernels:
+    """Whether the native kernels are built here and undamaged."""
+    from thresher.kernels.library import KernelError, Library, wanted
+
+    command = "thresher kernels build"
+    try:
+        if wanted() is not None:
+            return Kernels(True, "built", "")
+        if Library().find() is not None:
+            return Kernels(False, "switched off", "")
+    except KernelError as error:
+        return Kernels(False, str(error), f"{command} --force")
+    return Kernels(False, "not built: the function bodies run", command)
+
+
 def machine() -> dict[str, Any]:
     """Python, system, processor, usable cores and memory (bytes)."""
     from thresher.runtime.conditions import cpu_model, physical_cores, usable_cores
@@ -135,7 +164,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _show(found: list[Package], able: list[TargetState], ok: bool) -> None:
+def _show(found: list[Package], able: list[TargetState], native: Kernels, ok: bool) -> None:
     facts = machine()
     facts["memory"] = f"{facts['memory'] / 2**30:.1f} GiB"
     show(table("Machine", ("", ""), facts.items()))
@@ -143,7 +172,9 @@ def _show(found: list[Package], able: list[TargetState], ok: bool) -> None:
     show(table("Packages", ("package", "for", "wanted", "installed", ""), rows))
     states = [(t.target, t.summary, t.version or "-", _mark(t.ok), t.reason) for t in able]
     show(table("Back ends", ("target", "", "version", "", "reason"), states))
-    remedies = dict.fromkeys([*(p.remedy for p in found), *(t.remedy for t in able)])
+    show(table("Native kernels", ("for", "", ""), [("cpu", _mark(native.ok), native.state)]))
+    remedies = dict.fromkeys([p.remedy for p in found] + [t.remedy for t in able])
+    remedies[native.remedy] = None
     remedies.pop("", None)
     if remedies:
         show(table("To install, where wanted", ("",), [(remedy,) for remedy in remedies]))

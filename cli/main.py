@@ -20,6 +20,7 @@ from thresher.cli import (
     explain,
     export,
     inspect,
+    kernels,
     optimize,
     plan,
     profile,
@@ -56,6 +57,7 @@ for verb in (
     demo.demo,
 ):
     app.command()(verb)
+app.add_typer(kernels.app, name="kernels")
 
 
 def _print_version(wanted: bool) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thresher.runtime.backends.cpu import open_session, session_options
+from thresher.runtime.backends.cpu import kernel_library, open_session, session_options
 from thresher.runtime.feeds import Array
 from thresher.runtime.manifest import MODEL
 from thresher.runtime.provenance import OUTSIDE, Origin, block_names, origins, traced
@@ -153,7 +153,7 @@ def _named(model: Path, stack: ExitStack, threads: int) -> _Model:
     import onnxruntime as ort
 
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="thresher-")))
-    options = session_options(threads)
+    options = session_options(threads, kernel_library())
     options.optimized_model_filepath = str(folder / MODEL)
     config = "session.optimized_model_external_initializers_"
     options.add_session_config_entry(f"{config}file_name", "weights")
@@ -166,7 +166,7 @@ def _named(model: Path, stack: ExitStack, threads: int) -> _Model:
         node.name = f"n{index}"
     onnx.save(optimised, folder / MODEL)
 
-    options = session_options(threads)
+    options = session_options(threads, kernel_library())
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     plain = open_session(folder / MODEL, options)
     options.enable_profiling = True

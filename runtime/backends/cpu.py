@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thresher.compiler.errors import MissingRequirementError, RefusedError
+from thresher.kernels.library import SWITCH, KernelError, wanted
 from thresher.runtime.backends.base import Array, Availability, Backend, Feeds
 from thresher.runtime.manifest import MODEL
 
@@ -64,15 +65,23 @@ class OnnxRuntime(Backend):
         return {"onnxruntime": f">={newest}"}
 
     def open(self, folder: Path, precision: str, threads: int) -> CpuSession:
-        return CpuSession(folder / MODEL, session_options(threads))
+        kernels = kernel_library()
+        details = {
+            "provider": PROVIDER,
+            "threads": str(threads),
+            "kernels": "native" if kernels else "function bodies",
+        }
+        return CpuSession(folder / MODEL, session_options(threads, kernels), details)
 
 
 class CpuSession:
     """One ONNX Runtime session."""
 
-    def __init__(self, model: Path, options: onnxruntime.SessionOptions) -> None:
+    def __init__(
+        self, model: Path, options: onnxruntime.SessionOptions, details: dict[str, str]
+    ) -> None:
         self.session: onnxruntime.InferenceSession | None = open_session(model, options)
-        self.details = {"provider": PROVIDER, "threads": str(options.intra_op_num_threads)}
+        self.details = details
         self._outputs = [output.name for output in self.session.get_outputs()]
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
@@ -84,8 +93,16 @@ class CpuSession:
         self.session = None
 
 
-def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Options that hold for every session of ours."""
+def session_options(threads: int, kernels: Path | None = None) -> onnxruntime.SessionOptions:
+    """Options that hold for every session of ours.
+
+    Args:
+        threads: of one operator.
+        kernels: a library that takes the place of the function bodies; see :func:`kernel_library`.
+
+    Raises:
+        MissingRequirementError: the library cannot be loaded.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -94,7 +111,58 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.log_severity_level = 3
     # Idle workers must not spin while another candidate of an interleaved measurement runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if kernels is not None:
+        try:
+            options.register_custom_ops_library(str(kernels))
+        except Exception as error:  # the binding raises a dozen unrelated kinds
+            raise MissingRequirementError(
+                f"the kernels {kernels} cannot be loaded ({_first_line(error)}): run thresher kernels"
+                f" build --force, or set {SWITCH}=off"
+            ) from error
     return options
+
+
+def kernel_library() -> Path | None:
+    """The native kernels that sessions load here, or None where the function bodies run.
+
+    Raises:
+        MissingRequirementError: they are damaged.
+    """
+    try:
+        return wanted()
+    except KernelError as error:
+        raise MissingRequirementError(f"{error}, or set {SWITCH}=off") from error
+
+
+def try_kernels(library: Path) -> None:
+    """Load the library and run one operator with it.
+
+    Raises:
+        MissingRequirementError: it cannot be loaded.
+    """
+    import numpy as np
+    import onnx.helper as make
+    import onnxruntime as ort
+
+    x, index = np.arange(6.0, dtype=np.float32).reshape(1, 3, 2), np.array([[2, 0]])
+    node = make.make_node("GatherTokens", ["x", "index"], ["y"], domain="thresher")
+    graph = make.make_graph(
+        [node],
+        "trial",
+        [
+            make.make_tensor_value_info("x", 1, x.shape),
+            make.make_tensor_value_info("index", 7, index.shape),
+        ],
+        [make.make_tensor_value_info("y", 1, (1, 2, 2))],
+    )
+    opsets = [make.make_opsetid("", 20), make.make_opsetid("thresher", 1)]
+    model = make.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = ort.InferenceSession(
+        model.SerializeToString(), session_options(1, library), providers=[PROVIDER]
+    )
+    (y,) = session.run(None, {"x": x, "index": index})
+    if not np.array_equal(y, x[:, [2, 0]]):
+        raise MissingRequirementError(f"the kernels {library} compute something else: rebuild them")
 
 
 def open_session(

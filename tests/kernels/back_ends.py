@@ -1,8 +1,11 @@
-"""Runs one operator as an ONNX node with its body, on ONNX Runtime and (inlined) on OpenVINO."""
+"""Runs one operator as an ONNX node: its body on ONNX Runtime and (inlined) on OpenVINO, its kernel."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +13,40 @@ import onnx
 import onnx.checker
 import onnx.helper
 import onnx.inliner
+import pytest
 from numpy.typing import NDArray
 
 from thresher.compiler.lowering.ties import order_ties
+from thresher.kernels.library import SANITIZED, KernelError, Library
 from thresher.kernels.registry import DOMAIN, OPERATORS, PLUGIN, VERSION
+from thresher.runtime.backends.cpu import session_options
 
 Array = NDArray[Any]
 OPSET = 20
+SWITCHED_ON = "THRESHER_TEST_SANITIZED" in os.environ  # the tests again, in a process of their own
 TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+
+
+@cache
+def library() -> Path:
+    """The native kernels, built once for all processes of a run of the tests.
+
+    Skips the test where there is no compiler.
+    """
+    found = Library(SANITIZED if SWITCHED_ON else ())
+    try:
+        return found.find() or found.build()
+    except KernelError as error:
+        pytest.skip(str(error))
+
+
+def copied(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The library in a cache of the test's own, switched on."""
+    built = library()
+    monkeypatch.setenv("THRESHER_CACHE", str(cache))
+    monkeypatch.delenv("THRESHER_KERNELS")
+    shutil.copytree(built.parent, Library().file.parent)
+    return Library().file
 
 
 def model(
@@ -61,14 +90,13 @@ def model(
 
 
 @cache
-def _onnxruntime(*signature: Any) -> Any:
+def _onnxruntime(kernels: Path | None, *signature: Any) -> Any:
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
     return ort.InferenceSession(
-        model(*signature).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model(*signature).SerializeToString(),
+        session_options(1 if kernels is None else 3, kernels),
+        providers=["CPUExecutionProvider"],
     )
 
 
@@ -90,8 +118,9 @@ def run(back_end: str, name: str, arguments: dict[str, Array], **attributes: Any
     )
     ranks = tuple(value.ndim for value in arguments.values())
     signature = (name, ranks, token_type, tuple(sorted(attributes.items())))
-    if back_end == "onnxruntime":
-        return list(_onnxruntime(*signature).run(None, arguments))
+    if back_end != "openvino":
+        kernels = library() if back_end == "native" else None
+        return list(_onnxruntime(kernels, *signature).run(None, arguments))
     compiled = _openvino(*signature)
     result = compiled(arguments)
     return [np.array(result[n]) for n in OPERATORS[name].outputs]

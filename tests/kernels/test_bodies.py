@@ -1,4 +1,4 @@
-"""The function bodies equal the definitions on every back end, with every axis symbolic."""
+"""Function bodies and native kernels equal the definitions, with every axis symbolic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import thresher.kernels.ops  # noqa: F401
 from tests.kernels import oracle
-from tests.kernels.back_ends import OPSET, run
+from tests.kernels.back_ends import OPSET, library, run
 from tests.kernels.cases import (
     KeepCase,
     MergeCase,
@@ -26,18 +26,19 @@ from tests.kernels.test_definitions import HALF, MARGIN, SINGLE, scale, tensors
 from thresher.kernels.registry import OPERATORS
 
 ops = torch.ops.thresher
-BACK_ENDS = ("onnxruntime", "openvino")
+BACK_ENDS = ("onnxruntime", "openvino", "native")
 FAST = settings(
     max_examples=50, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
 )  # fmt: skip
-both = pytest.mark.parametrize("back_end", BACK_ENDS)
+everywhere = pytest.mark.parametrize("back_end", BACK_ENDS)
 
 
 @pytest.fixture(autouse=True)
 def _installed(request: pytest.FixtureRequest) -> None:
     if "back_end" in request.fixturenames:
-        pytest.importorskip(request.getfixturevalue("back_end"))
+        back_end = request.getfixturevalue("back_end")
+        library() if back_end == "native" else pytest.importorskip(back_end)
 
 
 def merge_on(back_end: str, case: MergeCase) -> list[Any]:
@@ -64,7 +65,7 @@ def prune_merge_on(back_end: str, case: PruneMergeCase) -> list[Any]:
     return [y, out_size, slot, kept]
 
 
-@both
+@everywhere
 @FAST
 @given(case=merge_cases())
 def test_merge(back_end: str, case: MergeCase) -> None:
@@ -77,7 +78,7 @@ def test_merge(back_end: str, case: MergeCase) -> None:
     assert_allclose(y, expected.y, atol=SINGLE * scale(case.x))
 
 
-@both
+@everywhere
 @FAST
 @given(case=merge_cases(dtype="float16"))
 def test_merge_half(back_end: str, case: MergeCase) -> None:
@@ -90,7 +91,7 @@ def test_merge_half(back_end: str, case: MergeCase) -> None:
     assert_allclose(y, expected.y, atol=HALF * scale(case.x))
 
 
-@both
+@everywhere
 @FAST
 @given(case=keep_cases())
 def test_keep(back_end: str, case: KeepCase) -> None:
@@ -101,7 +102,7 @@ def test_keep(back_end: str, case: KeepCase) -> None:
     assert_allclose(y, expected[0], atol=8 * SINGLE * scale(expected[0]))
 
 
-@both
+@everywhere
 @FAST
 @given(case=keep_cases(dtype="float16"))
 def test_keep_half(back_end: str, case: KeepCase) -> None:
@@ -112,7 +113,7 @@ def test_keep_half(back_end: str, case: KeepCase) -> None:
     assert_allclose(y, expected[0], atol=HALF * scale(expected[0]))
 
 
-@both
+@everywhere
 @FAST
 @given(case=prune_merge_cases())
 def test_prune_merge(back_end: str, case: PruneMergeCase) -> None:
@@ -125,7 +126,7 @@ def test_prune_merge(back_end: str, case: PruneMergeCase) -> None:
     assert_allclose(y, expected.y, atol=SINGLE * scale(case.x))
 
 
-@both
+@everywhere
 @FAST
 @given(case=prune_merge_cases(dtype="float16"))
 def test_prune_merge_half(back_end: str, case: PruneMergeCase) -> None:
@@ -138,7 +139,7 @@ def test_prune_merge_half(back_end: str, case: PruneMergeCase) -> None:
     assert_allclose(y, expected.y, atol=HALF * scale(case.x))
 
 
-@both
+@everywhere
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("shape", [(), (1, 1, 1, 9), (3, 2, 1, 9), (3, 1, 1, 9)])
 def test_class_attention(back_end: str, dtype: str, shape: tuple[int, ...]) -> None:
@@ -150,7 +151,7 @@ def test_class_attention(back_end: str, dtype: str, shape: tuple[int, ...]) -> N
     assert_allclose(score, oracle.class_attention(q, k, bias, 0.3, 2), atol=8 * SINGLE)
 
 
-@both
+@everywhere
 @pytest.mark.parametrize("rest", [(), (4,), (2, 4)])
 def test_gather(back_end: str, rest: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
@@ -159,7 +160,7 @@ def test_gather(back_end: str, rest: tuple[int, ...]) -> None:
     assert_array_equal(y, oracle.gather_tokens(x, index))
 
 
-@both
+@everywhere
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_restore(back_end: str, dtype: str) -> None:
     rng = np.random.default_rng(0)
@@ -222,7 +223,7 @@ def test_importing_the_registry_stays_light() -> None:
     assert result.stdout.strip() == "[]"
 
 
-@both
+@everywhere
 def test_huge_sizes_do_not_overflow_in_half_precision(back_end: str) -> None:
     x = np.full((1, 2, 3), 60000, np.float16)
     size = np.array([[3.0, 2000.0]], np.float32)

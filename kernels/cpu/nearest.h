@@ -1,0 +1,57 @@
+// For each of many rows the most similar of many other rows, without the matrix of similarities.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/arena.h"
+#include "cpu/numeric.h"
+
+namespace thresher {
+
+constexpr double EPSILON = 1e-12;  // a zero row gets similarity 0 to everything
+constexpr double PADDING = 1e4;    // beyond every cosine
+
+// Rows to be found: sixteen side by side, so that one vector holds a channel of all of them.
+template <class W>
+class Targets {
+ public:
+  Targets(Arena& arena, int64_t count, int64_t depth)
+      : count(count), depth(depth), panels((count + LANES - 1) / LANES),
+        data_(arena.take<W>(panels * depth * LANES)), limit_(arena.take<W>(panels * LANES)) {}
+
+  // Stores a row; `limit` caps its similarities.
+  void set(int64_t row, const W* values, W limit) {
+    W* at = data_ + row / LANES * depth * LANES + row % LANES;
+    for (int64_t channel = 0; channel < depth; ++channel) at[channel * LANES] = values[channel];
+    limit_[row] = limit;
+  }
+  // Fills the lanes behind the last row; they are never found.
+  void close() {
+    for (int64_t row = count; row < panels * LANES; ++row) {
+      W* at = data_ + row / LANES * depth * LANES + row % LANES;
+      for (int64_t channel = 0; channel < depth; ++channel) at[channel * LANES] = 0;
+      limit_[row] = -std::numeric_limits<W>::infinity();
+    }
+  }
+  const W* panel(int64_t index) const { return data_ + index * depth * LANES; }
+  const W* limit(int64_t index) const { return limit_ + index * LANES; }
+
+  const int64_t count, depth, panels;
+
+ private:
+  W* data_;
+  W* limit_;
+};
+
+// Divides a row by its length, or by `least` where that is more.
+void normalise(float* row, int64_t depth, float least);
+void normalise(double* row, int64_t depth, double least);
+
+// For `rows` consecutive rows of `depth` values: the largest product with a target, and which target
+// that is; of equal ones the first.  There must be a target.
+void nearest(const float* rows, int64_t count, const Targets<float>& targets, float* best,
+             int64_t* into);
+void nearest(const double* rows, int64_t count, const Targets<double>& targets, double* best,
+             int64_t* into);
+
+}  // namespace thresher

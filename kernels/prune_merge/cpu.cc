@@ -1,0 +1,165 @@
+// PruneMerge on the CPU; see reference.py for what it computes.
+#include "cpu/arena.h"
+#include "cpu/nearest.h"
+#include "cpu/rows.h"
+
+namespace thresher {
+namespace {
+
+constexpr int64_t UNIT_GRAIN = 16;   // rows that are worth a thread
+constexpr int64_t MATCH_GRAIN = 12;
+
+// A row of tokens as a unit vector.
+template <class T>
+THRESHER_VECTORISED void unit_row(Wide<T>* to, const T* from, int64_t width) {
+  begin_sum<T>(to, 1, from, width);
+  normalise(to, width, static_cast<Wide<T>>(EPSILON));
+}
+
+// The plain mean of a staying token and the real ones that join it.
+template <class T>
+THRESHER_VECTORISED void mean_row(T* to, Wide<T>* sum, const Stream<T>& x, const float* size,
+                                  int64_t item, int64_t from, const Ranked* joining, int64_t first,
+                                  const int64_t* next) {
+  int64_t count = 1;
+  for (int64_t i = first; i >= 0; i = next[i]) count += size[joining[i].index] != 0;
+  const Wide<T> weight = Wide<T>(1) / static_cast<Wide<T>>(count);
+  begin_sum<T>(sum, weight, x.row(item, from), x.width);
+  for (int64_t i = first; i >= 0; i = next[i])
+    if (size[joining[i].index] != 0)
+      add_to_sum<T>(sum, weight, x.row(item, joining[i].index), x.width);
+  end_sum<T>(to, sum, x.width);
+}
+
+template <class T>
+struct PruneMerge {
+  using W = Wide<T>;
+  static constexpr Signature signature{
+      "PruneMerge",
+      {TOKENS, ort::FLOAT, ort::FLOAT, ort::INT64, ort::INT64},
+      {TOKENS, ort::FLOAT, ort::INT64, ort::INT64}};
+  explicit PruneMerge(const Attributes& given) : protect(given.integer("protected")) {}
+
+  void compute(const Context& context) const {
+    const Stream<T> x(context.input<T>(0));
+    const Tensor<float> sizes = context.input<float>(1), scores = context.input<float>(2);
+    const int64_t cut = context.scalar(3), keep = context.scalar(4);
+    demand(sizes.shape == Shape{x.batch, x.tokens}, "size is [B, N]", sizes.shape);
+    demand(scores.shape == Shape{x.batch, x.tokens}, "score is [B, N]", scores.shape);
+    demand(protect >= 0 && protect <= x.tokens, "protected is a number of the tokens", {protect});
+    demand(keep <= cut && cut <= x.tokens, "pruned can be reached", {cut});
+    demand(keep >= protect + (cut > keep), "keep can be reached", {keep});
+
+    T* y = context.output<T>(0, {x.batch, keep, x.width});
+    float* out_size = context.output<float>(1, {x.batch, keep});
+    int64_t* kept = context.output<int64_t>(2, {x.batch, keep});
+    int64_t* slot = context.output<int64_t>(3, {x.batch, x.tokens});
+
+    Arena arena;
+    const int64_t behind = x.tokens - protect, stay = keep - protect, join = cut - keep;
+    Ranked* ranked = arena.take<Ranked>(x.batch * behind);
+    rank(context, x, sizes.data, scores.data, stay, join, ranked);
+    W* best = arena.take<W>(x.batch * join);
+    int64_t* into = arena.take<int64_t>(x.batch * join);
+    if (join > 0) match(context, arena, x, sizes.data, ranked, stay, join, best, into);
+
+    int64_t* head = arena.take<int64_t>(x.batch * keep);
+    int64_t* next = arena.take<int64_t>(x.batch * join);
+    std::fill(head, head + x.batch * keep, -1);
+    for (int64_t at = x.batch * join - 1; at >= 0; --at) {
+      int64_t& first = head[at / join * keep + protect + into[at]];
+      next[at] = first;
+      first = at % join;
+    }
+    if (slot) std::fill(slot, slot + x.batch * x.tokens, -1);
+    const int64_t parts = std::max<int64_t>(1, keep / row_grain<T>(x.width));
+    W* sums = arena.take<W>(x.batch * parts * x.width);
+    context.parallel(x.batch * parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part) {
+        const int64_t item = part / parts, at = part % parts;
+        const float* size = sizes.data + item * x.tokens;
+        const Ranked* tokens = ranked + item * behind;
+        for (int64_t row = keep * at / parts; row < keep * (at + 1) / parts; ++row) {
+          const int64_t from = row < protect ? row : tokens[row - protect].index;
+          const int64_t first = head[item * keep + row];
+          T* to = y + (item * keep + row) * x.width;
+          if (first < 0)
+            copy_row(to, x.row(item, from), x.width);
+          else
+            mean_row<T>(to, sums + part * x.width, x, size, item, from, tokens + stay, first,
+                        next + item * join);
+          W total = size[from];
+          for (int64_t i = first; i >= 0; i = next[item * join + i])
+            total += best[item * join + i] * size[tokens[stay + i].index];
+          if (first >= 0) total = std::max(total, W(std::min(size[from], 1.0f)));
+          if (out_size) out_size[item * keep + row] = static_cast<float>(total);
+          if (kept) kept[item * keep + row] = from;
+          if (slot) slot[item * x.tokens + from] = row;
+          if (slot)
+            for (int64_t i = first; i >= 0; i = next[item * join + i])
+              slot[item * x.tokens + tokens[stay + i].index] = row;
+        }
+      }
+    });
+  }
+
+  // By score, padding (size 0) last: first those that stay, in index order, then those that join.
+  void rank(const Context& context, const Stream<T>& x, const float* sizes, const float* scores,
+            int64_t stay, int64_t join, Ranked* all) const {
+    const int64_t behind = x.tokens - protect;
+    context.parallel(x.batch, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; ++item) {
+        Ranked* ranked = all + item * behind;
+        for (int64_t i = 0; i < behind; ++i) {
+          const int64_t at = item * x.tokens + protect + i;
+          const float worth = sizes[at] == 0 ? std::numeric_limits<float>::lowest() : scores[at];
+          ranked[i] = {order_key(worth), protect + i};
+        }
+        std::nth_element(ranked, ranked + stay, ranked + behind);
+        std::nth_element(ranked + stay, ranked + stay + join, ranked + behind);
+        std::sort(ranked, ranked + stay, by_index);
+        std::sort(ranked + stay, ranked + stay + join);
+      }
+    });
+  }
+
+  // The most similar of the staying tokens for each joining one, by the cosine of x itself.
+  void match(const Context& context, Arena& arena, const Stream<T>& x, const float* sizes,
+             const Ranked* ranked, int64_t stay, int64_t join, W* best, int64_t* into) const {
+    const int64_t both = stay + join, behind = x.tokens - protect;
+    W* units = arena.take<W>(x.batch * both * x.width);
+    std::vector<Targets<W>> targets;
+    for (int64_t item = 0; item < x.batch; ++item) targets.emplace_back(arena, stay, x.width);
+    context.parallel(x.batch * both, UNIT_GRAIN, [&](int64_t begin, int64_t end) {
+      for (int64_t at = begin; at < end; ++at) {
+        const int64_t item = at / both, i = at % both;
+        const int64_t token = ranked[item * behind + i].index;
+        unit_row<T>(units + at * x.width, x.row(item, token), x.width);
+        if (i < stay)
+          targets[item].set(i, units + at * x.width,
+                            sizes[item * x.tokens + token] == 0
+                                ? W(-PADDING)
+                                : std::numeric_limits<W>::infinity());
+      }
+    });
+    for (Targets<W>& one : targets) one.close();
+    context.parallel(x.batch * join, MATCH_GRAIN, [&](int64_t begin, int64_t end) {
+      while (begin < end) {
+        const int64_t item = begin / join, count = std::min(end, (item + 1) * join) - begin;
+        nearest(units + (item * both + stay + begin % join) * x.width, count, targets[item],
+                best + begin, into + begin);
+        begin += count;
+      }
+    });
+  }
+
+  const int64_t protect;
+};
+
+}  // namespace
+
+void add_prune_merge(const Library& library) {
+  add<PruneMerge, float, Half, BFloat16, double>(library);
+}
+
+}  // namespace thresher

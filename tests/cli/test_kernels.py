@@ -1,0 +1,77 @@
+"""``thresher kernels``, and what doctor says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+from tests.kernels.back_ends import copied
+from thresher.kernels.library import Library
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache in which nothing is built yet, and kernels that are not switched off."""
+    monkeypatch.setenv("THRESHER_CACHE", str(tmp_path))
+    monkeypatch.delenv("THRESHER_KERNELS")
+    return tmp_path
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The library in a cache of the test's own."""
+    return copied(tmp_path, monkeypatch)
+
+
+def test_what_is_built_is_found_and_tried(cli: Cli, built: Path) -> None:
+    done = cli("kernels", "build", "--json")
+    assert (done.code, done.err) == (0, "")
+    assert done.json == {
+        "schema": "thresher.kernels/1",
+        "library": str(built),
+        "digest": built.parent.name,
+        "built": False,
+    }
+    assert cli("doctor", "--json").json["kernels"] == {"ok": True, "state": "built", "remedy": ""}
+
+
+def test_a_damaged_library_is_told_with_the_remedy(
+    cli: Cli, failed: Callable[..., str], built: Path
+) -> None:
+    built.write_bytes(b"")
+    assert "run thresher kernels build --force" in failed(4, "kernels", "build")
+    found = cli("doctor", "--json").json["kernels"]
+    assert not found["ok"]
+    assert found["remedy"] == "thresher kernels build --force"
+
+
+def test_what_is_missing_is_told_with_the_command(
+    cli: Cli, failed: Callable[..., str], empty: Path
+) -> None:
+    said = failed(4, "kernels", "build", "--compiler", "no-such-compiler")
+    assert "no-such-compiler was not found: install g++ 11" in said
+    found = cli("doctor", "--json").json["kernels"]
+    assert found["state"].startswith("not built")
+    assert found["remedy"] == "thresher kernels build"
+    assert "thresher kernels build" in cli("doctor").out
+
+
+def test_kernels_may_be_switched_off(
+    cli: Cli, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THRESHER_KERNELS", "off")
+    assert cli("doctor", "--json").json["kernels"]["state"] == "switched off"
+
+
+@pytest.mark.slow
+def test_built_from_nothing(cli: Cli, empty: Path) -> None:
+    done = cli("kernels", "build")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == f"written: {Library().file}\n"
+    assert sorted(file.name for file in Library().file.parent.iterdir()) == [
+        "libthresher_cpu.so",
+        "sha256",
+    ]

@@ -1,0 +1,291 @@
+"""The native kernels: every type, large and hostile inputs, the library itself, engines that use it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.helper as make
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+import thresher.kernels.ops  # noqa: F401
+from tests.cli.toy import ToyViT
+from tests.kernels.back_ends import OPSET, copied, library, model, run
+from thresher.compiler.errors import MissingRequirementError
+from thresher.compiler.pipeline import optimize
+from thresher.compiler.program import Program, SourceInfo
+from thresher.compiler.recipe import load_recipe
+from thresher.compiler.trace import trace
+from thresher.kernels import library as libraries
+from thresher.kernels.library import KernelError, Library
+from thresher.kernels.registry import DOMAIN, OPERATORS, VERSION
+from thresher.runtime import Engine, export
+from thresher.runtime.backends.cpu import session_options, try_kernels
+from thresher.runtime.blocks import block_profiles
+
+ops = torch.ops.thresher
+TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@pytest.fixture(autouse=True)
+def _built() -> None:
+    library()
+
+
+@cache
+def _through_casts(name: str, ranks: tuple[int, ...], element: str, protected: int) -> Any:
+    """A session that casts float32 tokens to a type, runs the kernel and casts back."""
+    import onnxruntime as ort
+
+    kind = onnx.TensorProto.DataType.Value({"float64": "DOUBLE"}.get(element, element.upper()))
+    operator, nodes, inputs = OPERATORS[name], [], []
+    given, results = [], []
+    for (one, sort), rank in zip(operator.inputs.items(), ranks, strict=True):
+        held = onnx.TensorProto.INT64 if sort == "tensor(int64)" else onnx.TensorProto.FLOAT
+        inputs.append(make.make_tensor_value_info(one, held, [None] * rank))
+        given.append(f"{one}_cast" if sort == "T" else one)
+        if sort == "T":
+            nodes.append(make.make_node("Cast", [one], [f"{one}_cast"], to=kind))
+    outputs = list(operator.outputs)
+    nodes.append(
+        make.make_node(name, given, ["typed", *outputs[1:]], domain=DOMAIN, protected=protected)
+    )
+    nodes.append(make.make_node("Cast", ["typed"], [outputs[0]], to=onnx.TensorProto.FLOAT))
+    for one, sort in operator.outputs.items():
+        held = onnx.TensorProto.INT64 if sort == "tensor(int64)" else onnx.TensorProto.FLOAT
+        results.append(make.make_tensor_value_info(one, held, [None] * (3 if one == "y" else 2)))
+    opsets = [make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)]
+    graph = make.make_graph(nodes, name, inputs, results)
+    model = make.make_model(graph, opset_imports=opsets, ir_version=10)
+    return ort.InferenceSession(
+        model.SerializeToString(), session_options(2, library()), providers=["CPUExecutionProvider"]
+    )
+
+
+@pytest.mark.parametrize("element", list(TYPES))
+def test_every_type_of_tokens(element: str) -> None:
+    rng = np.random.default_rng(0)
+    x, metric = (
+        torch.from_numpy(rng.standard_normal(shape)).to(TYPES[element]).float()
+        for shape in ((2, 40, 24), (2, 3, 40, 20))
+    )
+    size = torch.from_numpy(rng.integers(1, 9, (2, 40))).float()
+    session = _through_casts("BipartiteMerge", (3, 2, 4, 0), element, 1)
+    feeds = {"x": x, "size": size, "metric": metric, "keep": torch.tensor(27)}
+    y, total, kept, slot = session.run(None, {n: v.numpy() for n, v in feeds.items()})
+    typed = [x.to(TYPES[element]), size, metric.to(TYPES[element])]
+    expected = ops.bipartite_merge(*typed, 27, 1, True)
+    assert_array_equal(slot, expected[2])
+    assert_array_equal(kept, expected[3])
+    assert_allclose(total, expected[1], rtol=1e-6)
+    unit = torch.finfo(TYPES[element]).eps if element != "float64" else 1e-7
+    assert_allclose(y, expected[0].float(), rtol=unit, atol=unit)
+
+
+def test_tokens_beyond_the_sort_of_other_back_ends() -> None:
+    """More than 3840, three threads, odd counts, blocks that are not full."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((2, 4003, 5)).astype(np.float32)
+    metric = rng.standard_normal((2, 2, 4003, 11)).astype(np.float32)
+    size = rng.integers(1, 5, (2, 4003)).astype(np.float32)
+    arguments = {"x": x, "size": size, "metric": metric, "keep": np.array(2503)}
+    y, total, kept, slot = run("native", "RankedBipartiteMerge", arguments, protected=2)
+    wide = [torch.from_numpy(v).double() for v in (x, size, metric)]
+    expected = ops.bipartite_merge(wide[0], wide[1].float(), wide[2], 2503, 2, False)
+    # Neighbours in the ranking whose cosines agree to a rounding error may change places.
+    assert (slot != expected[2].numpy()).mean() < 1e-3
+    same = kept == expected[3].numpy()
+    assert same.mean() > 0.999
+    assert_allclose(y[same], expected[0].numpy()[same], atol=1e-4)
+    assert_allclose(total.sum(1), size.sum(1))
+
+
+def test_threads_change_nothing() -> None:
+    import onnxruntime as ort
+
+    rng = np.random.default_rng(2)
+    x, metric = rng.standard_normal((3, 301, 64)), rng.standard_normal((3, 2, 301, 32))
+    feeds = {
+        "x": x.astype(np.float32),
+        "size": np.ones((3, 301), np.float32),
+        "metric": metric.astype(np.float32),
+        "keep": np.array(200),
+    }
+    made = model("BipartiteMerge", (3, 2, 4, 0), "float32", (("protected", 1),))
+    results = [
+        ort.InferenceSession(
+            made.SerializeToString(), session_options(threads, library()),
+            providers=["CPUExecutionProvider"],
+        ).run(None, feeds)
+        for threads in (1, 4)
+    ]  # fmt: skip
+    for one, other in zip(*results, strict=True):
+        assert_array_equal(one, other)
+
+
+X, SIZE = np.zeros((2, 6, 4), np.float32), np.ones((2, 6), np.float32)
+METRIC, POSITIONS = np.zeros((2, 1, 6, 3), np.float32), np.zeros((2, 3), np.int64)
+MERGE = {"x": X, "size": SIZE, "metric": METRIC, "keep": np.array(5)}
+KEEP = {"x": X, "score": SIZE, "keep": np.array(5)}
+PRUNE = {"x": X, "size": SIZE, "score": SIZE, "pruned": np.array(5), "keep": np.array(4)}
+HOSTILE: Sequence[tuple[str, dict[str, Any], int, str]] = [
+    ("BipartiteMerge", MERGE | {"x": X[0]}, 1, r"x is \[B, N, C\], not \[6, 4\]"),
+    ("BipartiteMerge", MERGE | {"keep": np.array(7)}, 1, "keep can be reached, not"),
+    ("BipartiteMerge", MERGE | {"keep": np.array(-(2**63))}, 1, "keep can be reached, not"),
+    ("BipartiteMerge", MERGE | {"keep": np.array([5, 5])}, 1, "a count is one number"),
+    ("BipartiteMerge", MERGE, 7, "protected is a number of the tokens, not"),
+    ("BipartiteMerge", MERGE, -1, "protected is a number of the tokens, not"),
+    ("BipartiteMerge", MERGE | {"size": SIZE[:, :5]}, 1, r"size is \[B, N\], not \[2, 5\]"),
+    ("BipartiteMerge", MERGE | {"metric": METRIC[:1]}, 1, "metric is .* of the same batch"),
+    ("BipartiteMerge", MERGE | {"metric": METRIC[:, :0]}, 1, "metric has heads"),
+    ("KeepTokens", KEEP | {"keep": np.array(0)}, 1, "keep can be reached, not"),
+    ("KeepTokens", KEEP | {"score": SIZE[:1]}, 1, "score is"),
+    ("FuseTokens", KEEP | {"keep": np.array(1)}, 1, "keep can be reached, not"),
+    ("FuseTokens", KEEP, 6, "protected is a number of the tokens, not"),
+    ("PruneMerge", PRUNE | {"pruned": np.array(3)}, 1, "pruned can be reached"),
+    ("PruneMerge", PRUNE | {"keep": np.array(1)}, 1, "keep can be reached"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "protected", "said"), HOSTILE)
+def test_hostile_input_is_an_error(
+    name: str, arguments: dict[str, Any], protected: int, said: str
+) -> None:
+    with pytest.raises(Exception, match=f"{name}: {said}"):
+        run("native", name, arguments, protected=protected)
+
+
+def test_positions_out_of_range_are_an_error() -> None:
+    with pytest.raises(Exception, match="GatherTokens: index has positions of tokens, not"):
+        run("native", "GatherTokens", {"x": X, "index": POSITIONS + 6})
+    arguments: dict[str, Any] = {"x": X, "slot": POSITIONS + 6, "aside": X[:, :3]}
+    with pytest.raises(Exception, match="RestoreTokens: slot has positions in x, not"):
+        run("native", "RestoreTokens", arguments)
+    q, bias = METRIC, np.zeros((), np.float32)
+    with pytest.raises(Exception, match="ClassAttention: row is a query, not"):
+        run("native", "ClassAttention", {"q": q, "k": q, "bias": bias}, scale=1.0, row=6)
+
+
+def test_nan_is_no_crash() -> None:
+    """What is chosen is of no meaning, but positions stay positions."""
+    nan = np.float32("nan")
+    cases: Sequence[tuple[str, dict[str, Any]]] = (
+        ("BipartiteMerge", MERGE), ("KeepTokens", KEEP), ("PruneMerge", PRUNE),
+    )  # fmt: skip
+    for name, arguments in cases:
+        spoilt = {n: v * nan if v.dtype == np.float32 else v for n, v in arguments.items()}
+        *_, kept, slot = run("native", name, spoilt, protected=1)
+        assert ((kept >= 0) & (kept < 6)).all()
+        assert (slot < 6).all()
+
+
+def test_an_empty_batch_is_no_crash() -> None:
+    empty = {n: v[:0] if v.ndim else v for n, v in MERGE.items()}
+    y, *_ = run("native", "BipartiteMerge", empty, protected=1)
+    assert y.shape == (0, 5, 4)
+
+
+def test_the_library_is_found_by_its_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("THRESHER_KERNELS")
+    assert libraries.wanted() == Library().file == library()
+    assert Library(("-g",)).find() is None
+    monkeypatch.setenv("THRESHER_KERNELS", "off")
+    assert libraries.wanted() is None
+
+
+def test_a_library_that_was_changed_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with copied(tmp_path, monkeypatch).open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(KernelError, match="is not what was built there: run thresher kernels"):
+        libraries.wanted()
+
+
+def test_a_file_that_is_no_library_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "lib.so").write_bytes(b"no library")
+    with pytest.raises(MissingRequirementError, match=r"lib.so cannot be loaded \(.*set THRESHER"):
+        try_kernels(tmp_path / "lib.so")
+
+
+def test_a_compiler_that_is_missing_or_fails_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THRESHER_CACHE", str(tmp_path))
+    with pytest.raises(KernelError, match="no-such-compiler was not found: install"):
+        Library().build("no-such-compiler")
+    with pytest.raises(KernelError, match="false could not compile the kernels: exit code 1"):
+        Library().build("false")
+    assert list((tmp_path / "kernels").iterdir()) == []
+
+
+def toy() -> Program:
+    torch.manual_seed(0)
+    return trace(
+        ToyViT().eval(),
+        {"x": torch.zeros(2, 3, 24, 24)},
+        dynamic={"x": {0: "batch"}},
+        info=SourceInfo("toy", "random"),
+    )
+
+
+@pytest.mark.parametrize("method", ["tome", "diffrate", "evit", "topk-norm"])
+def test_engines_take_the_kernels_and_compute_the_same(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = optimize(toy(), load_recipe(method, ["flops=0.7"]))
+    export(program, tmp_path / "toy", threads=1)
+    x = np.random.default_rng(0).standard_normal((3, 3, 24, 24)).astype(np.float32)
+    with Engine.load(tmp_path / "toy", threads=1) as bodies:
+        plain = bodies.run({"x": x})
+        assert bodies.details["kernels"] == "function bodies"
+    monkeypatch.delenv("THRESHER_KERNELS")
+    with Engine.load(tmp_path / "toy", threads=1) as native:
+        assert native.details["kernels"] == "native"
+        for name, value in native.run({"x": x}).items():
+            assert_allclose(value, plain[name], atol=1e-5)
+    (profile,) = block_profiles([tmp_path / "toy"], {"x": x}, threads=1, runs=2)
+    operators = {n for n in profile.inserted if n in OPERATORS}
+    assert operators
+
+
+@pytest.mark.slow
+def test_no_access_out_of_bounds_and_no_undefined_behaviour() -> None:
+    """The parity and hostile tests again, under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    compiler = next(filter(shutil.which, libraries.COMPILERS))
+    preload = [
+        subprocess.run(
+            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")  # it has to see how exceptions are thrown
+    ]
+    if not all(Path(file).is_absolute() for file in preload):
+        pytest.skip(f"{compiler} has no AddressSanitizer")
+    Library(libraries.SANITIZED).build(compiler)
+    tests = ["tests/kernels/test_bodies.py", "tests/kernels/test_native.py"]
+    chosen = "native and not library_is_found"  # that one is about the ordinary library
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "not slow", *tests, "-k", chosen],
+        env={
+            **os.environ,
+            "LD_PRELOAD": " ".join(preload),
+            "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0",
+            "THRESHER_TEST_SANITIZED": "1",
+        },
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert " passed" in done.stdout
