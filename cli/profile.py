@@ -79,14 +79,9 @@ def profile(
 
 def show_profile(found: Profile) -> None:
     """Tables of times and sizes, the verdicts in words, and the conditions."""
-    from thresher.runtime.tables import facts, sizes, times
+    from thresher.runtime.tables import blocks, facts, sizes, times
 
     show(table("Time", *times(found)), table("Size and memory", *sizes(found)))
     if found.blocks:
-        head = ("block", *(profile.name for profile in found.blocks))
-        rows = [
-            (first.block, *(f"{1e3 * p.blocks[row].total:.3g} ms" for p in found.blocks))
-            for row, first in enumerate(found.blocks[0].blocks)
-        ]
-        show(table("Blocks", head, rows))
+        show(table("Blocks, milliseconds", *blocks(found)))
     show(*found.sentences, table("Conditions", ("", ""), facts(found)))

@@ -7,8 +7,10 @@ own, or takes none, is made once as it is; all others once for each share of the
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thresher.compiler import registry
@@ -78,7 +80,7 @@ def variants(
     """
     from thresher.compiler.contract import Context
 
-    context = context or Context()
+    context, labels = context or Context(), _labels(methods)
     planned = [
         (method, asked, recipe)
         for method in methods
@@ -86,7 +88,7 @@ def variants(
     ]
     made = []
     for index, (method, asked, recipe) in enumerate(planned):
-        variant = Variant(method, asked)
+        variant = Variant(labels[method], asked)
         context.progress(f"reducing: {variant.name}", index, len(planned))
         made.append(_reduce(program, recipe, variant, context))
     if control:
@@ -115,6 +117,13 @@ def _at_shares(
         return [(share, _recipe(method, [*own, f"flops={share:.6g}"])) for share in shares]
     except UsageError:  # another budget is set, or no pass takes one
         return [(None, plain)]
+
+
+def _labels(methods: Sequence[str]) -> dict[str, str]:
+    """What methods are called: recipe files by their stems, unless two have the same."""
+    short = {m: Path(m).stem if m.endswith((".yaml", ".yml")) else m for m in methods}
+    taken = Counter(short.values())
+    return {method: name if taken[name] == 1 else method for method, name in short.items()}
 
 
 def _recipe(method: str, overrides: Sequence[str]) -> Recipe:

@@ -23,6 +23,7 @@ from thresher.runtime.backends.cpu import kernel_library, open_session, session_
 from thresher.runtime.feeds import Array
 from thresher.runtime.manifest import MODEL
 from thresher.runtime.provenance import OUTSIDE, Origin, block_names, origins, traced
+from thresher.runtime.stats import milliseconds
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -213,4 +214,4 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"
+    return f"{milliseconds(seconds)} ms"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from thresher.compiler.errors import MissingRequirementError
 from thresher.runtime.blocks import BlockProfile
-from thresher.runtime.stats import Spread
+from thresher.runtime.stats import Spread, milliseconds
 
 if TYPE_CHECKING:
     from thresher.runtime.profiling import Profile
@@ -118,7 +118,7 @@ def _bar(panel: Any, row: int, latency: Spread, colour: str, ink: Ink) -> None:
     panel.barh(row, median, 0.62, color=colour)
     panel.errorbar(median, row, xerr=arms, color=ink.text, lw=1, capsize=3)
     panel.annotate(
-        f"{median:.3g}",
+        milliseconds(latency.median),
         (1e3 * latency.high, row),
         xytext=(7, 0),
         textcoords="offset points",

@@ -77,3 +77,9 @@ def settled(values: Sequence[float], window: int = 5, threshold: float = 0.05) -
     """Whether the last ``window`` values lie within ``threshold`` of their median."""
     last = values[-window:]
     return len(last) == window and max(last) - min(last) <= threshold * statistics.median(last)
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits, and more before the point where there are more: ``"1.23"``, ``"1120"``."""
+    value = 1e3 * seconds
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from thresher.runtime.blocks import BlockTime
 from thresher.runtime.comparing import Comparison, Row, Score
 from thresher.runtime.profiling import Profile, Timing
+from thresher.runtime.stats import milliseconds
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # head, rows
 
@@ -119,8 +120,8 @@ def _times(timing: Timing) -> tuple[str, ...]:
     return (
         timing.candidate,
         str(timing.batch),
-        f"{1e3 * latency.median:.3g}",
-        f"{1e3 * latency.low:.3g} to {1e3 * latency.high:.3g}",
+        milliseconds(latency.median),
+        f"{milliseconds(latency.low)} to {milliseconds(latency.high)}",
         f"{timing.throughput:.4g}",
         f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "",
         f"{timing.ideal:.2f}" if timing.ideal else "",
@@ -131,8 +132,8 @@ def _times(timing: Timing) -> tuple[str, ...]:
 def _block(time: BlockTime | None) -> str:
     if time is None:
         return ""
-    inserted = f" + {1e3 * time.inserted:.3g} inserted" if time.inserted else ""
-    return f"{1e3 * time.own:.3g}{inserted}"
+    inserted = f" + {milliseconds(time.inserted)} inserted" if time.inserted else ""
+    return f"{milliseconds(time.own)}{inserted}"
 
 
 def _megabytes(size: int | None) -> str:

@@ -1,6 +1,7 @@
 """Speed against what one would run without thresher: DeiT-S, token merging with r = 13.
 
-Random weights: times hold, quality means nothing.  All candidates are timed interleaved.
+Random weights: times hold, quality means nothing.  All candidates are timed interleaved.  In the row
+"for nothing" each step only cuts off as many tokens as the method removes: what no kernel can beat.
 
     python -m tests.benchmarks.speed [--rounds 10] [--no-costs] [--json FILE]
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.parser
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -25,12 +29,16 @@ from tests.benchmarks.common import say
 from tests.benchmarks.costs import OptimizeCost, optimize_cost, start_up
 from tests.benchmarks.plain_tome import PlainTome
 from thresher.compiler.files import atomic_file
+from thresher.compiler.lowering.onnx_export import OPSET
 from thresher.compiler.pipeline import optimize
 from thresher.compiler.program import Program, SourceInfo
 from thresher.compiler.recipe import load_recipe
 from thresher.compiler.trace import trace
-from thresher.runtime import export
+from thresher.kernels.library import SWITCH, Library
+from thresher.runtime import Engine, export
+from thresher.runtime.backends.cpu import open_session, session_options
 from thresher.runtime.conditions import conditions, load_average
+from thresher.runtime.manifest import MODEL as MODEL_FILE
 from thresher.runtime.measure import Plan, interleave, warm_up
 from thresher.runtime.stats import Ratio, paired_ratio
 from thresher.runtime.tables import markdown
@@ -38,6 +46,7 @@ from thresher.runtime.tables import markdown
 MODEL, REMOVED = "deit_small_patch16_224", 13
 LARGE, LARGE_REMOVED = "vit_large_patch16_224", 8
 BATCHES = (1, 8)
+FREE = "ONNX Runtime, tokens cut off for nothing"
 Images = NDArray[np.float32]
 Run = Callable[[Images], Images]
 
@@ -79,8 +88,6 @@ def eager(model: nn.Module) -> Run:
 
 def exported_plainly(model: nn.Module, file: Path, opset: int, threads: int) -> Run:
     """``torch.onnx.export`` and ONNX Runtime, as a user of PyTorch would; our session options."""
-    from thresher.runtime.backends.cpu import open_session, session_options
-
     batch = torch.export.Dim("batch", min=1)
     torch.onnx.export(
         model,
@@ -97,9 +104,45 @@ def exported_plainly(model: nn.Module, file: Path, opset: int, threads: int) -> 
 
 
 def engine(program: Program, folder: Path, target: str, threads: int) -> Run:
-    """One of our engines."""
-    made = export(program, folder, target=target, threads=threads)
-    return lambda images: np.asarray(made.run({"x": images})["output"], np.float32)
+    """One of our engines, with the function bodies where it has them."""
+    return _of(export(program, folder, target=target, threads=threads))
+
+
+def _of(engine: Engine) -> Run:
+    return lambda images: np.asarray(engine.run({"x": images})["output"], np.float32)
+
+
+def with_kernels(folder: Path, threads: int) -> Run:
+    """An engine of ours with the native kernels, which are built if need be."""
+    library = Library()
+    if library.find() is None:
+        say("building the native kernels")
+        library.build()
+    del os.environ[SWITCH]
+    try:
+        return _of(Engine.load(folder, threads=threads))
+    finally:
+        os.environ[SWITCH] = "off"
+
+
+def for_nothing(folder: Path, threads: int) -> Run:
+    """An engine of ours whose steps cut off the last tokens, whatever these are."""
+    model = onnx.load(folder / MODEL_FILE)
+    (function,) = model.functions
+    cut = onnx.parser.parse_function(
+        f"""<domain: "{function.domain}", opset_import: ["": {OPSET}]>
+        {function.name} <{", ".join(function.attribute)}> ({", ".join(function.input)}) => (y, out_size) {{
+          from = Constant <value = int64[1] {{0}}> ()
+          axis = Constant <value = int64[1] {{1}}> ()
+          to = Reshape (keep, axis)
+          y = Slice (x, from, to, axis)
+          out_size = Slice (size, from, to, axis)
+        }}"""
+    )
+    function.CopyFrom(cut)
+    onnx.save(model, folder / "cut.onnx")
+    session = open_session(folder / "cut.onnx", session_options(threads))
+    return lambda images: np.asarray(session.run(None, {"x": images})[0], np.float32)
 
 
 def candidates(folder: Path, threads: int) -> tuple[list[Candidate], float]:
@@ -131,6 +174,12 @@ def candidates(folder: Path, threads: int) -> tuple[list[Candidate], float]:
             run = engine(program, folder / f"{target}-{kind}.engine", target, threads)
             of = f"{name}, thresher dense" if kind == "tome" else None
             made.append(Candidate(f"{name}, thresher {kind}", run, of))
+    folder, of = folder / "cpu-tome.engine", "ONNX Runtime, thresher dense"
+    native = Candidate(
+        "ONNX Runtime, thresher tome, native kernels", with_kernels(folder, threads), of
+    )
+    made.insert(-2, native)
+    made.insert(-2, Candidate(FREE, for_nothing(folder, threads), of))
     return made, float(details["ideal"])
 
 
@@ -139,7 +188,8 @@ def agreement(found: Sequence[Candidate]) -> list[str]:
     images = _images(2)
     results = {candidate.name: candidate.run(images) for candidate in found}
     said = []
-    for group in ([c for c in found if not c.dense], [c for c in found if c.dense]):
+    same = [candidate for candidate in found if candidate.name != FREE]
+    for group in ([c for c in same if not c.dense], [c for c in same if c.dense]):
         base = results[group[0].name]
         worst = max(float(np.abs(results[c.name] - base).max()) for c in group)
         scale = float(np.abs(base).max())
@@ -229,6 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     options.add_argument("--json", type=Path, default=None, help="also write the result here")
     args = options.parse_args(argv)
+    os.environ[SWITCH] = "off"
     load = load_average()
     with tempfile.TemporaryDirectory(prefix="thresher-") as folder:
         found, ideal = candidates(Path(folder), args.threads)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -11,6 +13,8 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import SOURCE, Cli, Made, listing
+from thresher.runtime import blocks, profiling
+from thresher.runtime.stats import milliseconds
 
 QUICK = ("--rounds", "6", "--threads", "1")
 
@@ -81,6 +85,25 @@ def test_profile_prints_tables_and_sentences_and_writes_a_report(
     for part in ("ms a run", "speed-up", "ideal", "peak MB", "CPU", "batch 1:"):
         assert part in done.out
     assert report.read_text().startswith("<!doctype html>")
+
+
+def test_times_of_a_block_stand_in_its_row_whatever_its_place_in_the_graph(
+    cli: Cli, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inserted steps may come first in the graph, and with them their block."""
+    whole, seen = blocks.block_profiles, []
+
+    def turned(*arguments: Any, **options: Any) -> Any:
+        dense, reduced = whole(*arguments, **options)
+        seen.append(dataclasses.replace(reduced, blocks=reduced.blocks[::-1]))
+        return dense, seen[0]
+
+    monkeypatch.setattr(profiling, "block_profiles", turned)
+    done = cli("profile", made.dense_engine, made.engine, *QUICK, "--blocks")
+    rows = {line.split()[0]: line for line in done.out.splitlines() if line.strip()}
+    assert len(seen[0].blocks) > 3
+    for block in seen[0].blocks:
+        assert milliseconds(block.own) in rows[block.block]
 
 
 def test_a_speed_up_that_is_missed_is_exit_code_1(cli: Cli, made: Made) -> None:

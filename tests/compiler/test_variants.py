@@ -46,7 +46,7 @@ def test_a_recipe_with_its_own_budget_is_one_row_with_a_control_of_the_same_cost
     recipe = tmp_path / "own.yaml"
     recipe.write_text(f"name: own\npasses:\n  - tome: {{{budget}}}\n")
     made = variants(program, [str(recipe), "tome"], [0.7, 0.9])
-    (own,) = [variant for variant in made if variant.method == str(recipe)]
+    (own,) = [variant for variant in made if variant.method == "own"]
     assert own.asked is None
     assert own.share is not None
     controls = [variant for variant in made if variant.method == CONTROL]
@@ -55,6 +55,15 @@ def test_a_recipe_with_its_own_budget_is_one_row_with_a_control_of_the_same_cost
         assert control.share is not None
         assert control.asked is not None
         assert control.share <= control.asked
+
+
+def test_recipe_files_of_one_name_keep_their_paths(program: Program, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a/one.yaml", "b/one.yaml", "a/two.yaml")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("passes:\n  - tome: {r: 2}\n")
+    made = variants(program, list(map(str, files)), [0.7], control=False)
+    assert {variant.name for variant in made} == {str(files[0]), str(files[1]), "two"}
 
 
 def test_a_method_that_refuses_says_why_and_the_others_go_on() -> None:
