@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
@@ -21,6 +23,14 @@ def export(
     weights: options.Weights = None,
     resolution: options.Resolution = None,
     length: options.Length = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SIZES",
+            help="Sizes an input will have: x=8x3x224x224 fixes them, x=1..32x3x224x224@8 is a range"
+            " and its usual size; may be repeated.",
+        ),
+    ] = None,
     threads: options.Threads = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
@@ -42,6 +52,7 @@ def export(
             threads=threads,
             overwrite=overwrite,
             recipe=recipe_of(source),
+            shapes=shape or (),
         )
     manifest = engine.manifest
     size = sum(file.stat().st_size for file in output.iterdir())
@@ -53,6 +64,7 @@ def export(
         ("weights", manifest.source.get("weights", "")),
         ("target", f"{target}, {precision}"),
         ("inputs", ", ".join(f"{i.name} {list(i.shape)}" for i in manifest.inputs)),
+        ("sizes", _sizes(manifest)),
         ("outputs", ", ".join(f"{o.name} {list(o.shape)}" for o in manifest.outputs)),
         ("tokens", counts_text(manifest.tokens or ())),
         ("predicted", _predicted(manifest)),
@@ -61,6 +73,16 @@ def export(
         ("size", f"{size / 1e6:.1f} MB"),
     ]
     show(table(str(output), ("", ""), [row for row in rows if row[1]]))
+
+
+def _sizes(manifest: Manifest) -> str:
+    """Of the symbolic axes, where they have bounds."""
+    told = []
+    for axis, (low, high) in manifest.ranges.items():
+        usual = manifest.usual.get(axis)
+        bounds = str(low) if low == high else f"{low} to {'any' if high is None else high}"
+        told.append(f"{axis} {bounds}{f', usually {usual}' if usual and low != high else ''}")
+    return "; ".join(told)
 
 
 def _predicted(manifest: Manifest) -> str:

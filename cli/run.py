@@ -42,13 +42,14 @@ def run(
     with progress() as tell:
         from thresher.cli.inputs import feeds_of
         from thresher.runtime import Engine
+        from thresher.runtime.batches import run_in_batches
 
         tell(f"loading {engine}", 0, 0)
         with Engine.load(engine, threads=threads) as loaded:
             names = [spec.name for spec in loaded.inputs]
             manifest = loaded.manifest
             feeds = feeds_of(loaded.preprocessing, names, input or (), text or ())
-            outputs = loaded.run(feeds)
+            outputs = run_in_batches(loaded, feeds)
     if save is not None:
         _save(save, outputs)
     samples = [*map(str, text or ()), *map(str, input or ())]

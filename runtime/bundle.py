@@ -31,6 +31,7 @@ class Facts:
 
     source: dict[str, Any] = field(default_factory=dict)
     ranges: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    usual: dict[str, int] = field(default_factory=dict)
     recipe: dict[str, Any] | None = None
     passes: tuple[dict[str, Any], ...] = ()
     sites: int = 0
@@ -67,8 +68,10 @@ def package(
         proto = save_model(model, partial / MODEL)
         maker.refuse_problems(proto)
         facts = _carry_tokenizer(facts, partial)
-        maker.build(partial, precision)
-        manifest = _manifest(proto, facts, maker, precision, partial)
+        manifest = _manifest(proto, facts, maker, precision)
+        maker.build(partial, manifest)
+        files = {path.name: digest(path) for path in sorted(partial.iterdir())}
+        manifest = manifest.model_copy(update={"files": files})
         manifest.write(partial)
         if check is not None:
             with Engine.load(partial, threads=threads) as engine:
@@ -114,9 +117,8 @@ def save_model(model: onnx.ModelProto | ir.Model, path: Path) -> onnx.ModelProto
     return onnx.load(path, load_external_data=False)
 
 
-def _manifest(
-    model: onnx.ModelProto, facts: Facts, maker: Backend, precision: str, folder: Path
-) -> Manifest:
+def _manifest(model: onnx.ModelProto, facts: Facts, maker: Backend, precision: str) -> Manifest:
+    """All but the files, which the back end is still to build."""
     names = [name for name in (*PACKAGES, "onnx") if installed(name)]
     return Manifest(
         thresher=installed("thresher") or "unknown",
@@ -125,7 +127,6 @@ def _manifest(
         precision=precision,  # type: ignore[arg-type]  # checked by ready()
         inputs=_specs(model.graph.input),
         outputs=_specs(model.graph.output),
-        files={path.name: digest(path) for path in sorted(folder.iterdir())},
         versions={name: installed(name) or "" for name in names},
         requires=maker.requires(model),
         **{entry.name: getattr(facts, entry.name) for entry in dataclasses.fields(facts)},

@@ -52,7 +52,7 @@ class Engine:
         if threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
         start = time.perf_counter()
-        engine = Engine(folder, manifest, maker.open(folder, manifest.precision, threads), threads)
+        engine = Engine(folder, manifest, maker.open(folder, manifest, threads), threads)
         engine.load_seconds = time.perf_counter() - start
         return engine
 

@@ -13,8 +13,9 @@ from thresher.runtime.bundle import Facts, package, ready
 from thresher.runtime.deviation import Deviations, tolerance
 from thresher.runtime.engine import Engine
 from thresher.runtime.manifest import Prediction
-from thresher.runtime.runner import ProgramRunner, Runnable, symbol_ranges
-from thresher.runtime.sample import random_inputs
+from thresher.runtime.runner import ProgramRunner, Runnable, symbol_ranges, tensor_info
+from thresher.runtime.sample import batch_symbol, random_inputs
+from thresher.runtime.shapes import narrowed
 
 if TYPE_CHECKING:
     from thresher.compiler.program import Program
@@ -32,6 +33,7 @@ def export(
     overwrite: bool = False,
     recipe: Mapping[str, Any] | None = None,
     check: bool = True,
+    shapes: Sequence[str] = (),
 ) -> Engine:
     """Lower a Program, build an engine folder for a target, and return the loaded engine.
 
@@ -44,14 +46,19 @@ def export(
         overwrite: replace an older engine of that name.
         recipe: the resolved recipe, kept in the manifest.
         check: run the engine once against the eager program before the folder gets its name.
+        shapes: sizes that inputs will have, such as ``"x=8x3x224x224"``; see
+            :mod:`~thresher.runtime.shapes`.
 
     Raises:
-        UsageError: unknown target or precision, or the folder is taken.
+        UsageError: unknown target or precision, shapes that do not fit, or the folder is taken.
         MissingRequirementError: the back end is not installed.
         RefusedError: the back end does not take the model.
         VerdictError: the engine's numbers differ from the program's.
     """
     ready(target, precision, folder, overwrite=overwrite)
+    facts = facts_of(program, recipe)
+    wanted = narrowed(shapes, tuple(map(tensor_info, program.inputs)), facts.ranges)
+    facts = dataclasses.replace(facts, ranges=wanted.ranges, usual=wanted.usual)
     from thresher.compiler.lowering import to_onnx
 
     model = to_onnx(program, precision=precision)
@@ -59,7 +66,7 @@ def export(
     return package(
         model,
         folder,
-        facts=facts_of(program, recipe),
+        facts=facts,
         target=target,
         precision=precision,
         threads=threads,
@@ -75,7 +82,9 @@ def agree(reference: Runnable, engine: Engine) -> dict[str, Any]:
         VerdictError: the engine differs beyond the tolerance of its precision.
     """
     limit = tolerance(engine.precision)
-    feeds = random_inputs(engine.inputs, batch=CHECK_BATCH, ranges=engine.ranges)
+    low, high = engine.ranges.get(batch_symbol(engine.inputs) or "", (1, None))
+    batch = max(low, CHECK_BATCH if high is None else min(high, CHECK_BATCH))
+    feeds = random_inputs(engine.inputs, batch=batch, ranges=engine.ranges)
     deviations = Deviations(limit, discrete=engine.reduced)
     deviations.add(reference.run(feeds), engine.run(feeds))
     errors = deviations.results()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from thresher.runtime.batches import run_in_batches
 from thresher.runtime.feeds import Array
 from thresher.runtime.runner import Runnable
 from thresher.runtime.scoring import Dataset, likeness, predicted
@@ -70,7 +71,7 @@ class Judge:
 
     def _run(self, model: Runnable) -> Iterator[tuple[Outputs, Array | None]]:
         for feeds, labels in self.dataset.batches(self.batch):
-            yield model.run(feeds), labels
+            yield run_in_batches(model, feeds), labels
             self.step()
 
     def _score(self, index: int, outputs: Outputs) -> Scores:

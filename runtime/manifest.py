@@ -53,7 +53,8 @@ class Manifest(_Record):
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     ranges: dict[str, tuple[int, int | None]] = Field(default_factory=dict)  # of symbolic axes
-    files: dict[str, str]  # file name -> sha256
+    usual: dict[str, int] = Field(default_factory=dict)  # sizes of symbolic axes to tune for
+    files: dict[str, str] = Field(default_factory=dict)  # file name -> sha256
     versions: dict[str, str] = Field(default_factory=dict)  # packages that made the engine
     requires: dict[str, str] = Field(default_factory=dict)  # package -> ">=1.18" or "==1.18"
     source: dict[str, Any] = Field(default_factory=dict)
@@ -65,6 +66,11 @@ class Manifest(_Record):
     preprocessing: dict[str, Any] | None = None
     labels: tuple[str, ...] | None = None
     verified: dict[str, Any] | None = None  # comparison with the eager program when exported
+
+    @property
+    def fixed(self) -> dict[str, int]:
+        """Symbolic axes that have one size only."""
+        return {axis: low for axis, (low, high) in self.ranges.items() if low == high}
 
     @property
     def source_name(self) -> str:

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from thresher.compiler.errors import UsageError
+from thresher.runtime.batches import run_in_batches
 from thresher.runtime.deviation import cosines
 from thresher.runtime.feeds import Array
 from thresher.runtime.paired import Metric
@@ -50,7 +51,7 @@ def accuracy(
 ) -> Metric:
     """Share of samples whose likeliest class is their label; every batch must have labels."""
     right = [
-        predicted(runnable.run(feeds), output) == labels
+        predicted(run_in_batches(runnable, feeds), output) == labels
         for feeds, labels in dataset.batches(batch, limit)
     ]
     return Metric("accuracy", np.concatenate(right))
@@ -72,8 +73,8 @@ def agreement(
     """
     near, equal = [], []
     for feeds, _ in dataset.batches(batch, limit):
-        wanted = reference.run(feeds)
-        found = wanted if runnable is reference else runnable.run(feeds)
+        wanted = run_in_batches(reference, feeds)
+        found = wanted if runnable is reference else run_in_batches(runnable, feeds)
         near.append(np.mean([likeness(wanted[name], found[name]) for name in wanted], axis=0))
         if classes:
             equal.append(predicted(wanted, output) == predicted(found, output))

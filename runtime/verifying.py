@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thresher.compiler.errors import UsageError
+from thresher.runtime.batches import run_in_batches
 from thresher.runtime.deviation import Deviations, OutputError, plain, tolerance
 from thresher.runtime.feeds import Array, describe
 from thresher.runtime.runner import Runnable
@@ -119,7 +120,7 @@ def verify(
     counts = _Counts(output)
     what, batches = _batches(a, dataset, inputs, batch, limit, sizes, seed)
     for feeds, labels in batches:
-        left, right = a.run(feeds), b.run(feeds)
+        left, right = (run_in_batches(model, feeds) for model in (a, b))
         deviations.add(left, right)
         if labels is not None:
             counts.add(left, right, labels)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from numpy.typing import NDArray
 
 from thresher.compiler.errors import MissingRequirementError, RefusedError
-from thresher.runtime.manifest import installed
+from thresher.runtime.manifest import Manifest, installed
 
 if TYPE_CHECKING:
     import onnx
@@ -116,12 +116,11 @@ class Backend(ABC):
     def requires(self, model: onnx.ModelProto) -> dict[str, str]:
         """Packages an engine of this model needs where it runs, as ``{"name": ">=1.18"}``."""
 
-    def build(self, folder: Path, precision: str) -> Sequence[str]:
-        """Turn ``folder/model.onnx`` into the back end's own files; returns their names."""
-        return ()
+    def build(self, folder: Path, manifest: Manifest) -> None:  # noqa: B027  (most need nothing more)
+        """Turn ``folder/model.onnx`` into the back end's own files; ``manifest`` lists none yet."""
 
     @abstractmethod
-    def open(self, folder: Path, precision: str, threads: int) -> Session:
+    def open(self, folder: Path, manifest: Manifest, threads: int) -> Session:
         """Load the engine in ``folder``; the manifest has been checked by the caller."""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from thresher.compiler.errors import MissingRequirementError, RefusedError
 from thresher.kernels.library import SWITCH, KernelError, wanted
 from thresher.runtime.backends.base import Array, Availability, Backend, Feeds
-from thresher.runtime.manifest import MODEL
+from thresher.runtime.manifest import MODEL, Manifest
 
 if TYPE_CHECKING:
     import onnx
@@ -64,7 +64,7 @@ class OnnxRuntime(Backend):
         newest = max(wanted, key=lambda text: tuple(map(int, text.split("."))))
         return {"onnxruntime": f">={newest}"}
 
-    def open(self, folder: Path, precision: str, threads: int) -> CpuSession:
+    def open(self, folder: Path, manifest: Manifest, threads: int) -> CpuSession:
         kernels = kernel_library()
         details = {
             "provider": PROVIDER,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from thresher.compiler.errors import RefusedError
 from thresher.runtime.backends.base import Array, Backend, Feeds
-from thresher.runtime.manifest import MODEL
+from thresher.runtime.manifest import MODEL, Manifest
 
 if TYPE_CHECKING:
     import onnx
@@ -39,7 +39,7 @@ class OpenVino(Backend):
         release = ov.__version__.split("-")[0]
         return {"openvino": f">={release}"}  # an older release may lack an operator of the IR
 
-    def build(self, folder: Path, precision: str) -> tuple[str, ...]:
+    def build(self, folder: Path, manifest: Manifest) -> None:
         import onnx
         import openvino as ov
 
@@ -53,20 +53,23 @@ class OpenVino(Backend):
             raise RefusedError(f"OpenVINO does not take the model: {_reason(error)}") from error
         ov.save_model(read, folder / IR, compress_to_fp16=False)
         flat.unlink()
-        return IR, WEIGHTS
 
-    def open(self, folder: Path, precision: str, threads: int) -> OpenVinoSession:
-        return OpenVinoSession(folder / IR, precision, threads)
+    def open(self, folder: Path, manifest: Manifest, threads: int) -> OpenVinoSession:
+        return OpenVinoSession(folder / IR, manifest, threads)
 
 
 class OpenVinoSession:
-    """One compiled model with one request."""
+    """One compiled model with one request.
 
-    def __init__(self, model: Path, precision: str, threads: int) -> None:
+    Where an axis has one size, the model is compiled for it: OpenVINO works out the shapes of all
+    nodes anew at every run of a model with symbolic axes, which costs more than the inserted steps do.
+    """
+
+    def __init__(self, model: Path, manifest: Manifest, threads: int) -> None:
         import openvino as ov
 
         core = ov.Core()
-        hint = _hint(core, precision)
+        hint = _hint(core, manifest.precision)
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": threads,
@@ -74,7 +77,10 @@ class OpenVinoSession:
             "NUM_STREAMS": 1,
         }
         try:
-            compiled = core.compile_model(str(model), DEVICE, settings)
+            read = core.read_model(model)
+            if manifest.fixed:
+                read.reshape(_fixed_shapes(manifest))
+            compiled = core.compile_model(read, DEVICE, settings)
         except RuntimeError as error:
             raise RefusedError(f"OpenVINO refuses {model}: {_reason(error)}") from error
         self.details = {
@@ -93,6 +99,15 @@ class OpenVinoSession:
 
     def close(self) -> None:
         self._request = None
+
+
+def _fixed_shapes(manifest: Manifest) -> dict[str, list[int]]:
+    """Shapes by input, -1 for an axis that stays symbolic."""
+    sizes = manifest.fixed
+    return {
+        spec.name: [axis if isinstance(axis, int) else sizes.get(axis, -1) for axis in spec.shape]
+        for spec in manifest.inputs
+    }
 
 
 def _hint(core: Any, precision: str) -> str:

@@ -87,6 +87,30 @@ def test_profile_prints_tables_and_sentences_and_writes_a_report(
     assert report.read_text().startswith("<!doctype html>")
 
 
+def test_an_engine_for_one_batch_takes_any_number_of_samples(
+    cli: Cli, failed: Callable[..., str], made: Made, tmp_path: Path
+) -> None:
+    engine = tmp_path / "fixed.engine"
+    done = cli("export", made.reduced, "--shape", "x=5x3x24x24", "-o", engine)
+    assert (done.code, done.err) == (0, "")
+    assert "batch 5" in done.out
+    kept = cli("verify", SOURCE, engine, "--data", made.data, "--max-drop", "100", "--json")
+    assert (kept.code, kept.json["quality"]["n"]) == (0, 12)
+    free = cli("verify", SOURCE, made.engine, "--data", made.data, "--max-drop", "100", "--json")
+    assert kept.json["quality"] == free.json["quality"]
+    photo = cli("run", engine, "--input", made.image, "--json").json["outputs"]
+    assert photo["logits"]["shape"] == [1, 4]
+    assert "(batch) is 1 and must be 5 to 5" in failed(2, "profile", engine, "--batch", "1")
+
+
+def test_a_shape_that_does_not_fit_is_refused_before_any_work(
+    failed: Callable[..., str], tmp_path: Path
+) -> None:
+    said = failed(2, "export", SOURCE, "--shape", "y=5x3x24x24", "-o", tmp_path / "e")
+    assert "there is no input 'y'" in said
+    assert listing(tmp_path) == []
+
+
 def test_times_of_a_block_stand_in_its_row_whatever_its_place_in_the_graph(
     cli: Cli, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
