@@ -68,6 +68,7 @@ def export(
         ("outputs", ", ".join(f"{o.name} {list(o.shape)}" for o in manifest.outputs)),
         ("tokens", counts_text(manifest.tokens or ())),
         ("predicted", _predicted(manifest)),
+        ("built", _built(manifest)),
         ("against eager", _agreement(manifest)),
         ("files", ", ".join([*manifest.files, MANIFEST])),
         ("size", f"{size / 1e6:.1f} MB"),
@@ -97,4 +98,15 @@ def _agreement(manifest: Manifest) -> str:
     outputs = manifest.verified["outputs"].values()
     worst = max(output["relative"] for output in outputs)
     allowed = manifest.verified["tolerance"]
-    return f"differs by {worst:.2g} of the output's scale, {allowed:.2g} allowed"
+    provider = manifest.verified["run by"]
+    return f"differs by {worst:.2g} of the output's scale, {allowed:.2g} allowed ({provider})"
+
+
+def _built(manifest: Manifest) -> str:
+    """What a back end that compiles tells of its engine."""
+    told = manifest.built
+    if not told:
+        return ""
+    layers = ", ".join(f"{count} {kind}" for kind, count in told["layers"].items())
+    room = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in told["bytes"].items())
+    return f"{told['steps']}; layers: {layers}; {room}"

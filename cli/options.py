@@ -192,7 +192,12 @@ LearnData = Annotated[
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="What to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an older output.")]
-Target = Annotated[str, typer.Option(help="Back end: cpu or openvino.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        help="Back end: cpu, openvino, or tensorrt-rtx (also tensorrt-rtx:sm86+sm89), which only builds."
+    ),
+]
 Precision = Annotated[str, typer.Option(help="Arithmetic: fp32 or fp16.")]
 Size = Annotated[
     list[str] | None,

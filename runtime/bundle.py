@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from thresher.compiler.errors import UsageError, nearest
 from thresher.compiler.files import atomic_folder, check_free
 from thresher.runtime.backends import Backend, backend
-from thresher.runtime.conditions import PACKAGES
+from thresher.runtime.conditions import PACKAGES, default_threads
 from thresher.runtime.engine import Engine
 from thresher.runtime.feeds import ANY
 from thresher.runtime.manifest import MODEL, Manifest, Prediction, TensorInfo, digest, installed
@@ -69,15 +69,23 @@ def package(
         maker.refuse_problems(proto)
         facts = _carry_tokenizer(facts, partial)
         manifest = _manifest(proto, facts, maker, precision)
-        maker.build(partial, manifest)
+        built = maker.build(partial, manifest)
         files = {path.name: digest(path) for path in sorted(partial.iterdir())}
-        manifest = manifest.model_copy(update={"files": files})
+        manifest = manifest.model_copy(update={"files": files, "built": built})
         manifest.write(partial)
         if check is not None:
-            with Engine.load(partial, threads=threads) as engine:
+            with _checkable(partial, manifest, maker, threads) as engine:
                 verified = check(engine)
             manifest.model_copy(update={"verified": verified}).write(partial)
     return Engine.load(folder, threads=threads)
+
+
+def _checkable(folder: Path, manifest: Manifest, maker: Backend, threads: int | None) -> Engine:
+    """The engine, or where it cannot run here its ``model.onnx`` in ONNX Runtime."""
+    if not maker.cannot_run():
+        return Engine.load(folder, threads=threads)
+    count = threads or default_threads()
+    return Engine(folder, manifest, backend("cpu").open(folder, manifest, count), count)
 
 
 def ready(target: str, precision: str, folder: Path | str, *, overwrite: bool) -> Backend:
@@ -123,7 +131,7 @@ def _manifest(model: onnx.ModelProto, facts: Facts, maker: Backend, precision: s
     return Manifest(
         thresher=installed("thresher") or "unknown",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        target=maker.target,
+        target=maker.name,
         precision=precision,  # type: ignore[arg-type]  # checked by ready()
         inputs=_specs(model.graph.input),
         outputs=_specs(model.graph.output),

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from thresher.compiler.errors import UsageError
+from thresher.compiler.errors import MissingRequirementError, UsageError
 from thresher.runtime import manifest as manifests
 from thresher.runtime.backends import Session, backend
 from thresher.runtime.conditions import default_threads
-from thresher.runtime.feeds import Array, Ranges, checked
-from thresher.runtime.manifest import Manifest, TensorInfo
+from thresher.runtime.feeds import Array, checked
+from thresher.runtime.manifest import Manifest, Ranges, TensorInfo
 
 
 class Engine:
@@ -21,17 +21,22 @@ class Engine:
     ``details`` says what really runs: provider, threads, arithmetic.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, session: Session, threads: int) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, session: Session | None, threads: int
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.threads = threads
         self.name = folder.name.removesuffix(".engine")
         self.load_seconds = 0.0
-        self._session: Session | None = session
+        self._session = session
+        self._reason = ""  # why there is no session
 
     @staticmethod
     def load(folder: Path | str, *, threads: int | None = None) -> Engine:
         """Check the manifest, the files and the installed packages, then load.
+
+        An engine that was built for a machine of another kind is described and not run.
 
         Args:
             folder: an engine folder.
@@ -52,8 +57,11 @@ class Engine:
         if threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
         start = time.perf_counter()
-        engine = Engine(folder, manifest, maker.open(folder, manifest, threads), threads)
+        reason = maker.cannot_run()
+        session = None if reason else maker.open(folder, manifest, threads)
+        engine = Engine(folder, manifest, session, threads)
         engine.load_seconds = time.perf_counter() - start
+        engine._reason = reason
         return engine
 
     @property
@@ -116,6 +124,8 @@ class Engine:
         self.close()
 
     def _open(self) -> Session:
+        if self._reason:
+            raise MissingRequirementError(f"{self.folder} cannot be run: {self._reason}")
         if self._session is None:
             raise UsageError(f"the engine {self.folder} is closed: load it again")
         return self._session

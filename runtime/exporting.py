@@ -40,7 +40,7 @@ def export(
     Args:
         program: what to lower.
         folder: output; appears only when everything has succeeded.
-        target: ``"cpu"`` or ``"openvino"``.
+        target: a back end, such as ``"cpu"`` or ``"tensorrt-rtx:sm89"``.
         precision: ``"fp32"`` or ``"fp16"``.
         threads: of the returned engine.
         overwrite: replace an older engine of that name.
@@ -55,9 +55,10 @@ def export(
         RefusedError: the back end does not take the model.
         VerdictError: the engine's numbers differ from the program's.
     """
-    ready(target, precision, folder, overwrite=overwrite)
-    facts = facts_of(program, recipe)
-    wanted = narrowed(shapes, tuple(map(tensor_info, program.inputs)), facts.ranges)
+    maker = ready(target, precision, folder, overwrite=overwrite)
+    facts, specs = facts_of(program, recipe), tuple(map(tensor_info, program.inputs))
+    wanted = narrowed(shapes, specs, facts.ranges)
+    maker.check_shapes(specs, wanted.ranges)
     facts = dataclasses.replace(facts, ranges=wanted.ranges, usual=wanted.usual)
     from thresher.compiler.lowering import to_onnx
 
@@ -97,6 +98,7 @@ def agree(reference: Runnable, engine: Engine) -> dict[str, Any]:
             )
     return {
         "inputs": "standard normal, seed 0",
+        "run by": engine.details["provider"],
         "tolerance": limit.relative,
         "outputs": {error.name: {"relative": error.relative} for error in errors},
     }

@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thresher.compiler.errors import UsageError, nearest
-from thresher.runtime.manifest import TensorInfo
+from thresher.runtime.manifest import Ranges, TensorInfo
 
 Array = NDArray[Any]
 ANY = "?"  # an axis without a name: any size, related to no other axis
-Ranges = Mapping[str, tuple[int, int | None]]
 
 
 def checked(

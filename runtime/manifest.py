@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,9 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 
 Precision = Literal["fp32", "fp16"]
+
+
+Ranges = Mapping[str, tuple[int, int | None]]  # least and largest sizes of symbolic axes
 
 
 class _Record(BaseModel):
@@ -65,6 +69,7 @@ class Manifest(_Record):
     prediction: Prediction | None = None
     preprocessing: dict[str, Any] | None = None
     labels: tuple[str, ...] | None = None
+    built: dict[str, Any] = Field(default_factory=dict)  # what the back end tells of its files
     verified: dict[str, Any] | None = None  # comparison with the eager program when exported
 
     @property

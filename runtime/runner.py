@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from thresher.runtime.conditions import default_threads
-from thresher.runtime.feeds import Array, Ranges, checked
-from thresher.runtime.manifest import TensorInfo
+from thresher.runtime.feeds import Array, checked
+from thresher.runtime.manifest import Ranges, TensorInfo
 
 if TYPE_CHECKING:
     from thresher.compiler.program import Program

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thresher.runtime.feeds import Ranges
-from thresher.runtime.manifest import TensorInfo
+from thresher.runtime.manifest import Ranges, TensorInfo
 
 LENGTH = 64  # of symbolic axes other than the batch, such as the number of words
 VOCABULARY = 100  # whole-number inputs stay below this: every embedding table is larger

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from thresher.compiler.errors import UsageError, nearest
-from thresher.runtime.feeds import Ranges, describe
-from thresher.runtime.manifest import TensorInfo
+from thresher.runtime.feeds import describe
+from thresher.runtime.manifest import Ranges, TensorInfo
 
 FORM = "NAME=8x3x224x224, or NAME=1..32x3x224x224@8 with ranges and the usual sizes of these"
 _AXIS = re.compile(r"(\d+)(?:\.\.(\d+))?")

@@ -47,9 +47,11 @@ _POSITIONS = (
 )
 
 _MATCHING = """
-    # Unit metric; the sum over heads as a product with ones is faster than ReduceMean.
+    # Unit metric; the sum over heads as a product with ones is faster than ReduceMean.  The ones
+    # are a row: TensorRT squeezes the wrong axis of a product with a vector.
     heads = Shape <start = 1, end = 2> (metric)
-    ones = ConstantOfShape <value = float[1] {1.0}> (heads)
+    row = Concat <axis = 0> (v1, heads)
+    ones = ConstantOfShape <value = float[1] {1.0}> (row)
     flat_shape = Constant <value = int64[3] {0, 0, -1}> ()
     metric32 = Cast <to = 1> (metric)
     metric_flat = Reshape (metric32, flat_shape)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -188,9 +189,12 @@ def linear(r: int, inflect: float, sites: int) -> list[int]:
     return [int(first + step * i) for i in range(sites)]
 
 
-def spread(r: float, sites: int) -> list[int]:
-    """Whole numbers that average to a fractional ``r``, as evenly as can be."""
-    return [int(r * (i + 1)) - int(r * i) for i in range(sites)]
+def spread(r: float, inflect: float, sites: int) -> list[int]:
+    """Whole numbers of mean ``r``, as near as can be to a straight line of the slope of :func:`linear`."""
+    step = 2 * inflect * r / (sites - 1) if sites > 1 else 0.0
+    first = r - step * (sites - 1) / 2
+    gone = [int(k * first + step * k * (k - 1) / 2) for k in range(sites + 1)]
+    return [end - start for start, end in pairwise(accumulate(gone, max))]
 
 
 def resolve(schedule: Schedule, tokens: int, limits: Limits) -> list[int]:

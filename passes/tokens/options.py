@@ -26,7 +26,11 @@ class TokenOptions(Options):
     r: Annotated[int | None, Field(ge=0, description="tokens to remove at each site")] = None
     inflect: Annotated[
         float,
-        Field(ge=-1, le=1, description="with r: -1 removes more early, +1 more late, 0 evenly"),
+        Field(
+            ge=-1,
+            le=1,
+            description="with r or flops: -1 removes more early, +1 more late, 0 evenly",
+        ),
     ] = 0.0
     keep: Annotated[
         Share | tuple[Share, ...] | None,
@@ -107,6 +111,10 @@ def schedule(
 
     target = options.flops or DEFAULT_FLOPS
     if by_share:
+        if options.inflect:
+            raise UsageError(
+                "inflect shapes numbers of tokens, and here shares are kept at some sites: leave it out"
+            )
         return budget.share_out(
             target,
             lambda s: rounded(_shares([s] * len(layers), layers, total, limits)),
@@ -117,7 +125,10 @@ def schedule(
     most = (tokens - limits.protected) / 2 if limits.halves else tokens - limits.protected
 
     def evenly(r: float) -> Schedule:
-        counts = [Count("remove", n) if n else None for n in budget.spread(r, len(layers))]
+        counts = [
+            Count("remove", n) if n else None
+            for n in budget.spread(r, options.inflect, len(layers))
+        ]
         placed = dict(zip(layers, counts, strict=True))
         return rounded(tuple(placed.get(i) for i in range(total)))
 

@@ -12,18 +12,20 @@ __all__ = ["TARGETS", "Array", "Availability", "Backend", "Feeds", "Problem", "S
 TARGETS = {
     "cpu": "thresher.runtime.backends.cpu:OnnxRuntime",
     "openvino": "thresher.runtime.backends.openvino:OpenVino",
+    "tensorrt-rtx": "thresher.runtime.backends.tensorrt_rtx:TensorRtRtx",
 }
 
 
 def backend(target: str) -> Backend:
-    """The back end of a target.
+    """The back end of a target, such as ``"cpu"`` or ``"tensorrt-rtx:sm86+sm89"``.
 
     Raises:
-        UsageError: no such target; the nearest name is given.
+        UsageError: no such target, whose nearest name is given, or nothing to choose in it.
     """
-    if target not in TARGETS:
-        raise UsageError(f"there is no target {target!r}{nearest(target, TARGETS)}")
-    module, _, name = TARGETS[target].partition(":")
-    made = getattr(importlib.import_module(module), name)()
+    kind, _, choice = target.partition(":")
+    if kind not in TARGETS:
+        raise UsageError(f"there is no target {kind!r}{nearest(kind, TARGETS)}")
+    module, _, name = TARGETS[kind].partition(":")
+    made = getattr(importlib.import_module(module), name)(choice)
     assert isinstance(made, Backend)
     return made

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
 
-from thresher.compiler.errors import MissingRequirementError, RefusedError
-from thresher.runtime.manifest import Manifest, installed
+from thresher.compiler.errors import MissingRequirementError, RefusedError, UsageError
+from thresher.runtime.manifest import Manifest, Ranges, TensorInfo, installed
 
 if TYPE_CHECKING:
     import onnx
@@ -57,7 +57,10 @@ class Session(Protocol):
 
 
 class Backend(ABC):
-    """Builds and opens engines for one target."""
+    """Builds and opens engines for one target.
+
+    ``choice`` is what stands behind the target's name: the GPUs in ``tensorrt-rtx:sm86+sm89``.
+    """
 
     target: ClassVar[str]
     summary: ClassVar[str]
@@ -65,6 +68,30 @@ class Backend(ABC):
     install: ClassVar[str]
     prefix: ClassVar[str]  # of the files in the folder that it loads
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+    choices: ClassVar[bool] = False  # whether a choice may follow the target's name
+
+    def __init__(self, choice: str = "") -> None:
+        self.choice = choice
+        if choice and not self.choices:
+            raise UsageError(f"target {self.target!r} leaves nothing to choose: drop ':{choice}'")
+
+    @property
+    def name(self) -> str:
+        """Target and choice, as the user writes them."""
+        return f"{self.target}:{self.choice}" if self.choice else self.target
+
+    def cannot_run(self) -> str:
+        """Why engines can be built here but not run, or nothing."""
+        return ""
+
+    def check_shapes(  # noqa: B027  (most take any)
+        self, specs: Sequence[TensorInfo], ranges: Ranges
+    ) -> None:
+        """Refuse sizes that the back end cannot build for, before any work.
+
+        Raises:
+            UsageError: an axis needs a bound; the message shows how to give it.
+        """
 
     def available(self) -> Availability:
         """Import the package; a failure carries the loader's own words."""
@@ -79,7 +106,7 @@ class Backend(ABC):
         state = self.available()
         if not state.ok:
             raise MissingRequirementError(
-                f"target {self.target!r} cannot run here ({state.reason}): {state.install}"
+                f"target {self.name!r} cannot run here ({state.reason}): {state.install}"
             )
 
     @abstractmethod
@@ -108,7 +135,7 @@ class Backend(ABC):
         if found:
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""
             raise RefusedError(
-                f"target {self.target!r} does not take {'; '.join(map(str, found[:3]))}{more}:"
+                f"target {self.name!r} does not take {'; '.join(map(str, found[:3]))}{more}:"
                 " choose another target or another recipe"
             )
 
@@ -116,8 +143,15 @@ class Backend(ABC):
     def requires(self, model: onnx.ModelProto) -> dict[str, str]:
         """Packages an engine of this model needs where it runs, as ``{"name": ">=1.18"}``."""
 
-    def build(self, folder: Path, manifest: Manifest) -> None:  # noqa: B027  (most need nothing more)
-        """Turn ``folder/model.onnx`` into the back end's own files; ``manifest`` lists none yet."""
+    def build(self, folder: Path, manifest: Manifest) -> dict[str, Any]:
+        """Turn ``folder/model.onnx`` into the back end's own files.
+
+        Returns what is to be told about them; ``manifest`` lists no files yet.
+
+        Raises:
+            RefusedError: the back end does not take the model.
+        """
+        return {}
 
     @abstractmethod
     def open(self, folder: Path, manifest: Manifest, threads: int) -> Session:

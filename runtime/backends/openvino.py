@@ -39,7 +39,7 @@ class OpenVino(Backend):
         release = ov.__version__.split("-")[0]
         return {"openvino": f">={release}"}  # an older release may lack an operator of the IR
 
-    def build(self, folder: Path, manifest: Manifest) -> None:
+    def build(self, folder: Path, manifest: Manifest) -> dict[str, Any]:
         import onnx
         import openvino as ov
 
@@ -53,6 +53,7 @@ class OpenVino(Backend):
             raise RefusedError(f"OpenVINO does not take the model: {_reason(error)}") from error
         ov.save_model(read, folder / IR, compress_to_fp16=False)
         flat.unlink()
+        return {}
 
     def open(self, folder: Path, manifest: Manifest, threads: int) -> OpenVinoSession:
         return OpenVinoSession(folder / IR, manifest, threads)

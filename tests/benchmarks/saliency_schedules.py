@@ -24,7 +24,6 @@ from thresher.compiler.contract import Context
 from thresher.compiler.pipeline import run
 from thresher.compiler.program import Program
 from thresher.compiler.recipe import Recipe, load_recipe
-from thresher.passes.tokens.budget import linear
 from thresher.passes.tokens.methods import Tome, TomeOptions
 from thresher.passes.tokens.search.outcome import Counts, Outcome, Quality
 from thresher.passes.tokens.search.psigmoid import PSigmoid
@@ -53,18 +52,6 @@ class Objective:
     def _score(self, program: Program) -> NDArray[np.float64]:
         overlap, _ = localisation(ProgramRunner(program, threads=self.threads), self.scenes)
         return np.asarray(overlap.items, np.float64)
-
-
-def straight(space: Space, share: float, inflect: float) -> Counts:
-    """Removals on a straight line over the depth: the fewest that stay within a share."""
-    for r in range(1, space.tokens):
-        counts, left = [], space.tokens
-        for gone in linear(r, inflect, space.sites):
-            left = max(left - gone, space.limits.least(left))
-            counts.append(left)
-        if space.share(tuple(counts)) <= share:
-            break
-    return tuple(counts)
 
 
 def recipe_of(space: Space, counts: Counts) -> Recipe:
@@ -96,11 +83,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     objective = Objective(program, space, for_search, args.threads)
     with tempfile.TemporaryDirectory(prefix="thresher-") as folder:
         for share in args.budgets:
-            made = {name: straight(space, share, inflect) for name, inflect in SHAPES.items()}
-            made["p-sigmoid"] = searched(space, objective, share, args.trials)
-            for name, counts in made.items():
+            made = {
+                name: load_recipe("tome", [f"flops={share}", f"inflect={inflect}"])
+                for name, inflect in SHAPES.items()
+            }
+            made["p-sigmoid"] = recipe_of(space, searched(space, objective, share, args.trials))
+            for name, recipe in made.items():
                 file = Path(folder, f"{name}-{share:g}.yaml")
-                file.write_text(recipe_of(space, counts).to_yaml())
+                file.write_text(recipe.to_yaml())
                 args.methods.append(str(file))
         found = study(
             f"DINOv2-S saliency model, {MAP_SIZE} px, dense map, {len(judged)} cut-outs, schedules",

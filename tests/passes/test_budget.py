@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from math import ceil
 from typing import Any
 
@@ -16,7 +17,7 @@ from thresher.compiler.contract import Context
 from thresher.compiler.errors import UsageError
 from thresher.compiler.ledger import token_maps
 from thresher.compiler.program import Program
-from thresher.passes.tokens.budget import Count, Limits, parse
+from thresher.passes.tokens.budget import Count, Limits, parse, spread
 from thresher.passes.tokens.diffrate import DiffRate, DiffRateOptions
 from thresher.passes.tokens.methods import Evit, EvitOptions, Tome, TomeOptions, TopkNorm
 from thresher.passes.tokens.options import TokenOptions
@@ -141,6 +142,29 @@ def test_a_share_for_each_block(program: Program) -> None:
     assert counts_of(result.program, length) == left
 
 
+@given(r=st.floats(0, 40), inflect=st.floats(-1, 1), sites=st.integers(1, 24))
+def test_a_sloped_share_out_is_whole_numbers_along_a_straight_line(
+    r: float, inflect: float, sites: int
+) -> None:
+    """Any stretch of sites loses what the line says, to within one token at either end."""
+    found = spread(r, inflect, sites)
+    assert min(found) >= 0
+    slope = 2 * inflect * r / (sites - 1) if sites > 1 else 0
+    line = [r - slope * (sites - 1) / 2 + slope * i for i in range(sites)]
+    for end in range(sites + 1):
+        assert abs(sum(found[:end]) - sum(line[:end])) < 1 + 1e-6
+
+
+@pytest.mark.parametrize("inflect", [-1, -0.5, 0.5, 1])
+def test_a_flops_budget_follows_the_slope(inflect: float) -> None:
+    result = Tome(TomeOptions(flops=0.88, inflect=inflect))(STATIC, Context())
+    tokens = result.details["tokens"]
+    gone = [a - b for a, b in pairwise(tokens)]
+    assert gone == sorted(gone, reverse=inflect < 0)
+    assert gone[0] != gone[-1]
+    assert 0.84 <= result.details["macs"] / result.details["dense_macs"] <= 0.88
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -152,6 +176,11 @@ def test_a_share_for_each_block(program: Program) -> None:
 def test_shares_that_do_not_fit(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         Tome(TomeOptions(**options)).plan(STATIC)
+
+
+def test_a_slope_needs_numbers_of_tokens() -> None:
+    with pytest.raises(UsageError, match="inflect shapes numbers of tokens"):
+        Evit(EvitOptions(flops=0.8, inflect=-1)).plan(STATIC)
 
 
 def test_a_list_that_is_not_monotone_is_clamped_and_emits_nothing_where_nothing_changes() -> None:

@@ -28,7 +28,7 @@ def test_what_every_back_end_takes(target: str) -> None:
     maker = backend(target)
     assert maker.target == target
     assert maker.problems(toys.transformer(5)) == []
-    assert maker.problems(model("y = com.microsoft.Gelu(x)")) == []
+    assert len(maker.problems(model("y = com.microsoft.Gelu(x)"))) == (target == "tensorrt-rtx")
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -40,7 +40,11 @@ def test_what_an_engine_says_of_itself(engine: Engine) -> None:
     assert engine.name == "toy"
     assert engine.threads == 1
     assert engine.reduced
-    assert engine.details == {"provider": "CPUExecutionProvider", "threads": "1"}
+    assert engine.details == {
+        "provider": "CPUExecutionProvider",
+        "threads": "1",
+        "kernels": "function bodies",
+    }
     assert engine.load_seconds > 0
 
 

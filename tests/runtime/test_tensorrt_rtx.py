@@ -1,0 +1,149 @@
+"""Engines for TensorRT-RTX, built ahead of time; none of it needs a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from tests.compiler.toys import TOKENS, WIDTH, Toy, traced
+from tests.families.traced import program as family
+from thresher.compiler.errors import MissingRequirementError, RefusedError, UsageError
+from thresher.compiler.pipeline import optimize
+from thresher.compiler.program import Program
+from thresher.compiler.recipe import load_recipe
+from thresher.runtime import Engine, export
+from thresher.runtime.backends import backend
+from thresher.runtime.backends.tensorrt_rtx import PLAN
+
+pytest.importorskip(
+    "tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'thresher[tensorrt-rtx]'"
+)
+TARGET = "tensorrt-rtx"
+
+
+@pytest.fixture(scope="module")
+def reduced() -> Program:
+    return optimize(traced(Toy()), load_recipe("tome", ["r=2"]))
+
+
+def built(
+    program: Program, folder: Path, batch: str, *, target: str = TARGET, precision: str = "fp32"
+) -> Engine:
+    sizes, at, usual = batch.partition("@")
+    rest = "x".join(map(str, program.inputs[0].shape[1:]))
+    shapes = [f"x={sizes}x{rest}{at}{usual}"]
+    return export(program, folder, target=target, precision=precision, threads=1, shapes=shapes)
+
+
+@pytest.mark.parametrize("batch", ["2", "1..8@4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_engine_is_built_and_its_file_checked_by_another_runtime(
+    reduced: Program, tmp_path: Path, batch: str, precision: str
+) -> None:
+    engine = built(reduced, tmp_path / "e", batch, precision=precision)
+    told = engine.manifest.built
+    assert told["steps"] == "function bodies"
+    assert ("half" in told["layers"]) == (precision == "fp16")
+    assert told["layers"]["int64"] > 0  # positions are computed in the graph
+    assert told["bytes"]["weights"] > 0
+    assert (tmp_path / "e" / PLAN).stat().st_size > told["bytes"]["weights"] / 2
+    assert set(engine.manifest.files) == {"model.onnx", PLAN}
+    verified = engine.manifest.verified
+    assert verified is not None
+    if backend(TARGET).cannot_run():
+        assert verified["run by"] == "CPUExecutionProvider"
+
+
+def test_the_gpus_are_chosen_in_the_target(reduced: Program, tmp_path: Path) -> None:
+    engine = built(reduced, tmp_path / "e", "2", target=f"{TARGET}:sm86+sm120")
+    assert engine.manifest.target == "tensorrt-rtx:sm86+sm120"
+    assert Engine.load(tmp_path / "e").manifest == engine.manifest
+
+
+def test_a_gpu_that_it_cannot_build_for_is_named_with_those_it_can(
+    reduced: Program, tmp_path: Path
+) -> None:
+    with pytest.raises(MissingRequirementError, match=r"sm90 is none of .*sm89.*choose one"):
+        built(reduced, tmp_path / "e", "2", target=f"{TARGET}:sm89+sm90")
+    with pytest.raises(UsageError, match="target 'cpu' leaves nothing to choose: drop ':sm89'"):
+        built(reduced, tmp_path / "e", "2", target="cpu:sm89")
+
+
+def test_what_a_gpu_cannot_compute_is_refused_in_the_builders_words(
+    reduced: Program, tmp_path: Path
+) -> None:
+    with pytest.raises(RefusedError, match=r"cannot build the model: .*FP32 GEMM is not supported"):
+        built(reduced, tmp_path / "e", "2", target=f"{TARGET}:sm75")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_axis_without_a_bound_is_told_before_any_work(reduced: Program, tmp_path: Path) -> None:
+    said = rf"largest size of batch: give for example --shape x=1\.\.32x{TOKENS}x{WIDTH}@8"
+    with pytest.raises(UsageError, match=said):
+        export(reduced, tmp_path / "e", target=TARGET)
+
+
+def test_running_without_a_gpu_says_why(reduced: Program, tmp_path: Path) -> None:
+    if not backend(TARGET).cannot_run():
+        pytest.skip("there is a GPU")
+    engine = built(reduced, tmp_path / "e", "2")
+    with pytest.raises(MissingRequirementError, match=r"cannot be run: .* no NVIDIA driver"):
+        engine.run({"x": np.zeros((2, TOKENS, WIDTH), np.float32)})
+
+
+def test_operators_that_only_a_trial_would_refuse_are_known() -> None:
+    maker = backend(TARGET)
+    scatter = onnx.helper.make_node("ScatterND", ["x", "i", "u"], ["y"], reduction="add")
+    assert "reduction 'add'" in str(maker.can_take(scatter, 20))
+    assert maker.can_take(onnx.helper.make_node("NonZero", ["x"], ["y"]), 20) is not None
+    assert maker.can_take(onnx.helper.make_node("TopK", ["x", "k"], ["v", "i"]), 20) is None
+
+
+FAMILIES = (
+    "timm:deit_small_patch16_224",
+    "timm:vit_small_patch14_reg4_dinov2",
+    "timm:eva02_tiny_patch14_224",
+    "hf:bert",
+    "hf:whisper-encoder",
+)
+
+CASES = [
+    (name, method)
+    for name in FAMILIES
+    for method in ("tome", "evit", "diffrate")
+    if method != "evit" or name.startswith("timm:")  # the others read out no class token
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("name", "method"), CASES)
+def test_every_family_builds_with_a_range_of_sizes(
+    name: str, method: str, precision: str, tmp_path: Path
+) -> None:
+    dense = family(name, torch.float32)
+    budget = "r=3" if method != "evit" else "keep=0.75"
+    program = optimize(dense, load_recipe(method, [budget]))
+    shapes = []
+    for spec in program.inputs:
+        sizes = [size if isinstance(size, int) else None for size in spec.shape]
+        body = "x".join(
+            f"{size}" if size else "2..4" if i == 0 else "16..48" for i, size in enumerate(sizes)
+        )
+        usual = "x".join("3" if i == 0 else "32" for i, size in enumerate(sizes) if size is None)
+        shapes.append(f"{spec.name}={body}@{usual}")
+    engine = export(
+        program,
+        tmp_path / "e",
+        target=TARGET,
+        precision=precision,
+        threads=1,
+        shapes=shapes,
+        check=False,  # networks this small and random decide by rounding errors in float16
+    )
+    layers = engine.manifest.built["layers"]
+    assert layers.get("half", 0) > 0 if precision == "fp16" else "half" not in layers
