@@ -198,7 +198,7 @@ Target = Annotated[
         help="Back end: cpu, openvino, or tensorrt-rtx (also tensorrt-rtx:sm86+sm89), which only builds."
     ),
 ]
-Precision = Annotated[str, typer.Option(help="Arithmetic: fp32 or fp16.")]
+Precision = Annotated[str, typer.Option(help="Arithmetic: fp32, fp16, or with openvino bf16.")]
 Size = Annotated[
     list[str] | None,
     typer.Option(metavar="AXIS=N", help="Size of a symbolic axis besides the batch."),

@@ -164,7 +164,7 @@ def compare(
             items; None: time only.
         control: the method whose rows are the control of others at the same budget.
         target: back end.
-        precision: ``"fp32"`` or ``"fp16"``.
+        precision: one of the target's.
         threads: CPU threads; by default the physical cores, at most 8.
         batch: samples in a batch when timing.
         rounds: timed visits of every model; 0: no timing.

@@ -14,6 +14,7 @@ from thresher.compiler.errors import VerdictError
 
 Array = NDArray[Any]
 
+EPS = {"bf16": 2.0**-7, "fp16": 2.0**-10, "fp32": 2.0**-23, "fp64": 2.0**-52}  # coarsest first
 DEPTH = 16  # roundings that pile up on the longest path, as a random walk
 WIDTH = 32  # root of the ~1000 terms of a sum that is accumulated in the type itself
 TIES = 0.25  # share of samples that may take another token where two score equal up to rounding
@@ -57,13 +58,12 @@ def tolerance(precision: str) -> Tolerance:
 
     Half precision sums are accumulated in float32, so only the depth counts there.
     """
-    dtype = {"fp64": "float64", "fp32": "float32", "fp16": "float16"}[precision]
-    eps = float(np.finfo(dtype).eps)
-    if precision == "fp16":
-        return Tolerance(DEPTH * eps, f"{DEPTH} roundings of float16 (eps {eps:.2g})")
+    eps = EPS[precision]
+    if precision in ("bf16", "fp16"):
+        return Tolerance(DEPTH * eps, f"{DEPTH} roundings of {precision} (eps {eps:.2g})")
     return Tolerance(
         DEPTH * WIDTH * eps,
-        f"{DEPTH} roundings deep x {WIDTH} for sums of ~1000 terms, x eps of {dtype} ({eps:.2g})",
+        f"{DEPTH} roundings deep x {WIDTH} for sums of ~1000 terms, x eps of {precision} ({eps:.2g})",
     )
 
 

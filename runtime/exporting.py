@@ -41,7 +41,7 @@ def export(
         program: what to lower.
         folder: output; appears only when everything has succeeded.
         target: a back end, such as ``"cpu"`` or ``"tensorrt-rtx:sm89"``.
-        precision: ``"fp32"`` or ``"fp16"``.
+        precision: ``"fp32"``, ``"fp16"``, or where the target has it ``"bf16"``.
         threads: of the returned engine.
         overwrite: replace an older engine of that name.
         recipe: the resolved recipe, kept in the manifest.
@@ -62,7 +62,7 @@ def export(
     facts = dataclasses.replace(facts, ranges=wanted.ranges, usual=wanted.usual)
     from thresher.compiler.lowering import to_onnx
 
-    model = to_onnx(program, precision=precision)
+    model = to_onnx(program, precision=maker.graph_precision(precision))
     agrees = partial(agree, ProgramRunner(program, threads=threads)) if check else None
     return package(
         model,

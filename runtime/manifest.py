@@ -20,7 +20,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 
 
 Ranges = Mapping[str, tuple[int, int | None]]  # least and largest sizes of symbolic axes

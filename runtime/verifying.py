@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from thresher.compiler.errors import UsageError
 from thresher.runtime.batches import run_in_batches
-from thresher.runtime.deviation import Deviations, OutputError, plain, tolerance
+from thresher.runtime.deviation import EPS, Deviations, OutputError, plain, tolerance
 from thresher.runtime.feeds import Array, describe
 from thresher.runtime.runner import Runnable
 from thresher.runtime.sample import random_inputs
@@ -115,7 +115,7 @@ def verify(
         raise UsageError("a largest drop needs labelled data: give --data, or leave --max-drop out")
     if same is None:
         same = max_drop is None and a.reduced == b.reduced
-    precision = "fp16" if "fp16" in (a.precision, b.precision) else "fp32"
+    precision = max((a.precision, b.precision), key=EPS.__getitem__)
     deviations = Deviations(tolerance(precision), discrete=a.reduced and b.reduced)
     counts = _Counts(output)
     what, batches = _batches(a, dataset, inputs, batch, limit, sizes, seed)

@@ -80,6 +80,10 @@ class Backend(ABC):
         """Target and choice, as the user writes them."""
         return f"{self.target}:{self.choice}" if self.choice else self.target
 
+    def graph_precision(self, precision: str) -> str:
+        """In which precision ``model.onnx`` is written."""
+        return precision
+
     def cannot_run(self) -> str:
         """Why engines can be built here but not run, or nothing."""
         return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thresher.compiler.errors import RefusedError
+from thresher.compiler.errors import MissingRequirementError, RefusedError
 from thresher.runtime.backends.base import Array, Backend, Feeds
 from thresher.runtime.manifest import MODEL, Manifest
 
@@ -25,6 +25,10 @@ class OpenVino(Backend):
     package = "openvino"
     install = "pip install 'thresher[openvino]'"
     prefix = "openvino."
+    precisions = ("fp32", "fp16", "bf16")
+
+    def graph_precision(self, precision: str) -> str:
+        return "fp32" if precision == "bf16" else precision  # OpenVINO rounds when it compiles
 
     def can_take(self, node: onnx.NodeProto, opset: int) -> str | None:
         if node.domain not in ("", "ai.onnx.ml", "com.microsoft"):
@@ -112,10 +116,20 @@ def _fixed_shapes(manifest: Manifest) -> dict[str, list[int]]:
 
 
 def _hint(core: Any, precision: str) -> str:
-    """Arithmetic asked for: half only where the CPU has it, as fp16 also means small weights."""
-    if precision == "fp32":
-        return "f32"
-    return "f16" if "FP16" in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES") else "f32"
+    """Arithmetic asked for: half only where the CPU has it, as fp16 also means small weights.
+
+    Raises:
+        MissingRequirementError: bf16 is asked for, which says nothing of the weights, and the CPU lacks it.
+    """
+    able = core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16":
+        if "BF16" not in able:
+            raise MissingRequirementError(
+                f"this CPU has no bfloat16 arithmetic (it has {', '.join(able)}): export with"
+                " --precision fp32"
+            )
+        return "bf16"
+    return "f16" if precision == "fp16" and "FP16" in able else "f32"
 
 
 def _reduction(node: onnx.NodeProto) -> str:

@@ -46,6 +46,11 @@ from thresher.runtime.tables import markdown
 MODEL, REMOVED = "deit_small_patch16_224", 13
 LARGE, LARGE_REMOVED = "vit_large_patch16_224", 8
 BATCHES = (1, 8)
+ENGINES = (
+    ("cpu", "fp32", "ONNX Runtime"),
+    ("openvino", "fp32", "OpenVINO"),
+    ("openvino", "bf16", "OpenVINO bf16"),
+)
 FREE = "ONNX Runtime, tokens cut off for nothing"
 Images = NDArray[np.float32]
 Run = Callable[[Images], Images]
@@ -103,9 +108,15 @@ def exported_plainly(model: nn.Module, file: Path, opset: int, threads: int) -> 
     return lambda images: np.asarray(session.run(None, {name: images})[0], np.float32)
 
 
-def engine(program: Program, folder: Path, target: str, threads: int) -> Run:
-    """One of our engines, with the function bodies where it has them."""
-    return _of(export(program, folder, target=target, threads=threads))
+def engine(
+    program: Program, folder: Path, target: str, precision: str, batch: int, threads: int
+) -> Run:
+    """One of our engines, with the function bodies; for OpenVINO of a fixed batch."""
+    shapes = [f"x={batch}x3x224x224"] if target == "openvino" else []
+    made = export(
+        program, folder, target=target, precision=precision, threads=threads, shapes=shapes
+    )
+    return _of(made)
 
 
 def _of(engine: Engine) -> Run:
@@ -145,8 +156,8 @@ def for_nothing(folder: Path, threads: int) -> Run:
     return lambda images: np.asarray(session.run(None, {"x": images})[0], np.float32)
 
 
-def candidates(folder: Path, threads: int) -> tuple[list[Candidate], float]:
-    """Everything that is timed, and the ideal speed-up of the reduced ones."""
+def candidates(folder: Path, batch: int, threads: int) -> tuple[list[Candidate], float]:
+    """Everything that is timed at a batch size, and the ideal speed-up of the reduced ones."""
     import timm
 
     torch.manual_seed(0)
@@ -168,27 +179,26 @@ def candidates(folder: Path, threads: int) -> tuple[list[Candidate], float]:
         say(f"torch.onnx.export, opset {opset}")
         run = exported_plainly(model, folder / f"plain{opset}.onnx", opset, threads)
         made.append(Candidate(f"ONNX Runtime, torch.onnx.export opset {opset}", run))
-    for target, name in (("cpu", "ONNX Runtime"), ("openvino", "OpenVINO")):
+    for target, precision, name in ENGINES:
         for kind, program in (("dense", dense), ("tome", reduced)):
             say(f"engine: {name}, {kind}")
-            run = engine(program, folder / f"{target}-{kind}.engine", target, threads)
+            place = folder / f"{target}-{precision}-{kind}.engine"
+            run = engine(program, place, target, precision, batch, threads)
             of = f"{name}, thresher dense" if kind == "tome" else None
             made.append(Candidate(f"{name}, thresher {kind}", run, of))
-    folder, of = folder / "cpu-tome.engine", "ONNX Runtime, thresher dense"
-    native = Candidate(
-        "ONNX Runtime, thresher tome, native kernels", with_kernels(folder, threads), of
-    )
-    made.insert(-2, native)
-    made.insert(-2, Candidate(FREE, for_nothing(folder, threads), of))
+            if target == "cpu" and of:
+                native = f"{name}, thresher tome, native kernels"
+                made.append(Candidate(native, with_kernels(place, threads), of))
+                made.append(Candidate(FREE, for_nothing(place, threads), of))
     return made, float(details["ideal"])
 
 
-def agreement(found: Sequence[Candidate]) -> list[str]:
-    """Largest differences between candidates that should compute the same."""
-    images = _images(2)
-    results = {candidate.name: candidate.run(images) for candidate in found}
+def agreement(found: Sequence[Candidate], batch: int) -> list[str]:
+    """Largest differences between candidates that should compute the same; bf16 is coarser."""
+    images = _images(batch)
+    same = [c for c in found if c.name != FREE and "bf16" not in c.name]
+    results = {candidate.name: candidate.run(images) for candidate in same}
     said = []
-    same = [candidate for candidate in found if candidate.name != FREE]
     for group in ([c for c in same if not c.dense], [c for c in same if c.dense]):
         base = results[group[0].name]
         worst = max(float(np.abs(results[c.name] - base).max()) for c in group)
@@ -281,11 +291,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = options.parse_args(argv)
     os.environ[SWITCH] = "off"
     load = load_average()
-    with tempfile.TemporaryDirectory(prefix="thresher-") as folder:
-        found, ideal = candidates(Path(folder), args.threads)
-        notes = agreement(found)
-        rows: list[Timed] = []
-        for batch in args.batches:
+    rows: list[Timed] = []
+    for batch in args.batches:
+        with tempfile.TemporaryDirectory(prefix="thresher-") as folder:
+            found, ideal = candidates(Path(folder), batch, args.threads)
+            notes = agreement(found, batch)
             say(f"timing at batch {batch}")
             rows += timed(found, ideal, batch, args.rounds)
     where = conditions(args.threads, load)

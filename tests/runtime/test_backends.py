@@ -14,7 +14,9 @@ from tests.runtime import toys
 from thresher.compiler.errors import MissingRequirementError, RefusedError, UsageError
 from thresher.runtime.backends import TARGETS, backend
 from thresher.runtime.backends.cpu import open_session, session_options
-from thresher.runtime.bundle import package
+from thresher.runtime.backends.openvino import _hint
+from thresher.runtime.bundle import demand_target, package
+from thresher.runtime.deviation import tolerance
 
 
 def model(body: str, opset: int = 20, functions: str = "") -> onnx.ModelProto:
@@ -147,3 +149,37 @@ def test_openvino_says_what_it_cannot_convert(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="Nope"):
         package(odd, tmp_path / "e", target="openvino")
     assert list(tmp_path.iterdir()) == []
+
+
+class Core:
+    """An OpenVINO core on a CPU that can do what it is told."""
+
+    def __init__(self, *able: str) -> None:
+        self.able = able
+
+    def get_property(self, device: str, name: str) -> tuple[str, ...]:
+        assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+        return self.able
+
+
+def test_bfloat16_is_what_was_asked_for_or_a_requirement() -> None:
+    assert _hint(Core("FP32", "BF16"), "bf16") == "bf16"
+    assert _hint(Core("FP32", "BF16"), "fp32") == "f32"
+    with pytest.raises(MissingRequirementError, match=r"no bfloat16 .*has FP32, FP16.*fp32$"):
+        _hint(Core("FP32", "FP16"), "bf16")
+    with pytest.raises(UsageError, match="target 'cpu' has no precision 'bf16'"):
+        demand_target("cpu", "bf16")
+
+
+def test_a_bfloat16_engine_keeps_its_weights_and_computes_coarsely(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no bfloat16 arithmetic")
+    feeds = toys.feeds(3)
+    with toys.engine(tmp_path / "a") as exact:
+        expected = exact.run(feeds)["logits"]
+    with toys.engine(tmp_path / "b", target="openvino", precision="bf16") as engine:
+        found = engine.run(feeds)["logits"]
+        assert engine.details["arithmetic"] == "bf16"
+    error = abs(found - expected).max() / abs(expected).max()
+    assert 1e-5 < error < tolerance("bf16").relative

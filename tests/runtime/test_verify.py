@@ -92,7 +92,8 @@ def test_other_shapes_are_a_verdict() -> None:
 
 def test_half_precision_is_judged_by_its_own_rounding() -> None:
     assert tolerance("fp16").relative == pytest.approx(16 * 2**-10)
-    assert "float16" in tolerance("fp16").reason
+    assert "fp16" in tolerance("fp16").reason
+    assert tolerance("bf16").relative == 8 * tolerance("fp16").relative
 
 
 class Labelled:
