@@ -36,6 +36,7 @@ def optimize(
     learn_data: options.LearnData = None,
     limit: options.Limit = None,
     max_drop: options.MaxDrop = None,
+    target: options.MeantFor = "cpu",
     weights: options.Weights = None,
     resolution: options.Resolution = None,
     length: options.Length = None,
@@ -65,9 +66,11 @@ def optimize(
         from thresher.compiler.files import check_free
         from thresher.compiler.pipeline import run
         from thresher.compiler.recipe import load_recipe
+        from thresher.runtime.backends import backend
 
         check_free(output, overwrite=overwrite)
         chosen = load_recipe(recipe, options.overrides(settings, flops, speedup))
+        chosen = chosen.rounding(backend(target).multiple)
         warn(chosen)
         dense = open_program(source, options.wishes(weights, resolution, length), tell)
         dataset = open_data(data, dense.info, dense.outputs)

@@ -198,6 +198,13 @@ Target = Annotated[
         help="Back end: cpu, openvino, or tensorrt-rtx (also tensorrt-rtx:sm86+sm89), which only builds."
     ),
 ]
+MeantFor = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        help="Back end that it is meant for: for GPUs token counts are rounded up to multiples of 8.",
+    ),
+]
 Precision = Annotated[str, typer.Option(help="Arithmetic: fp32, fp16, or with openvino bf16.")]
 Size = Annotated[
     list[str] | None,

@@ -44,9 +44,10 @@ def plan(
         from thresher.compiler.recipe import load_recipe
         from thresher.runtime.backends import backend
 
-        chosen = load_recipe(recipe, options.overrides(settings, flops, speedup))
-        warn(chosen)
         maker = backend(target)
+        chosen = load_recipe(recipe, options.overrides(settings, flops, speedup))
+        chosen = chosen.rounding(maker.multiple)
+        warn(chosen)
         program = open_program(source, options.wishes(weights, resolution, length), tell)
         check_order(chosen.build(), program)
         tell("asking the passes", 0, 0)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 KEYS = ("name", "summary", "learned_on", "passes")
 LEARNED_ON = ("data", "model")
 ALLOW_ZERO = "allow_zero"
+MULTIPLE = "multiple"  # the option that rounds token counts
 LISTS = frozenset({list, tuple, set, frozenset})
 
 
@@ -47,6 +48,14 @@ class RecipePass:
         made = registry.load(self.name)(self.options)
         made.allow_zero = self.allow_zero
         return made
+
+    def rounding(self, multiple: int) -> RecipePass:
+        """With token counts rounded up, if the pass has such, and leaves open how."""
+        said = self.options.model_fields_set
+        if MULTIPLE not in type(self.options).model_fields or said & {MULTIPLE, "counts"}:
+            return self
+        given = {name: getattr(self.options, name) for name in said}
+        return replace(self, options=type(self.options)(**given, **{MULTIPLE: multiple}))
 
     def plain(self) -> dict[str, Any] | str:
         """The form in a recipe, with defaults written out unless they are null."""
@@ -102,6 +111,12 @@ class Recipe:
         if passes == self.passes:
             return self
         return replace(self, passes=passes, learned_on=LearnedOn(data, model))
+
+    def rounding(self, multiple: int) -> Recipe:
+        """The same recipe with its token counts rounded up, where it neither says how nor lists counts."""
+        if multiple == 1:
+            return self
+        return replace(self, passes=tuple(entry.rounding(multiple) for entry in self.passes))
 
     def to_yaml(self) -> str:
         """The resolved recipe; :func:`parse_recipe` reads it back to an equal one."""

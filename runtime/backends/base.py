@@ -68,6 +68,7 @@ class Backend(ABC):
     install: ClassVar[str]
     prefix: ClassVar[str]  # of the files in the folder that it loads
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+    multiple: ClassVar[int] = 1  # token counts that are multiples of it run best
     choices: ClassVar[bool] = False  # whether a choice may follow the target's name
 
     def __init__(self, choice: str = "") -> None:

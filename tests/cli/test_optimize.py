@@ -131,3 +131,14 @@ def test_every_built_in_recipe_runs_as_it_is(cli: Cli, tmp_path: Path, recipe: s
     done = cli("optimize", SOURCE, "--recipe", recipe, "-o", tmp_path / "a", "--json")
     assert (done.code, done.err) == (0, "")
     assert done.json["passes"][0]["applied"] > 0
+
+
+def test_counts_for_a_gpu_are_multiples_of_eight(cli: Cli, tmp_path: Path) -> None:
+    more = ("--target", "tensorrt-rtx", "--set", "r=5")
+    planned = cli("plan", SOURCE, *more, "--json").json
+    assert planned["recipe"]["passes"][0]["tome"]["multiple"] == 8
+    done = cli("optimize", SOURCE, *more, "-o", tmp_path / "made", "--json")
+    assert (done.code, done.err) == (0, "")
+    tokens = done.json["passes"][0]["details"]["tokens"]
+    assert tokens[0] == 37
+    assert all(count % 8 == 0 for count in tokens[1:])

@@ -164,6 +164,19 @@ def test_override(override: str, option: str, value: object) -> None:
     assert getattr(recipe.passes[0].options, option) == value
 
 
+def test_counts_are_rounded_where_the_recipe_leaves_that_open() -> None:
+    def multiples(name: str, *overrides: str) -> list[int]:
+        found = load_recipe(name, overrides).rounding(8)
+        return [getattr(entry.options, "multiple", 0) for entry in found.passes]
+
+    assert multiples("tome", "r=13") == [8, 0]
+    assert multiples("tome", "r=13", "multiple=4") == [4, 0]
+    assert multiples("diffrate/deit-s@2.9g") == [1, 0]  # its counts are what was published
+    recipe = load_recipe("tome", ["r=13", "inflect=0.5"])
+    assert recipe.rounding(1) is recipe
+    assert recipe.rounding(8).passes[0].options == TomeOptions(r=13, inflect=0.5, multiple=8)
+
+
 def test_the_last_override_counts() -> None:
     recipe = load_recipe("tome", ["r=1", "r=2", "cleanup.allow_zero=false"])
     assert recipe.passes[0].options == TomeOptions(r=2)
