@@ -24,6 +24,8 @@ from thresher.models.hf_folder import (
 from thresher.models.options import SourceOptions, keep_outputs
 
 BATCH, LENGTH = "batch", "length"
+# Sizes that models of symbolic length are traced at; costs are predicted and counts searched there.
+WORDS, SAMPLES = 64, 16_000
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,12 @@ def _text(folder: Path, model: Any, options: SourceOptions) -> Task:
         raise RefusedError(f"{folder} is configured as a decoder, and hf: reads encoders")
     limit = int(config.max_position_embeddings)
     _check_length(options.length, 1, limit, "tokens")
+    length = options.length or min(WORDS, limit)
     names = text_inputs(folder, config)
     module = modules.ModernText if config.model_type == "modernbert" else modules.Text
     return Task(
         module(model, sentence_pooling(folder)),
-        {
-            name: torch.full((2, options.length or 8), int(name == "attention_mask"))
-            for name in names
-        },
+        {name: torch.full((2, length), int(name == "attention_mask")) for name in names},
         {name: _axes(options.length) for name in names},
         text_preprocessing(folder, names, limit, options.length),
     )
@@ -110,7 +110,7 @@ def _waveform(folder: Path, model: Any, options: SourceOptions) -> Task:
     for kernel, stride in zip(config.conv_kernel[::-1], config.conv_stride[::-1], strict=True):
         shortest = (shortest - 1) * stride + kernel
     _check_length(options.length, shortest, None, "samples")
-    length = options.length or 4 * shortest
+    length = options.length or max(4 * shortest, SAMPLES)
     example = {"input_values": torch.zeros(2, length)}
     extractor = read_json(folder / "preprocessor_config.json") or {}
     if extractor.get("return_attention_mask", config.feat_extract_norm == "layer"):

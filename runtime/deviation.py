@@ -98,7 +98,9 @@ class Deviations:
             sums.add(expected, found, self.limit.relative)
 
     def results(self) -> tuple[OutputError, ...]:
-        share, most = (1 - TIES, TIED) if self.discrete else (1.0, math.inf)
+        share, most = 1.0, math.inf
+        if self.discrete:
+            share, most = 1 - TIES, max(TIED, self.limit.relative)
         return tuple(sums.result(share, most) for sums in self._sums.values())
 
 

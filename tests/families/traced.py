@@ -17,18 +17,19 @@ _WRAPPERS = {"Pixels": "Image", "Text": "Text", "Mel": "Spectrogram", "Wave": "W
 
 
 @cache
-def program(name: str, dtype: torch.dtype = torch.float64) -> Program:
-    """A Program of one entry, with symbolic batch, and length where the entry has one."""
+def program(name: str, dtype: torch.dtype = torch.float64, *, fixed: bool = False) -> Program:
+    """A Program of one entry, with symbolic batch, and unless ``fixed`` length where it has one."""
     entry = BY_NAME[name]
     model, inputs = entry.build(dtype)
     example = cast(inputs(2), dtype)
+    kept = {name: {0: axes[0]} if fixed else axes for name, axes in entry.dynamic.items()}
     return trace(
         _wrapped(entry, model),
         example,
-        dynamic=entry.dynamic,
+        dynamic=kept,
         info=SourceInfo(name, "random"),
         outputs=getattr(model, "outputs", None),
-        least={"samples": 65},  # two frames of wav2vec2's feature extractor
+        least={} if fixed else {"samples": 65},  # two frames of wav2vec2's feature extractor
     )
 
 

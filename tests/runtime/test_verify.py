@@ -52,6 +52,16 @@ def test_equal_outputs() -> None:
     assert (found.max_abs, found.sqnr_db, found.cosine, found.top1) == (0, None, 1, 1)
 
 
+def test_where_rounding_is_coarser_than_a_tie_it_is_what_counts() -> None:
+    def same(factor: float) -> bool:
+        deviations = Deviations(tolerance("bf16"), discrete=True)
+        deviations.add({"y": np.ones((4, 3))}, {"y": np.full((4, 3), factor)})
+        return deviations.results()[0].same
+
+    assert same(1.1)
+    assert not same(1.2)
+
+
 def test_the_limit_is_relative_to_the_scale() -> None:
     a = np.full((2, 3), 1000, np.float32)
     assert compared(a, a * (1 + 400 * EPS)).same
