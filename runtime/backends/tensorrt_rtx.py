@@ -63,8 +63,8 @@ class TensorRtRtx(Backend):
         return Availability(True, state.version, self.cannot_run())
 
     def cannot_run(self) -> str:
-        reason = _no_gpu()
-        return f"it builds engines here and runs none: {reason}" if reason else ""
+        reason = _no_gpu() or "thresher has no runner for it yet, load them with TensorRT-RTX's own"
+        return f"it builds engines here and runs none: {reason}"
 
     def can_take(self, node: onnx.NodeProto, opset: int) -> str | None:
         if node.domain:
@@ -124,11 +124,7 @@ class TensorRtRtx(Backend):
         return {"layers": _layers(network), "bytes": log.memory(), "steps": "function bodies"}
 
     def open(self, folder: Path, manifest: Manifest, threads: int) -> Session:
-        raise MissingRequirementError(
-            f"{folder} cannot be run here:"
-            f" {_no_gpu() or 'thresher has no runner for TensorRT-RTX yet'}; load {PLAN} with"
-            " TensorRT-RTX's own runtime, or run model.onnx beside it with target cpu"
-        )
+        raise MissingRequirementError(f"{folder} cannot be run: {self.cannot_run()}")
 
 
 def _bounds(
