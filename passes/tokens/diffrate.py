@@ -115,6 +115,6 @@ def _note(learned: Learned, context: Context) -> str:
             " none with a lower loss"
         )
     return (
-        f"counts learned on {context.data.name} by {judge} in {learned.steps} steps; they do not"
-        " transfer blindly to other data"
+        f"counts learned on {context.data.name} by {judge} in {learned.steps} steps, with a loss"
+        f" {learned.gain:.2g} below that of even counts; they do not transfer blindly to other data"
     )
