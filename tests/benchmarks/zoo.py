@@ -23,6 +23,7 @@ from thresher.compiler.errors import UsageError
 from thresher.compiler.files import atomic_folder
 from thresher.compiler.program import Program, SourceInfo
 from thresher.compiler.trace import trace
+from thresher.models import hf_modules
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PATCH, WIDTH, DEPTH, NATIVE = 14, 384, 12, 518
@@ -118,7 +119,8 @@ def _saliency_parts() -> tuple[Any, SaliencyHead]:
     made = converted("saliency", _convert_saliency)
     head = SaliencyHead()
     head.load_state_dict(load_file(made / "head.safetensors"), strict=False)  # no batch counters
-    backbone: Any = Dinov2Model.from_pretrained(made, attn_implementation="sdpa")
+    hf_modules.register_attention()  # its masks are only those that hide something
+    backbone: Any = Dinov2Model.from_pretrained(made, attn_implementation=hf_modules.ATTENTION)
     return backbone.eval(), head.eval()
 
 
