@@ -136,7 +136,7 @@ def targets() -> Iterator[TargetState]:
 
 def kernels() -> Kernels:
     """Whether the native kernels are built here and undamaged."""
-    from thresher.kernels.library import KernelError, Library, wanted
+    from thresher.kernels.native import KernelError, Library, wanted
 
     command = "thresher kernels build"
     try:

@@ -35,7 +35,7 @@ def build(
     bodies, which compute the same.
     """
     from thresher.compiler.errors import MissingRequirementError
-    from thresher.kernels.library import KernelError, Library
+    from thresher.kernels.native import KernelError, Library
     from thresher.runtime.backends.cpu import try_kernels
 
     library = Library()

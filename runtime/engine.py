@@ -22,7 +22,12 @@ class Engine:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, session: Session | None, threads: int
+        self,
+        folder: Path,
+        manifest: Manifest,
+        session: Session | None,
+        threads: int,
+        reason: str = "",
     ) -> None:
         self.folder = folder
         self.manifest = manifest
@@ -30,7 +35,7 @@ class Engine:
         self.name = folder.name.removesuffix(".engine")
         self.load_seconds = 0.0
         self._session = session
-        self._reason = ""  # why there is no session
+        self._reason = reason  # why there never was a session
 
     @staticmethod
     def load(folder: Path | str, *, threads: int | None = None) -> Engine:
@@ -59,9 +64,8 @@ class Engine:
         start = time.perf_counter()
         reason = maker.cannot_run()
         session = None if reason else maker.open(folder, manifest, threads)
-        engine = Engine(folder, manifest, session, threads)
+        engine = Engine(folder, manifest, session, threads, reason)
         engine.load_seconds = time.perf_counter() - start
-        engine._reason = reason
         return engine
 
     @property

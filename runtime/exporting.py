@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thresher.compiler.errors import VerdictError
+from thresher.runtime.batches import run_in_batches
 from thresher.runtime.bundle import Facts, package, ready
 from thresher.runtime.deviation import Deviations, tolerance
 from thresher.runtime.engine import Engine
 from thresher.runtime.manifest import Prediction
 from thresher.runtime.runner import ProgramRunner, Runnable, symbol_ranges, tensor_info
-from thresher.runtime.sample import batch_symbol, random_inputs
+from thresher.runtime.sample import random_inputs
 from thresher.runtime.shapes import narrowed
 
 if TYPE_CHECKING:
@@ -83,11 +84,9 @@ def agree(reference: Runnable, engine: Engine) -> dict[str, Any]:
         VerdictError: the engine differs beyond the tolerance of its precision.
     """
     limit = tolerance(engine.precision)
-    low, high = engine.ranges.get(batch_symbol(engine.inputs) or "", (1, None))
-    batch = max(low, CHECK_BATCH if high is None else min(high, CHECK_BATCH))
-    feeds = random_inputs(engine.inputs, batch=batch, ranges=engine.ranges)
+    feeds = random_inputs(engine.inputs, batch=CHECK_BATCH, ranges=engine.ranges)
     deviations = Deviations(limit, discrete=engine.reduced)
-    deviations.add(reference.run(feeds), engine.run(feeds))
+    deviations.add(reference.run(feeds), run_in_batches(engine, feeds))
     errors = deviations.results()
     for error in errors:
         if not error.same:

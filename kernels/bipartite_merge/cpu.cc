@@ -97,14 +97,8 @@ void match(const Context& context, Arena& arena, const Stream<T>& x, const float
     }
   });
   for (Targets<W>& one : targets) one.close();
-  context.parallel(x.batch * places.sources, MATCH_GRAIN, [&](int64_t begin, int64_t end) {
-    while (begin < end) {
-      const int64_t item = begin / places.sources;
-      const int64_t count = std::min(end, (item + 1) * places.sources) - begin;
-      nearest(rows + begin * keys.depth, count, targets[item], best + begin, into + begin);
-      begin += count;
-    }
-  });
+  const auto first = [&](int64_t item) { return rows + item * places.sources * keys.depth; };
+  nearest_by_item(context, places.sources, MATCH_GRAIN, first, targets, best, into);
 }
 
 // Chooses the r sources of largest rank; padding (size 0) comes before all others.

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <vector>
 
 namespace thresher {
@@ -16,7 +17,7 @@ class Arena {
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
   ~Arena() {
-    if (wanted_ > kept().size()) {
+    if (wanted_ + ALIGNMENT > kept().size()) {
       std::vector<std::byte>().swap(kept());
       try {
         kept().resize(wanted_ + ALIGNMENT);

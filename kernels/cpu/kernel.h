@@ -3,10 +3,10 @@
 //   template <class T> struct Copy {
 //     static constexpr Signature signature{"Copy", {TOKENS}, {TOKENS}};
 //     explicit Copy(const Attributes& given);   // may throw Error
-//     void compute(Context& context) const;     // may throw Error
+//     void compute(const Context& context) const;  // may throw Error
 //   };
 //
-// Add<Copy, float, Half>(library) registers it for these types of tokens.  An Error becomes the status
+// add<Copy, float, Half>(library) registers it for these types of tokens.  An Error becomes the status
 // of the run; nothing is thrown through ONNX Runtime.
 #pragma once
 
@@ -127,7 +127,7 @@ constexpr ort::Element TOKENS = static_cast<ort::Element>(0);  // stands for the
 
 struct Signature {
   const char* name;
-  std::array<ort::Element, 6> inputs;   // up to the first that is NONE
+  std::array<ort::Element, 6> inputs;
   std::array<ort::Element, 4> outputs;  // those after the first may be left out by a model
   size_t input_count, output_count;
 

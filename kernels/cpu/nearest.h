@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/arena.h"
+#include "cpu/kernel.h"
 #include "cpu/numeric.h"
 
 namespace thresher {
@@ -53,5 +54,21 @@ void nearest(const float* rows, int64_t count, const Targets<float>& targets, fl
              int64_t* into);
 void nearest(const double* rows, int64_t count, const Targets<double>& targets, double* best,
              int64_t* into);
+
+// The same for `count` rows of each item of a batch, of which `first(item)` is the first, in parts of
+// at least `grain` rows; `best` and `into` are [batch, count].
+template <class W, class First>
+void nearest_by_item(const Context& context, int64_t count, int64_t grain, const First& first,
+                     const std::vector<Targets<W>>& targets, W* best, int64_t* into) {
+  const int64_t batch = static_cast<int64_t>(targets.size());
+  context.parallel(batch * count, grain, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t item = begin / count, size = std::min(end, (item + 1) * count) - begin;
+      nearest(first(item) + begin % count * targets[item].depth, size, targets[item], best + begin,
+              into + begin);
+      begin += size;
+    }
+  });
+}
 
 }  // namespace thresher

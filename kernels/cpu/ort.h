@@ -49,7 +49,7 @@ enum Slot : size_t {
   PARALLEL_FOR = 274,
 };
 
-enum ErrorCode : int { FAIL = 1, INVALID_ARGUMENT = 2 };
+constexpr int INVALID_ARGUMENT = 2;  // the code of every error of ours
 enum Characteristic : int { REQUIRED = 0, OPTIONAL = 1 };
 
 // Element types, by ONNX's numbers.

@@ -143,14 +143,8 @@ struct PruneMerge {
       }
     });
     for (Targets<W>& one : targets) one.close();
-    context.parallel(x.batch * join, MATCH_GRAIN, [&](int64_t begin, int64_t end) {
-      while (begin < end) {
-        const int64_t item = begin / join, count = std::min(end, (item + 1) * join) - begin;
-        nearest(units + (item * both + stay + begin % join) * x.width, count, targets[item],
-                best + begin, into + begin);
-        begin += count;
-      }
-    });
+    const auto first = [&](int64_t item) { return units + (item * both + stay) * x.width; };
+    nearest_by_item(context, join, MATCH_GRAIN, first, targets, best, into);
   }
 
   const int64_t protect;

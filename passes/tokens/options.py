@@ -124,7 +124,7 @@ def schedule(
         )
     most = (tokens - limits.protected) / 2 if limits.halves else tokens - limits.protected
 
-    def evenly(r: float) -> Schedule:
+    def sloped(r: float) -> Schedule:
         counts = [
             Count("remove", n) if n else None
             for n in budget.spread(r, options.inflect, len(layers))
@@ -132,7 +132,7 @@ def schedule(
         placed = dict(zip(layers, counts, strict=True))
         return rounded(tuple(placed.get(i) for i in range(total)))
 
-    return budget.share_out(target, evenly, relative, 0.0, most)
+    return budget.share_out(target, sloped, relative, 0.0, most)
 
 
 def _layers(options: TokenOptions, total: int, *, spaced: bool) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thresher.compiler.errors import MissingRequirementError, RefusedError
-from thresher.kernels.library import SWITCH, KernelError, wanted
+from thresher.kernels.native import SWITCH, KernelError, wanted
 from thresher.runtime.backends.base import Array, Availability, Backend, Feeds
 from thresher.runtime.manifest import MODEL, Manifest
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from tests.benchmarks.common import say
 from tests.kernels.back_ends import model
-from thresher.kernels.library import Library
+from thresher.kernels.native import Library
 from thresher.runtime.backends.cpu import PROVIDER, session_options
 from thresher.runtime.conditions import conditions, load_average
 from thresher.runtime.measure import Plan, interleave, warm_up

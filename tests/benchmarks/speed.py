@@ -34,7 +34,7 @@ from thresher.compiler.pipeline import optimize
 from thresher.compiler.program import Program, SourceInfo
 from thresher.compiler.recipe import load_recipe
 from thresher.compiler.trace import trace
-from thresher.kernels.library import SWITCH, Library
+from thresher.kernels.native import SWITCH, Library
 from thresher.runtime import Engine, export
 from thresher.runtime.backends.cpu import open_session, session_options
 from thresher.runtime.conditions import conditions, load_average

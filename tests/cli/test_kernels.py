@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.conftest import Cli
 from tests.kernels.back_ends import copied
-from thresher.kernels.library import Library
+from thresher.kernels.native import Library
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from thresher.compiler.lowering.ties import order_ties
-from thresher.kernels.library import SANITIZED, KernelError, Library
+from thresher.kernels.native import SANITIZED, KernelError, Library
 from thresher.kernels.registry import DOMAIN, OPERATORS, PLUGIN, VERSION
 from thresher.runtime.backends.cpu import session_options
 

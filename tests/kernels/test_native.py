@@ -26,8 +26,8 @@ from thresher.compiler.pipeline import optimize
 from thresher.compiler.program import Program, SourceInfo
 from thresher.compiler.recipe import load_recipe
 from thresher.compiler.trace import trace
-from thresher.kernels import library as libraries
-from thresher.kernels.library import KernelError, Library
+from thresher.kernels import native as libraries
+from thresher.kernels.native import KernelError, Library
 from thresher.kernels.registry import DOMAIN, OPERATORS, VERSION
 from thresher.runtime import Engine, export
 from thresher.runtime.backends.cpu import session_options, try_kernels
