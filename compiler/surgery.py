@@ -186,10 +186,9 @@ class Rewriter:
         old, weights = self.old.exported, weights or {}
         output = next(iter(reversed(self.graph.nodes)))
         output.meta["val"] = tuple(n.meta["val"] for n in outputs)
-        for node in [
-            n for n in reversed(self.graph.nodes) if n.op == "call_function" and not n.users
-        ]:
-            _erase_dead(self.graph, node)
+        for node in reversed(list(self.graph.nodes)):
+            if node.op == "call_function" and not node.users:
+                _erase_dead(self.graph, node)
         for node in [n for n in self.graph.nodes if n.op == "placeholder" and n.name in dropped]:
             self.graph.erase_node(node)
         self.graph.lint()

@@ -34,7 +34,9 @@ class Kind:
         module, _, function = self.reader.partition(":")
         read: Callable[[str, SourceOptions], Program]
         read = getattr(import_module(f"thresher.models.{module}"), function)
-        return read(name, options)
+        from thresher.compiler.idle_masks import without_idle_masks
+
+        return without_idle_masks(read(name, options))
 
 
 KINDS = (

@@ -326,6 +326,24 @@ def make():
         load_source(f"{module(body)}:make")
 
 
+def test_masks_that_hide_nothing_are_left_out(module: Callable[[str], str]) -> None:
+    body = """
+class Masked(torch.nn.Module):
+    def forward(self, x):
+        q, mask = x[:, None], torch.arange(x.shape[1])[None, None, :, None] >= 0
+        return torch.nn.functional.scaled_dot_product_attention(q, q, q, mask.expand(-1, -1, 5, 5))
+
+def make():
+    model = Masked()
+    model.thresher_spec = ModelSpec({"x": torch.randn(2, 5, 8)})
+    return model
+"""
+    program = load_source(f"{module(body)}:make")
+    called = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
+    assert "aten.scaled_dot_product_attention.default" in called
+    assert not {"aten.arange.default", "aten.ge.Scalar"} & set(called)
+
+
 def test_spec_takes_the_batch_as_dynamic_by_default() -> None:
     example = {"x": torch.ones(2, 3)}
     assert ModelSpec(example).axes() == {"x": {0: "batch"}}
