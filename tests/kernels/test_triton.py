@@ -185,8 +185,13 @@ def test_what_runs_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels, and the reference for double, when switched off, and where there is no Triton."""
     x, size, metric = (t.to(device()) for t in stream(8, 4, 3))
     asked: list[str] = []
-    given = dispatch.kernels
-    monkeypatch.setattr(dispatch, "kernels", lambda name: asked.append(name) or given(name))
+    known = dispatch.kernels
+
+    def noted(name: str) -> Any:
+        asked.append(name)
+        return known(name)
+
+    monkeypatch.setattr(dispatch, "kernels", noted)
     run = dispatch.on_gpu(merging.bipartite_merge)
     assert_close(
         run(x, size, metric, 6, 1, True), merging.bipartite_merge(x, size, metric, 6, 1, True)
@@ -256,4 +261,10 @@ def test_the_kernels_of_merging_compile_for_a_gpu() -> None:
 @pytest.mark.slow
 def test_every_kernel_compiles_for_every_gpu() -> None:
     kernels = "_attend _copy_rows _fuse _merge_rows _nearest _place _rank _select _unit_vectors"
-    check_compiled(compiled(*CAPABILITIES), kernels, CAPABILITIES)
+    check_compiled(compiled(*CAPABILITIES, "--types", "fp16"), kernels, CAPABILITIES)
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_for_every_type() -> None:
+    types = ("fp16", "bf16", "fp32")
+    assert {line.split()[1] for line in compiled("90", "--types", *types)} == set(types)
