@@ -55,7 +55,7 @@ def _attend(
     bias += item * bias_item + head * bias_head
     attention += (item * heads + head) * tokens
 
-    # The logits wait in the output; each thread reads again what it wrote.
+    # The logits wait in the output, and the barriers keep the passes over it apart.
     most = tl.full([BLOCK], float("-inf"), tl.float32)
     for start in range(0, tokens, BLOCK):
         token = (start + tl.arange(0, BLOCK)).to(tl.int64)
@@ -81,6 +81,7 @@ def _attend(
         logit = tl.load(attention + token, mask=token < tokens, other=float("-inf"))
         sums += tl.exp(logit - peak)
     total = tl.sum(sums, 0)
+    tl.debug_barrier()
     for start in range(0, tokens, BLOCK):
         token = start + tl.arange(0, BLOCK)
         logit = tl.load(attention + token, mask=token < tokens, other=0.0)

@@ -21,12 +21,13 @@ from thresher.compiler.recipe import load_recipe
 from thresher.compiler.trace import trace
 from thresher.kernels.native import SWITCH
 
-CASES = (
+Case = tuple[str, str, list[str]]  # model, recipe, overrides
+CASES: tuple[Case, ...] = (
     ("deit_small_patch16_224", "tome", ["tome.r=13"]),
     ("deit_small_patch16_224", "diffrate/deit-s@2.9g", []),
     ("vit_base_patch16_224", "tome", ["tome.r=13"]),
 )
-DRY = (("toy", "tome", ["flops=0.6"]),)
+DRY: tuple[Case, ...] = (("toy", "tome", ["flops=0.6"]),)
 AGREEMENT = 0.02  # of the outputs' scale: half precision, and near ties may be decided otherwise
 
 
@@ -88,7 +89,8 @@ def eager(setting: Setting) -> Iterator[Row]:
         yield agreement(setting, pair)
         for batch in setting.batches:
             x = images(setting, batch, pair.side)
-            calls = [partial(pair.dense, x=x), partial(pair.reduced, x=x), plainly(pair.reduced, x)]
+            calls: list[Call] = [partial(module, x=x) for module in (pair.dense, pair.reduced)]
+            calls.append(plainly(pair.reduced, x))
             kinds = ["launch by launch"]
             if setting.device == "cuda":
                 calls += [graph(call) for call in calls]
@@ -126,7 +128,7 @@ def step(compiled: Any, x: torch.Tensor) -> Call:
     """A call of its own: its graph does not follow on that of the call before."""
 
     def call() -> object:
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         return compiled(x=x)
 
     return call
@@ -158,9 +160,9 @@ def plainly(module: torch.nn.Module, x: torch.Tensor) -> Callable[[], Any]:
     return call
 
 
-def graph(call: Callable[[], Any]) -> Call:
+def graph(call: Call) -> Call:
     """The call's launches, recorded once."""
-    stream = torch.cuda.Stream()
+    stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.inference_mode():
         with torch.cuda.stream(stream):

@@ -20,26 +20,31 @@ from thresher.kernels.prune_merge.reference import prune_merge
 
 SECTION = "operators"
 SIZES = ((8, 197), (1, 197), (64, 197), (8, 577), (1, 4096), (8, 4096))
-COMPILED = (8, 197), (1, 4096)  # compiling the reference takes long
+COMPILED = ((8, 197), (1, 4096))  # merging only: compiling a reference takes long
 WIDTH, HEADS, DEPTH = 384, 6, 64
 
 
 def operators(setting: Setting) -> Iterator[Row]:
-    """Rows by operator and size: reference over kernel."""
+    """Rows by operator and size: reference over kernel, first eager, then compiled."""
     triton_back_end.device()
     for size in ((2, 9),) if setting.dry else SIZES:
         for reference, arguments in cases(setting, *size):
-            name = reference.__name__
-            kernel = kernels(name)
-            assert kernel is not None
-            calls = [partial(kernel, *arguments), partial(reference, *arguments)]
-            if size in COMPILED and name in ("bipartite_merge", "prune_merge"):
-                compiled = torch.compile(reference, dynamic=False)
-                calls.append(partial(compiled, *arguments))
-            ours, *others = timed(setting, calls)
-            case = f"{name}, {size[1]} tokens"
-            for times, kind in zip(others, ("eager", "compiled"), strict=False):
-                yield compared(SECTION, f"{case}: reference {kind}", times, ours, batch=size[0])
+            yield measured(setting, "eager", size, reference, reference, arguments)
+    for size in () if setting.dry else COMPILED:
+        for reference, arguments in list(cases(setting, *size))[:2]:
+            compiled = torch.compile(reference, dynamic=False)
+            yield measured(setting, "compiled", size, reference, compiled, arguments)
+
+
+def measured(
+    setting: Setting, kind: str, size: tuple[int, int], reference: Any, run: Any, arguments: Any
+) -> Row:
+    """The row of a reference, as it is run, against the kernel."""
+    kernel = kernels(reference.__name__)
+    assert kernel is not None
+    theirs, ours = timed(setting, [partial(run, *arguments), partial(kernel, *arguments)])
+    case = f"{reference.__name__}, {size[1]} tokens: reference {kind}"
+    return compared(SECTION, case, theirs, ours, batch=size[0])
 
 
 def cases(setting: Setting, batch: int, tokens: int) -> Iterator[tuple[Any, tuple[Any, ...]]]:

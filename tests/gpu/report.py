@@ -60,10 +60,10 @@ class Section:
 
 
 SECTIONS = {
-    "correctness": Section(150, "tests.gpu.correctness:correctness", check=True),
-    "eager": Section(100, "tests.gpu.models:eager", check=True),
-    "operators": Section(70, "tests.gpu.operators:operators"),
-    "engines": Section(70, "tests.gpu.engines:engines"),
+    "correctness": Section(170, "tests.gpu.correctness:correctness", check=True),
+    "eager": Section(90, "tests.gpu.models:eager", check=True),
+    "operators": Section(60, "tests.gpu.operators:operators"),
+    "engines": Section(60, "tests.gpu.engines:engines"),
     "compiled": Section(TOTAL, "tests.gpu.models:compiled"),  # whatever is left
 }
 
