@@ -14,7 +14,7 @@ from thresher.kernels.bipartite_merge.reference import check
 from thresher.kernels.gpu.nearest import EverySecond, match_every_second, unit_vectors
 from thresher.kernels.gpu.ranking import rank
 from thresher.kernels.gpu.rows import merge_rows
-from thresher.kernels.gpu.shapes import blocks, demand
+from thresher.kernels.gpu.shapes import blocks, demand, demand_prefix
 
 BLOCK, OTHERS = 32, 128  # tokens of a program, and sources that it looks at at once
 
@@ -25,10 +25,11 @@ def bipartite_merge(
     """The definition's results, for float16, bfloat16 and float32.
 
     Raises:
-        ValueError: ``keep`` cannot be reached, or a shape does not fit x.
+        ValueError: ``keep`` cannot be reached, or the prefix or a shape does not fit x.
     """
     batch, tokens, _ = x.shape
     check(tokens, keep, protected)
+    demand_prefix("bipartite_merge", protected, tokens)
     demand("bipartite_merge", "size", size, (batch, tokens))
     heads, depth = metric.shape[1], metric.shape[-1]
     demand("bipartite_merge", "metric", metric, (batch, heads, tokens, depth))

@@ -12,7 +12,7 @@ from thresher.kernels.gpu.shapes import demand
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """The definition's result for real types up to 32 bits of float; positions that are not there give zeros.
+    """The definition's result for real types other than double; positions that are not there give zeros.
 
     Raises:
         ValueError: wrong ranks, or another batch.

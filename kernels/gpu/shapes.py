@@ -15,6 +15,12 @@ def demand(operator: str, name: str, tensor: Tensor, wanted: Sequence[int]) -> N
         )
 
 
+def demand_prefix(operator: str, protected: int, tokens: int) -> None:
+    """Raise ValueError unless the prefix lies within the tokens."""
+    if not 0 <= protected <= tokens:
+        raise ValueError(f"{operator}: protected is {protected} and from 0 to {tokens} is possible")
+
+
 def blocks(count: int, block: int) -> int:
     """How many blocks hold ``count``."""
     return -(-count // block)

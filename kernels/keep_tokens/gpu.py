@@ -9,7 +9,7 @@ from torch import Tensor
 
 from thresher.kernels.gpu.ranking import rank, select
 from thresher.kernels.gpu.rows import copy_rows
-from thresher.kernels.gpu.shapes import blocks, demand, power
+from thresher.kernels.gpu.shapes import blocks, demand, demand_prefix, power
 from thresher.kernels.keep_tokens.reference import check
 
 TOKENS, WIDTH = 32, 64  # of a block of dropped tokens
@@ -21,10 +21,11 @@ def keep_tokens(
     """The definition's results, for float16, bfloat16 and float32.
 
     Raises:
-        ValueError: ``keep`` cannot be reached, or score does not fit x.
+        ValueError: ``keep`` cannot be reached, or the prefix or score does not fit x.
     """
     batch, tokens, width = x.shape
     check(tokens, keep, protected, fuse)
+    demand_prefix("keep_tokens", protected, tokens)
     demand("keep_tokens", "score", score, (batch, tokens))
     passing = keep - int(fuse)
     slot = x.new_empty(batch, tokens, dtype=torch.int64)

@@ -11,7 +11,7 @@ from torch import Tensor
 from thresher.kernels.gpu.nearest import Listed, match_listed, unit_vectors
 from thresher.kernels.gpu.ranking import rank, select
 from thresher.kernels.gpu.rows import merge_rows
-from thresher.kernels.gpu.shapes import demand
+from thresher.kernels.gpu.shapes import demand, demand_prefix
 from thresher.kernels.prune_merge.reference import check
 
 
@@ -21,10 +21,11 @@ def prune_merge(
     """The definition's results, for float16, bfloat16 and float32.
 
     Raises:
-        ValueError: ``pruned`` and ``keep`` cannot be reached, or a shape does not fit x.
+        ValueError: ``pruned`` and ``keep`` cannot be reached, or the prefix or a shape does not fit x.
     """
     batch, tokens, _ = x.shape
     check(tokens, pruned, keep, protected)
+    demand_prefix("prune_merge", protected, tokens)
     demand("prune_merge", "size", size, (batch, tokens))
     demand("prune_merge", "score", score, (batch, tokens))
     slot = x.new_empty(batch, tokens, dtype=torch.int64)
