@@ -102,6 +102,17 @@ def test_more_than_one_block_of_everything() -> None:
     same("class_attention", q, k, None, 0.4, 1)
 
 
+@pytest.mark.slow
+def test_tokens_beyond_the_sort_of_other_back_ends() -> None:
+    """More than 3840; distinct similarities, so that rounding decides nothing."""
+    x, size, _ = stream(4001, 2, 2)
+    angle = torch.linspace(0.1, 3.0, 2001)[torch.randperm(2001)].repeat_interleave(2)[:4001]
+    angle[1::2] = 0.05  # all targets alike: the first is chosen, and the angle ranks the sources
+    metric = torch.stack([angle.cos(), angle.sin()], -1)[None, None]
+    found = same("bipartite_merge", x, size, metric, 2700, 0, False)
+    assert found[2].max() == 2699
+
+
 def test_strides_are_followed() -> None:
     x, size, metric = stream(13, 6, 5, batch=2)
     x, size = x.repeat(1, 2, 2)[:, ::2, ::2], size.repeat(1, 2)[:, ::2]
