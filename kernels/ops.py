@@ -1,7 +1,7 @@
 """The operators in torch: ``torch.ops.thresher.*``, registered by importing this module.
 
-Each runs its reference, has a shape function for symbolic sizes, and is differentiable: the backward
-pass recomputes the reference and differentiates that.
+Each runs its reference, on a CUDA device its Triton kernels, has a shape function for symbolic sizes,
+and is differentiable: the backward pass recomputes the reference and differentiates that.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from thresher.kernels.bipartite_merge import reference as _merge
 from thresher.kernels.class_attention import reference as _class_attention
 from thresher.kernels.gather_tokens import reference as _gather
+from thresher.kernels.gpu.dispatch import on_gpu
 from thresher.kernels.keep_tokens import reference as _keep
 from thresher.kernels.prune_merge import reference as _prune_merge
 from thresher.kernels.restore_tokens import reference as _restore
@@ -27,6 +28,7 @@ def _register(reference: Function, fake: Function, schema: str) -> None:
     operator = torch.library.custom_op(
         f"{NAMESPACE}::{reference.__name__}", reference, mutates_args=(), schema=schema
     )
+    operator.register_kernel("cuda")(on_gpu(reference))
     operator.register_fake(fake)
     operator.register_autograd(_backward(reference), setup_context=_remember)
 

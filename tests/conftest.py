@@ -15,6 +15,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever fetched
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("TRITON_INTERPRET", "1")  # 0 on a machine with a GPU: tests/gpu/run_all.sh
 # Whatever is built here is left alone; the kernels' own tests build them in a place of their own.
 os.environ["THRESHER_KERNELS"] = "off"
 os.environ["THRESHER_CACHE"] = str(Path.home() / ".cache" / "thresher" / "tests")

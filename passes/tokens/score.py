@@ -112,7 +112,9 @@ class Random(Scorer):
 
     def emit(self, site: SiteView) -> fx.Node:
         seed = layer_seed(self.seed, site.layer)
-        return site.inline(lambda x: random_score(x.shape[1], seed).expand(x.shape[0], -1), site.x)
+        return site.inline(
+            lambda x: random_score(x.shape[1], seed, x.device).expand(x.shape[0], -1), site.x
+        )
 
 
 def layer_seed(seed: int, layer: int) -> int:
@@ -120,9 +122,9 @@ def layer_seed(seed: int, layer: int) -> int:
     return seed + 1_000_003 * layer
 
 
-def random_score(tokens: int, seed: int) -> torch.Tensor:
+def random_score(tokens: int, seed: int, device: torch.device | None = None) -> torch.Tensor:
     """``[1, N]`` float32 scores in [0, 65521)."""
-    position = torch.arange(tokens, dtype=torch.int64).unsqueeze(0)
+    position = torch.arange(tokens, dtype=torch.int64, device=device).unsqueeze(0)
     first = (position * 7919 + seed % 65521) % 65521
     # 104729 = 2 * 19604 (mod 65521): in two steps nothing leaves int32, in which OpenVINO counts.
     return (first * 19604 % 65521 * 2 % 65521).float()

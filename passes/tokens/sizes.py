@@ -12,7 +12,9 @@ MASKED = -1e4  # additive masks at or below this hide a key; the same in float16
 
 def initial_sizes(rewriter: Rewriter, x: fx.Node) -> fx.Node:
     """``[B, N]`` float32 ones."""
-    return rewriter.inline(lambda x: torch.ones((x.shape[0], x.shape[1]), dtype=torch.float32), x)
+    return rewriter.inline(
+        lambda x: torch.ones((x.shape[0], x.shape[1]), dtype=torch.float32, device=x.device), x
+    )
 
 
 def visible(mask: torch.Tensor) -> torch.Tensor:

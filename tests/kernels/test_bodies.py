@@ -1,4 +1,4 @@
-"""Function bodies and native kernels equal the definitions, with every axis symbolic."""
+"""Function bodies, native and Triton kernels equal the definitions; bodies have every axis symbolic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from numpy.testing import assert_allclose, assert_array_equal
 
 import thresher.kernels.ops  # noqa: F401
-from tests.kernels import oracle
+from tests.kernels import oracle, triton_back_end
 from tests.kernels.back_ends import OPSET, library, run
 from tests.kernels.cases import (
     KeepCase,
@@ -26,7 +26,8 @@ from tests.kernels.test_definitions import HALF, MARGIN, SINGLE, scale, tensors
 from thresher.kernels.registry import OPERATORS
 
 ops = torch.ops.thresher
-BACK_ENDS = ("onnxruntime", "openvino", "native")
+# Triton's interpreter is slow; test_triton.py has a few cases for every day.
+BACK_ENDS = ("onnxruntime", "openvino", "native", pytest.param("triton", marks=pytest.mark.slow))
 FAST = settings(
     max_examples=50, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
@@ -38,7 +39,8 @@ everywhere = pytest.mark.parametrize("back_end", BACK_ENDS)
 def _installed(request: pytest.FixtureRequest) -> None:
     if "back_end" in request.fixturenames:
         back_end = request.getfixturevalue("back_end")
-        library() if back_end == "native" else pytest.importorskip(back_end)
+        needs = {"native": library, "triton": triton_back_end.device}
+        needs[back_end]() if back_end in needs else pytest.importorskip(back_end)
 
 
 def merge_on(back_end: str, case: MergeCase) -> list[Any]:
