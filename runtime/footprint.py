@@ -12,9 +12,9 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from thresher.runtime.manifest import Ranges, TensorInfo
 from thresher.runtime.sample import LENGTH, batch_symbol
@@ -23,15 +23,19 @@ if TYPE_CHECKING:
     import onnx
 
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
-_ARITHMETIC = {
+_ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
-    ast.USub: operator.neg,
 }
-_FUNCTIONS = {"Max": max, "Min": min, "Mod": operator.mod, "FloorDiv": operator.floordiv}
+_FUNCTIONS: dict[str, Callable[..., int]] = {
+    "Max": max,
+    "Min": min,
+    "Mod": operator.mod,
+    "FloorDiv": operator.floordiv,
+}
 
 
 @dataclass(frozen=True)
@@ -71,22 +75,19 @@ def footprint(model: onnx.ModelProto, sizes: Mapping[str, int]) -> Footprint | N
     """What a model needs at these sizes, or None where the file does not say the shape of a value."""
     graph = model.graph
     stored = {tensor.name: _bytes(tensor.data_type, tensor.dims) for tensor in graph.initializer}
-    room = {
-        value.name: _room(value, sizes)
-        for value in (*graph.input, *graph.value_info, *graph.output)
-        if value.name not in stored
-    }
     try:
-        peak = _peak(graph, stored, room)
+        room = {
+            value.name: _room(value, sizes)
+            for value in (*graph.input, *graph.value_info, *graph.output)
+        }
+        return Footprint(sum(stored.values()), _peak(graph, stored, room), dict(sizes))
     except KeyError:
         return None
-    return Footprint(sum(stored.values()), peak, dict(sizes)) if peak is not None else None
 
 
-def _peak(
-    graph: onnx.GraphProto, stored: Mapping[str, int], room: Mapping[str, int | None]
-) -> int | None:
-    owner: dict[str, str] = {}  # of the memory that a value lies in
+def _peak(graph: onnx.GraphProto, stored: Mapping[str, int], room: Mapping[str, int]) -> int:
+    """Bytes of the values alive at once; KeyError for one whose size is not known."""
+    owner: dict[str, str] = {}  # of the memory that a view lies in
     last: dict[str, int] = {}
     for index, node in enumerate(graph.node):
         if node.op_type in VIEWS and not node.domain:
@@ -98,46 +99,42 @@ def _peak(
     ending: dict[int, list[str]] = {}
     for name, index in last.items():
         ending.setdefault(index, []).append(name)
-    alive: dict[str, int] = {}
 
-    def begin(name: str) -> bool:
-        size = 0 if not name or name in owner or name in stored else room[name]
-        alive[name] = size or 0
-        return size is not None
+    def size(name: str) -> int:
+        return 0 if not name or name in owner or name in stored else room[name]
 
-    known = all([begin(value.name) for value in graph.input])
-    peak = now = sum(alive.values())
+    peak = now = sum(size(value.name) for value in graph.input)
     for index, node in enumerate(graph.node):
-        known &= all([begin(name) for name in node.output])
-        now += sum(alive[name] for name in node.output)
+        now += sum(map(size, node.output))
         peak = max(peak, now)
-        now -= sum(alive.pop(name, 0) for name in ending.get(index, ()))
-    return peak if known else None
+        now -= sum(map(size, ending.get(index, ())))
+    return peak
 
 
-def _room(value: onnx.ValueInfoProto, sizes: Mapping[str, int]) -> int | None:
+def _room(value: onnx.ValueInfoProto, sizes: Mapping[str, int]) -> int:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
-        return None
+        raise KeyError(value.name)
     shape = [
         axis.dim_value if axis.HasField("dim_value") else _size(axis.dim_param, sizes)
         for axis in tensor.shape.dim
     ]
-    return None if None in shape else _bytes(tensor.elem_type, shape)
+    return _bytes(tensor.elem_type, shape)
 
 
-def _bytes(kind: int, shape: Sequence[Any]) -> int:
+def _bytes(kind: int, shape: Sequence[int]) -> int:
     import onnx
 
-    return math.prod(shape) * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+    width: int = onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+    return math.prod(shape) * width
 
 
-def _size(text: str, sizes: Mapping[str, int]) -> int | None:
-    """A size that the file writes as arithmetic, such as ``(7*tokens + 9)//10``."""
+def _size(text: str, sizes: Mapping[str, int]) -> int:
+    """A size that the file writes as arithmetic, such as ``(7*tokens + 9)//10``; KeyError for more."""
     try:
         return _value(ast.parse(text, mode="eval").body, sizes)
-    except (SyntaxError, KeyError, ZeroDivisionError):
-        return None
+    except (SyntaxError, ZeroDivisionError) as error:
+        raise KeyError(text) from error
 
 
 def _value(node: ast.expr, sizes: Mapping[str, int]) -> int:
@@ -147,10 +144,10 @@ def _value(node: ast.expr, sizes: Mapping[str, int]) -> int:
             return value
         case ast.Name(id=name):
             return sizes[name]
-        case ast.UnaryOp(op=op, operand=inner):
-            return int(_ARITHMETIC[type(op)](_value(inner, sizes)))
+        case ast.UnaryOp(op=ast.USub(), operand=inner):
+            return -_value(inner, sizes)
         case ast.BinOp(left=left, op=op, right=right):
-            return int(_ARITHMETIC[type(op)](_value(left, sizes), _value(right, sizes)))
+            return _ARITHMETIC[type(op)](_value(left, sizes), _value(right, sizes))
         case ast.Call(func=ast.Name(id=name), args=given):
-            return int(_FUNCTIONS[name](*(_value(one, sizes) for one in given)))
+            return _FUNCTIONS[name](*(_value(one, sizes) for one in given))
     raise KeyError(ast.dump(node))

@@ -86,8 +86,9 @@ def _reason(error: Exception) -> str:
 
 def _name_axes(model: ir.Model, program: Program) -> None:
     """Symbolic axes under the user's names: of inputs, outputs and everything between them."""
-    for value in (v for node in model.graph for v in node.outputs if v.shape is not None):
-        value.shape = ir.Shape([_named(size, program.symbols) for size in value.shape])
+    for shape, value in ((v.shape, v) for node in model.graph for v in node.outputs):
+        if shape is not None:
+            value.shape = ir.Shape([_named(size, program.symbols) for size in shape])
     for values, specs in (
         (model.graph.inputs, program.inputs),
         (model.graph.outputs, program.outputs),

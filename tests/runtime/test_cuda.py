@@ -94,7 +94,12 @@ def test_a_session_takes_float32_as_it_is_and_no_cpu_kernels(
     monkeypatch.setattr("onnxruntime.InferenceSession", Session)
     given: list[Any] = []
     real = onnx_runtime.session_options
-    monkeypatch.setattr(cuda, "session_options", lambda *a, **k: given.append((a, k)) or real(*a))
+
+    def options(*asked: Any, **more: Any) -> Any:
+        given.append((asked, more))
+        return real(*asked, **more)
+
+    monkeypatch.setattr(cuda, "session_options", options)
     session = backend("cuda").open(engine, read(engine), 3)
     assert given == [((3,), {})], "a library of CPU kernels would draw its nodes to the CPU"
     told = {"providers": [(BOTH[0], {"use_tf32": "0"})], "enable_fallback": 0}

@@ -53,8 +53,11 @@ def test_a_node_of_an_inserted_step_names_what_inserted_it(monkeypatch: pytest.M
     reduced = optimize(traced(Toy()), load_recipe("tome", ["r=2"]))
     monkeypatch.setattr(TensorRtRtx, "can_take", lambda self, node, opset: topk(node.op_type))
     found = outlook(reduced, backend("tensorrt-rtx"), "fp32", ["x=1..4x9x16"])
-    (trouble,) = (one for one in found.troubles if one.about == "node")
-    assert trouble.remedy.startswith("leave out the body of thresher::BipartiteMerge, or take")
+    assert {(one.about, one.op) for one in found.troubles} == {("node", "TopK")}
+    remedy = found.troubles[0].remedy
+    assert remedy.startswith(
+        "leave out the body of thresher::BipartiteMerge, or take the target cpu"
+    )
 
 
 def topk(op: str) -> str | None:

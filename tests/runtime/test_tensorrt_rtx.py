@@ -8,6 +8,7 @@ import signal
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import onnx
@@ -188,7 +189,7 @@ def test_the_estimate_is_near_what_the_builder_says(
     if method:
         program = optimize(program, load_recipe(method, ["r=13"]))
     shape = ["x=1..32x3x224x224"]
-    options = {"precision": precision, "shapes": shape, "check": False}
+    options: Any = {"precision": precision, "shapes": shape, "check": False}
     engine = export(program, tmp_path / "e", target=TARGET, **options)
     told, said = engine.manifest.built["bytes"], engine.manifest.estimate
     assert said is not None

@@ -21,7 +21,7 @@ from thresher.runtime.backends.tensorrt_run import TensorRtSession
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     made = Cuda()
-    monkeypatch.setattr(cuda_memory.importlib, "import_module", lambda name: made)
+    monkeypatch.setattr("importlib.import_module", lambda name: made)
     return made
 
 
