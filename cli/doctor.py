@@ -6,13 +6,14 @@ import os
 import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires, version
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
+from thresher.runtime.manifest import installed
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -110,10 +111,7 @@ def _asked_by(requirement: Requirement, extra: str) -> bool:
 
 
 def _examine(requirement: Requirement, extra: str) -> Package:
-    try:
-        found = version(requirement.name)
-    except PackageNotFoundError:
-        found = None
+    found = installed(requirement.name)
     fits = found is not None and requirement.specifier.contains(found, prereleases=True)
     name = (
         f"'{requirement.name}{requirement.specifier}'" if extra == CORE else f"'thresher[{extra}]'"
@@ -130,8 +128,8 @@ def targets() -> Iterator[TargetState]:
     for target in TARGETS:
         maker = backend(target)
         state = maker.available()
-        remedy = "" if state.ok else state.install
-        yield TargetState(target, maker.summary, state.ok, state.version, state.reason, remedy)
+        told = state.version, state.reason, state.install
+        yield TargetState(target, maker.summary, state.ok, *told)
 
 
 def kernels() -> Kernels:
@@ -177,7 +175,7 @@ def _show(found: list[Package], able: list[TargetState], native: Kernels, ok: bo
     remedies[native.remedy] = None
     remedies.pop("", None)
     if remedies:
-        show(table("To install, where wanted", ("",), [(remedy,) for remedy in remedies]))
+        show(table("What to do, where wanted", ("",), [(remedy,) for remedy in remedies]))
     show("everything that thresher needs is installed" if ok else "thresher cannot work here yet")
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
@@ -23,14 +21,7 @@ def export(
     weights: options.Weights = None,
     resolution: options.Resolution = None,
     length: options.Length = None,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=SIZES",
-            help="Sizes an input will have: x=8x3x224x224 fixes them, x=1..32x3x224x224@8 is a range"
-            " and its usual size; may be repeated.",
-        ),
-    ] = None,
+    shape: options.Shape = None,
     threads: options.Threads = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
@@ -43,7 +34,6 @@ def export(
 
         ready(target, precision, output, overwrite=overwrite)
         program = open_program(source, options.wishes(weights, resolution, length), tell)
-        tell(f"building for {target}", 0, 0)
         engine = build(
             program,
             output,
@@ -53,6 +43,7 @@ def export(
             overwrite=overwrite,
             recipe=recipe_of(source),
             shapes=shape or (),
+            tell=tell,
         )
     manifest = engine.manifest
     size = sum(file.stat().st_size for file in output.iterdir())
@@ -68,6 +59,7 @@ def export(
         ("outputs", ", ".join(f"{o.name} {list(o.shape)}" for o in manifest.outputs)),
         ("tokens", counts_text(manifest.tokens or ())),
         ("predicted", _predicted(manifest)),
+        ("memory", _memory(manifest)),
         ("built", _built(manifest)),
         ("against eager", _agreement(manifest)),
         ("files", ", ".join([*manifest.files, MANIFEST])),
@@ -89,6 +81,13 @@ def _sizes(manifest: Manifest) -> str:
 def _predicted(manifest: Manifest) -> str:
     found = manifest.prediction
     return cost_text(found.dense_macs, found.macs) if found else ""
+
+
+def _memory(manifest: Manifest) -> str:
+    """The estimate that was made before the build."""
+    from thresher.runtime.footprint import Footprint
+
+    return f"about {Footprint(**manifest.estimate)}" if manifest.estimate else ""
 
 
 def _agreement(manifest: Manifest) -> str:

@@ -195,7 +195,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an older o
 Target = Annotated[
     str,
     typer.Option(
-        help="Back end: cpu, openvino, or tensorrt-rtx (also tensorrt-rtx:sm86+sm89), which only builds."
+        help="Back end: cpu, openvino, cuda, tensorrt, or tensorrt-rtx (also tensorrt-rtx:sm86+sm89);"
+        " cuda and tensorrt-rtx engines are also made without a GPU."
     ),
 ]
 MeantFor = Annotated[
@@ -206,6 +207,14 @@ MeantFor = Annotated[
     ),
 ]
 Precision = Annotated[str, typer.Option(help="Arithmetic: fp32, fp16, or with openvino bf16.")]
+Shape = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=SIZES",
+        help="Sizes an input will have: x=8x3x224x224 fixes them, x=1..32x3x224x224@8 is a range"
+        " and its usual size; may be repeated.",
+    ),
+]
 Size = Annotated[
     list[str] | None,
     typer.Option(metavar="AXIS=N", help="Size of a symbolic axis besides the batch."),

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 
 from thresher.cli import options
-from thresher.cli.console import progress, show, show_json, table
+from thresher.cli.console import Progress, progress, show, show_json, table
 from thresher.cli.explain import REFUSED
 from thresher.cli.opening import open_data, open_program
 from thresher.cli.passes import as_json, foreseen, foresight, pass_table, refusal_table, warn
-from thresher.compiler.errors import RefusedError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from thresher.compiler.program import PassRecord, Program
     from thresher.compiler.recipe import Recipe
-    from thresher.runtime.backends import Problem
+    from thresher.runtime.planning import Trouble
+
+USAGE, ENVIRONMENT = 2, 4
 
 
 def plan(
@@ -28,21 +32,25 @@ def plan(
     speedup: options.Speedup = None,
     data: options.Data = None,
     target: options.Target = "cpu",
+    precision: options.Precision = "fp32",
+    shape: options.Shape = None,
     weights: options.Weights = None,
     resolution: options.Resolution = None,
     length: options.Length = None,
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Say what a recipe would do to a model and what the target takes, without doing it.
+    """Say what a recipe would do to a model and whether the target could be built for, without doing it.
 
-    Exit code 3 when a pass would apply nowhere or the target refuses a node.
+    Every problem is told at once. Exit code 3 when a pass would apply nowhere or the target refuses a
+    node, else 2 for a shape or precision that it does not take, else 4 when something is missing here.
     """
     with progress() as tell:
         from thresher.compiler.contract import Context
         from thresher.compiler.pipeline import check_order, explain
         from thresher.compiler.recipe import load_recipe
         from thresher.runtime.backends import backend
+        from thresher.runtime.planning import outlook
 
         maker = backend(target)
         chosen = load_recipe(recipe, options.overrides(settings, flops, speedup))
@@ -53,11 +61,14 @@ def plan(
         tell("asking the passes", 0, 0)
         context = Context(data=open_data(data, program.info, program.outputs), progress=tell)
         records = explain(program, chosen, context)
+        idle = idle_passes(chosen, records)
+        reduced = program if idle else in_memory(program, chosen, tell)
         tell(f"asking the target {target}", 0, 0)
-        problems = untaken(program, maker)
-    idle = idle_passes(chosen, records)
-    accepted = not idle and not problems
+        found = outlook(reduced, maker, precision, shape or ())
+    accepted = not idle and not found.troubles
     if json:
+        memory = asdict(found.memory) if found.memory else None
+        problems = [asdict(trouble) for trouble in found.troubles]
         show_json(
             "plan",
             {
@@ -66,19 +77,21 @@ def plan(
                 "accepted": accepted,
                 "passes": as_json(records),
                 "prediction": foreseen(records),
-                "target": {"name": target, "problems": problems},
+                "target": {"name": target, "problems": problems, "memory": memory},
             },
         )
     else:
         show(pass_table(f"{chosen.name} on {source}", records))
         if any(record.refused for record in records):
             show(refusal_table(records))
-        if problems:
-            rows = [(p["node"], p["op"], p["reason"]) for p in problems]
-            show(table(f"Not taken by {target}", ("node", "operator", "reason"), rows))
-        show(*foresight(records), *_verdict(idle, problems, target))
+        if found.troubles:
+            show(trouble_table(target, found.troubles))
+        show(*foresight(records))
+        if found.memory:
+            show(f"memory: about {found.memory}")
+        show(*_verdict(idle, found.troubles, target))
     if not accepted:
-        raise typer.Exit(REFUSED)
+        raise typer.Exit(REFUSED if idle else worst(found.troubles))
 
 
 def idle_passes(recipe: Recipe, records: Sequence[PassRecord]) -> list[str]:
@@ -87,21 +100,37 @@ def idle_passes(recipe: Recipe, records: Sequence[PassRecord]) -> list[str]:
     return [record.name for entry, record in pairs if not (record.applied or entry.allow_zero)]
 
 
-def untaken(program: Program, maker: Any) -> list[dict[str, str]]:
-    """Nodes of the lowered model that the back end refuses, as plain data."""
-    from onnx_ir import to_proto
+def in_memory(program: Program, recipe: Recipe, tell: Progress) -> Program:
+    """The Program as the recipe makes it without data, so that the target is asked about that graph.
 
-    from thresher.compiler.lowering import to_onnx
+    Where a pass cannot do without, the Program as it is.
+    """
+    from thresher.compiler.contract import Context
+    from thresher.compiler.errors import ThresherError
+    from thresher.compiler.pipeline import optimize
 
     try:
-        found: list[Problem] = maker.problems(to_proto(to_onnx(program)))
-    except RefusedError as error:
-        return [{"node": "", "op": "", "reason": str(error)}]
-    return [{"node": p.node, "op": p.op, "reason": p.reason} for p in found]
+        return optimize(program, recipe, Context(progress=tell))
+    except ThresherError:
+        return program
 
 
-def _verdict(idle: list[str], problems: list[dict[str, str]], target: str) -> list[str]:
+def trouble_table(target: str, troubles: Sequence[Trouble]) -> RenderableType:
+    """One row for each problem: where it is, why it is one, what to do."""
+    rows = [(t.node or t.about, t.op, t.source, t.reason, t.remedy) for t in troubles]
+    return table(f"In the way of {target}", ("at", "operator", "from", "reason", "remedy"), rows)
+
+
+def worst(troubles: Sequence[Trouble]) -> int:
+    """The exit code of several problems: refused before wrongly asked for before missing."""
+    codes = {trouble.exit_code for trouble in troubles}
+    return next(code for code in (REFUSED, USAGE, ENVIRONMENT) if code in codes)
+
+
+def _verdict(idle: list[str], troubles: Sequence[Trouble], target: str) -> list[str]:
     said = [f"refused: {name} would apply nowhere, for the reasons above" for name in idle]
-    if problems:
-        said.append(f"refused: {target} does not take {len(problems)} nodes")
+    nodes = sum(trouble.about == "node" for trouble in troubles)
+    if nodes:
+        said.append(f"refused: {target} does not take {nodes} nodes")
+    said += [f"refused: {t.reason}: {t.remedy}" for t in troubles if t.about != "node"]
     return said or [f"accepted: every pass applies and {target} takes every node"]

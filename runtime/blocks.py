@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thresher.runtime.backends.cpu import kernel_library, open_session, session_options
+from thresher.runtime.backends.cpu import kernel_library
+from thresher.runtime.backends.onnx_runtime import open_session, session_options
 from thresher.runtime.feeds import Array
 from thresher.runtime.manifest import MODEL
 from thresher.runtime.provenance import OUTSIDE, Origin, block_names, origins, traced

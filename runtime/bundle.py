@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +14,18 @@ from typing import TYPE_CHECKING, Any
 from thresher.compiler.errors import UsageError, nearest
 from thresher.compiler.files import atomic_folder, check_free
 from thresher.runtime.backends import Backend, backend
+from thresher.runtime.backends.base import Tell, silent
 from thresher.runtime.conditions import PACKAGES, default_threads
 from thresher.runtime.engine import Engine
 from thresher.runtime.feeds import ANY
+from thresher.runtime.footprint import Footprint, footprint, largest
 from thresher.runtime.manifest import MODEL, Manifest, Prediction, TensorInfo, digest, installed
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+log = logging.getLogger("thresher")
 EXTERNAL_ABOVE = 1_500_000_000  # bytes; protobuf ends at 2 GiB
 
 
@@ -51,11 +55,13 @@ def package(
     threads: int | None = None,
     overwrite: bool = False,
     check: Callable[[Engine], dict[str, Any]] | None = None,
+    tell: Tell = silent,
 ) -> Engine:
     """Make an engine folder of an ONNX model and return the loaded engine.
 
     ``check`` gets the engine before the folder has its final name; what it returns is kept in the
-    manifest as ``verified``, and what it raises leaves no folder behind.
+    manifest as ``verified``, and what it raises leaves no folder behind.  ``tell`` hears of each step of
+    the build; an interrupt leaves no folder behind either.
 
     Raises:
         UsageError: unknown target or precision, or the folder is taken.
@@ -69,7 +75,8 @@ def package(
         maker.refuse_problems(proto)
         facts = _carry_tokenizer(facts, partial)
         manifest = _manifest(proto, facts, maker, precision)
-        built = maker.build(partial, manifest)
+        tell(f"building for {maker.name}", 0, 0)
+        built = maker.build(partial, manifest, tell)
         files = {path.name: digest(path) for path in sorted(partial.iterdir())}
         manifest = manifest.model_copy(update={"files": files, "built": built})
         manifest.write(partial)
@@ -128,17 +135,35 @@ def save_model(model: onnx.ModelProto | ir.Model, path: Path) -> onnx.ModelProto
 def _manifest(model: onnx.ModelProto, facts: Facts, maker: Backend, precision: str) -> Manifest:
     """All but the files, which the back end is still to build."""
     names = [name for name in (*PACKAGES, "onnx") if installed(name)]
+    inputs = _specs(model.graph.input)
+    room = footprint(model, largest(inputs, facts.ranges, facts.usual))
+    if room is not None:
+        check_room(room, maker)
     return Manifest(
         thresher=installed("thresher") or "unknown",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         target=maker.name,
         precision=precision,  # type: ignore[arg-type]  # checked by ready()
-        inputs=_specs(model.graph.input),
+        inputs=inputs,
         outputs=_specs(model.graph.output),
         versions={name: installed(name) or "" for name in names},
         requires=maker.requires(model),
+        estimate=dataclasses.asdict(room) if room is not None else None,
         **{entry.name: getattr(facts, entry.name) for entry in dataclasses.fields(facts)},
     )
+
+
+def check_room(room: Footprint, maker: Backend) -> None:
+    """Warn where an engine will hardly fit, before it is built."""
+    free = maker.free_memory()
+    if free is not None and room.total > free:
+        log.warning(
+            "the engine will need about %s, and %.1f MB are free for target %r here: give smaller sizes"
+            " with --shape",
+            room,
+            free / 1e6,
+            maker.name,
+        )
 
 
 def _specs(values: Sequence[Any]) -> tuple[TensorInfo, ...]:

@@ -57,12 +57,13 @@ class Engine:
         maker = backend(manifest.target)
         manifests.check_files(manifest, folder)
         maker.demand()
-        manifests.check_versions(manifest, folder)
+        reason = maker.cannot_run()
+        if not reason:
+            manifests.check_versions(manifest, folder)
         threads = default_threads() if threads is None else threads
         if threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
         start = time.perf_counter()
-        reason = maker.cannot_run()
         session = None if reason else maker.open(folder, manifest, threads)
         engine = Engine(folder, manifest, session, threads, reason)
         engine.load_seconds = time.perf_counter() - start

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thresher.compiler.errors import VerdictError
+from thresher.runtime.backends.base import Tell, silent
 from thresher.runtime.batches import run_in_batches
 from thresher.runtime.bundle import Facts, package, ready
 from thresher.runtime.deviation import Deviations, tolerance
@@ -35,6 +36,7 @@ def export(
     recipe: Mapping[str, Any] | None = None,
     check: bool = True,
     shapes: Sequence[str] = (),
+    tell: Tell = silent,
 ) -> Engine:
     """Lower a Program, build an engine folder for a target, and return the loaded engine.
 
@@ -49,6 +51,7 @@ def export(
         check: run the engine once against the eager program before the folder gets its name.
         shapes: sizes that inputs will have, such as ``"x=8x3x224x224"``; see
             :mod:`~thresher.runtime.shapes`.
+        tell: called with (what, done, total) while it is built.
 
     Raises:
         UsageError: unknown target or precision, shapes that do not fit, or the folder is taken.
@@ -63,6 +66,7 @@ def export(
     facts = dataclasses.replace(facts, ranges=wanted.ranges, usual=wanted.usual)
     from thresher.compiler.lowering import to_onnx
 
+    tell("lowering", 0, 0)
     model = to_onnx(program, precision=maker.graph_precision(precision))
     agrees = partial(agree, ProgramRunner(program, threads=threads)) if check else None
     return package(
@@ -74,6 +78,7 @@ def export(
         threads=threads,
         overwrite=overwrite,
         check=agrees,
+        tell=tell,
     )
 
 

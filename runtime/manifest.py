@@ -19,6 +19,10 @@ from thresher.compiler.errors import MissingRequirementError, UsageError
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+FLAVOURS = {
+    "onnxruntime": ("onnxruntime-gpu",),
+    "tensorrt": ("tensorrt-cu13", "tensorrt-cu12"),
+}  # the same module under other package names
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
@@ -69,6 +73,7 @@ class Manifest(_Record):
     prediction: Prediction | None = None
     preprocessing: dict[str, Any] | None = None
     labels: tuple[str, ...] | None = None
+    estimate: dict[str, Any] | None = None  # bytes, told from the graph before it was built
     built: dict[str, Any] = Field(default_factory=dict)  # what the back end tells of its files
     verified: dict[str, Any] | None = None  # comparison with the eager program when exported
 
@@ -160,11 +165,13 @@ def check_versions(manifest: Manifest, folder: Path) -> None:
 
 
 def installed(package: str) -> str | None:
-    """Version of an installed package, or None."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    """Version of an installed package or of a flavour that takes its place, or None."""
+    for name in (package, *FLAVOURS.get(package, ())):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
 
 
 def digest(path: Path) -> str:

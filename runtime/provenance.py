@@ -35,10 +35,15 @@ def origins(model: onnx.ModelProto) -> dict[str, Origin]:
 
 def node_origin(node: onnx.NodeProto) -> Origin:
     """What a node's metadata and domain say."""
+    module, inserted = node_source(node)
+    return Origin(module, node.op_type if node.domain == DOMAIN else inserted or None)
+
+
+def node_source(node: onnx.NodeProto) -> tuple[str, str]:
+    """The module that a node's metadata names, and the pass that inserted it, or ``""``."""
     notes = {entry.key: entry.value for entry in node.metadata_props}
     module = notes.get(MODULE) or _innermost(notes.get(TORCH_SCOPES, ""))
-    inserted = node.op_type if node.domain == DOMAIN else notes.get(PASS)
-    return Origin(module, inserted)
+    return module, notes.get(PASS, "")
 
 
 def traced(optimised: onnx.ModelProto, known: Mapping[str, Origin]) -> list[Origin]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 import onnx_ir.passes.common
@@ -84,13 +85,24 @@ def _reason(error: Exception) -> str:
 
 
 def _name_axes(model: ir.Model, program: Program) -> None:
-    """Symbolic axes of inputs and outputs under the user's names."""
+    """Symbolic axes under the user's names: of inputs, outputs and everything between them."""
+    for shape, value in ((v.shape, v) for node in model.graph for v in node.outputs):
+        if shape is not None:
+            value.shape = ir.Shape([_named(size, program.symbols) for size in shape])
     for values, specs in (
         (model.graph.inputs, program.inputs),
         (model.graph.outputs, program.outputs),
     ):
         for value, spec in zip(values, specs, strict=True):
             value.shape = ir.Shape(spec.shape)
+
+
+def _named(size: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str | None:
+    """One size, such as ``(7*tokens + 9)//10``; None where the exporter knows none."""
+    if isinstance(size, int):
+        return size
+    text = size.value
+    return text and re.sub(r"\bs\d+\b", lambda match: symbols.get(match[0], match[0]), str(text))
 
 
 def _add_functions(model: ir.Model) -> None:

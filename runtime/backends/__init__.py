@@ -10,8 +10,10 @@ from thresher.runtime.backends.base import Array, Availability, Backend, Feeds, 
 __all__ = ["TARGETS", "Array", "Availability", "Backend", "Feeds", "Problem", "Session", "backend"]
 
 TARGETS = {
-    "cpu": "thresher.runtime.backends.cpu:OnnxRuntime",
+    "cpu": "thresher.runtime.backends.cpu:OnnxRuntimeCpu",
+    "cuda": "thresher.runtime.backends.cuda:OnnxRuntimeCuda",
     "openvino": "thresher.runtime.backends.openvino:OpenVino",
+    "tensorrt": "thresher.runtime.backends.tensorrt:TensorRt",
     "tensorrt-rtx": "thresher.runtime.backends.tensorrt_rtx:TensorRtRtx",
 }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -16,29 +16,42 @@ from numpy.typing import NDArray
 
 from thresher.compiler.errors import MissingRequirementError, RefusedError, UsageError
 from thresher.runtime.manifest import Manifest, Ranges, TensorInfo, installed
+from thresher.runtime.provenance import node_source
 
 if TYPE_CHECKING:
     import onnx
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
+Tell = Callable[[str, int, int], None]  # what is being done, steps done, steps in all (0: unknown)
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that shows nothing."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A node that a back end will not take, and why."""
+    """A node that a back end will not take, and why.
+
+    ``source`` is the module of the model that it belongs to, ``inserted`` the pass or the body of an
+    operator of ours that it comes from.
+    """
 
     node: str
     op: str
     reason: str
+    source: str = ""
+    inserted: str = ""
 
     def __str__(self) -> str:
-        return f"{self.node or 'a node'} ({self.op}): {self.reason}"
+        place = ", ".join(filter(None, (self.op, self.source, self.inserted)))
+        return f"{self.node or 'a node'} ({place}): {self.reason}"
 
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a back end can run here; if not, the reason and the command that mends it."""
+    """Whether a back end can be built for here; the reason and the command that mends what it lacks."""
 
     ok: bool
     version: str | None = None
@@ -125,13 +138,15 @@ class Backend(ABC):
         """Every node that the back end refuses, function bodies and branches included."""
         known = {(function.domain, function.name) for function in model.functions}
         found: list[Problem] = []
-        for node, opset in _nodes(model):
+        for node, opset, body in _nodes(model):
             if (node.domain, node.op_type) in known:
                 continue
             reason = self.can_take(node, opset)
             if reason:
-                op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-                found.append(Problem(node.name, op, reason))
+                module, inserted = node_source(node)
+                inserted = f"the body of {body}" if body else inserted and f"the pass {inserted}"
+                op = _operator(node.domain, node.op_type)
+                found.append(Problem(node.name, op, reason, module, inserted))
         return found
 
     def refuse_problems(self, model: onnx.ModelProto) -> None:
@@ -148,10 +163,15 @@ class Backend(ABC):
     def requires(self, model: onnx.ModelProto) -> dict[str, str]:
         """Packages an engine of this model needs where it runs, as ``{"name": ">=1.18"}``."""
 
-    def build(self, folder: Path, manifest: Manifest) -> dict[str, Any]:
+    def free_memory(self) -> int | None:
+        """Bytes that engines can take here, or None where that is not known."""
+        return None
+
+    def build(self, folder: Path, manifest: Manifest, tell: Tell = silent) -> dict[str, Any]:
         """Turn ``folder/model.onnx`` into the back end's own files.
 
-        Returns what is to be told about them; ``manifest`` lists no files yet.
+        Returns what is to be told about them; ``manifest`` lists no files yet.  An interrupt ends the
+        build as soon as the back end can.
 
         Raises:
             RefusedError: the back end does not take the model.
@@ -163,15 +183,14 @@ class Backend(ABC):
         """Load the engine in ``folder``; the manifest has been checked by the caller."""
 
 
-def _nodes(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, int]]:
-    """All nodes with the opset version of their domain."""
-    yield from _walk(
-        model.graph.node, {entry.domain: entry.version for entry in model.opset_import}
-    )
+def _nodes(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, int, str]]:
+    """All nodes with the opset version of their domain, and the function whose body they are in."""
+    for node, opset in _walk(model.graph.node, _versions(model.opset_import)):
+        yield node, opset, ""
     for function in model.functions:
-        yield from _walk(
-            function.node, {entry.domain: entry.version for entry in function.opset_import}
-        )
+        body = _operator(function.domain, function.name)
+        for node, opset in _walk(function.node, _versions(function.opset_import)):
+            yield node, opset, body
 
 
 def _walk(nodes: Any, opsets: Mapping[str, int]) -> Iterator[tuple[onnx.NodeProto, int]]:
@@ -180,3 +199,11 @@ def _walk(nodes: Any, opsets: Mapping[str, int]) -> Iterator[tuple[onnx.NodeProt
         for attribute in node.attribute:
             for graph in (attribute.g, *attribute.graphs):
                 yield from _walk(graph.node, opsets)
+
+
+def _versions(imports: Any) -> dict[str, int]:
+    return {entry.domain: entry.version for entry in imports}
+
+
+def _operator(domain: str, name: str) -> str:
+    return f"{domain}::{name}" if domain else name

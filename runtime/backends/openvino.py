@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thresher.compiler.errors import MissingRequirementError, RefusedError
-from thresher.runtime.backends.base import Array, Backend, Feeds
+from thresher.runtime.backends.base import Array, Backend, Feeds, Tell, silent
+from thresher.runtime.host import free_memory
 from thresher.runtime.manifest import MODEL, Manifest
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ class OpenVino(Backend):
         release = ov.__version__.split("-")[0]
         return {"openvino": f">={release}"}  # an older release may lack an operator of the IR
 
-    def build(self, folder: Path, manifest: Manifest) -> dict[str, Any]:
+    def free_memory(self) -> int | None:
+        return free_memory()
+
+    def build(self, folder: Path, manifest: Manifest, tell: Tell = silent) -> dict[str, Any]:
         import onnx
         import openvino as ov
 

@@ -18,7 +18,7 @@ import numpy as np
 from tests.benchmarks.common import say
 from tests.kernels.back_ends import model
 from thresher.kernels.native import Library
-from thresher.runtime.backends.cpu import PROVIDER, session_options
+from thresher.runtime.backends.onnx_runtime import CPU, session_options
 from thresher.runtime.conditions import conditions, load_average
 from thresher.runtime.measure import Plan, interleave, warm_up
 from thresher.runtime.stats import paired_ratio
@@ -63,7 +63,7 @@ def calls(case: Case, dtype: str, threads: int) -> list[Callable[[], Any]]:
     library = Library().find() or Library().build()
     sessions = [
         ort.InferenceSession(
-            made.SerializeToString(), session_options(threads, kernels), providers=[PROVIDER]
+            made.SerializeToString(), session_options(threads, kernels), providers=[CPU]
         )
         for kernels in (None, library)
     ]

@@ -36,7 +36,7 @@ from thresher.compiler.recipe import load_recipe
 from thresher.compiler.trace import trace
 from thresher.kernels.native import SWITCH, Library
 from thresher.runtime import Engine, export
-from thresher.runtime.backends.cpu import open_session, session_options
+from thresher.runtime.backends.onnx_runtime import open_session, session_options
 from thresher.runtime.conditions import conditions, load_average
 from thresher.runtime.manifest import MODEL as MODEL_FILE
 from thresher.runtime.measure import Plan, interleave, warm_up

@@ -201,7 +201,8 @@ def test_plan_predicts_what_optimize_does(cli: Cli) -> None:
     assert done.json["schema"] == "thresher.plan/1"
     assert done.json["accepted"] is True
     assert done.json["prediction"]["tokens"] == [37, 32, 27, 22]
-    assert done.json["target"] == {"name": "cpu", "problems": []}
+    assert done.json["target"]["problems"] == []
+    assert done.json["target"]["memory"]["activations"] > 0
     assert "accepted" in cli("plan", SOURCE, "--set", "r=5").out
 
 

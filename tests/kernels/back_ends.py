@@ -21,7 +21,7 @@ from tests.kernels import triton_back_end
 from thresher.compiler.lowering.ties import order_ties
 from thresher.kernels.native import SANITIZED, KernelError, Library
 from thresher.kernels.registry import DOMAIN, OPERATORS, PLUGIN, VERSION
-from thresher.runtime.backends.cpu import session_options
+from thresher.runtime.backends.onnx_runtime import session_options
 
 Array = NDArray[Any]
 OPSET = 20

@@ -30,7 +30,8 @@ from thresher.kernels import native as libraries
 from thresher.kernels.native import KernelError, Library
 from thresher.kernels.registry import DOMAIN, OPERATORS, VERSION
 from thresher.runtime import Engine, export
-from thresher.runtime.backends.cpu import session_options, try_kernels
+from thresher.runtime.backends.cpu import try_kernels
+from thresher.runtime.backends.onnx_runtime import session_options
 from thresher.runtime.blocks import block_profiles
 
 ops = torch.ops.thresher

@@ -64,7 +64,7 @@ def test_an_existing_folder_is_kept_unless_overwritten(tmp_path: Path) -> None:
 def test_a_refused_model_leaves_nothing(tmp_path: Path) -> None:
     model = toys.transformer(5)
     del model.functions[:]
-    with pytest.raises(RefusedError, match=r"node_k \(thresher::Keep\)"):
+    with pytest.raises(RefusedError, match=r"node_k \(thresher::Keep, blocks\.0\)"):
         package(model, tmp_path / "toy")
     assert list(tmp_path.iterdir()) == []
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.runtime import toys
 from thresher.compiler.errors import MissingRequirementError, UsageError
-from thresher.runtime.backends.cpu import OnnxRuntime
+from thresher.runtime.backends.cpu import OnnxRuntimeCpu
 from thresher.runtime.engine import Engine
 from thresher.runtime.manifest import MANIFEST, MODEL, Manifest, digest
 
@@ -23,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def never(*arguments: object) -> None:
         pytest.fail("the engine was opened before the checks were done")
 
-    monkeypatch.setattr(OnnxRuntime, "open", never)
+    monkeypatch.setattr(OnnxRuntimeCpu, "open", never)
     return tmp_path / "toy.engine"
 
 

@@ -1,0 +1,128 @@
+"""What TensorRT and TensorRT-RTX share as back ends.  Graphs are strongly typed: the precision is
+that of ``model.onnx``, no builder flag changes it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from thresher.compiler.errors import UsageError
+from thresher.runtime.backends import tensorrt_build as building
+from thresher.runtime.backends.base import Backend, Session, Tell, silent
+from thresher.runtime.backends.cuda_memory import CudaMemory, no_bindings
+from thresher.runtime.backends.nvidia import free_memory, gpu, no_gpu
+from thresher.runtime.backends.tensorrt_run import TensorRtSession
+from thresher.runtime.manifest import MODEL, Manifest, Ranges, TensorInfo
+
+if TYPE_CHECKING:
+    import onnx
+
+# Operators that the parser takes and the builder does not, or not in this form.
+REFUSED = {
+    "NonZero": "its output has a size that depends on data",
+    "Compress": "its output has a size that depends on data",
+    "Unique": "its output has a size that depends on data",
+    "BitwiseAnd": "it has no such operator",
+}
+
+
+class TensorRtFamily(Backend):
+    """A back end whose package has TensorRT's interface."""
+
+    title: ClassVar[str]
+    plan: ClassVar[str]  # the file that it builds
+    multiple = 8  # rows of a tile of the matrix units
+
+    @property
+    def trt(self) -> Any:
+        """The package."""
+        return importlib.import_module(self.package)
+
+    def cannot_run(self) -> str:
+        return no_gpu() or no_bindings(self.target)
+
+    def free_memory(self) -> int | None:
+        return free_memory()
+
+    def can_take(self, node: onnx.NodeProto, opset: int) -> str | None:
+        if node.domain:
+            return "no plugin and no function body of that name"
+        if node.op_type in REFUSED:
+            return REFUSED[node.op_type]
+        reduction = next((a.s.decode() for a in node.attribute if a.name == "reduction"), "none")
+        if node.op_type.startswith("Scatter") and reduction != "none":
+            return f"it scatters with the reduction {reduction!r}"
+        return None
+
+    def check_shapes(self, specs: Sequence[TensorInfo], ranges: Ranges) -> None:
+        asked = {
+            spec.name: [
+                ranges.get(a, (1, None)) if isinstance(a, str) else (a, a) for a in spec.shape
+            ]
+            for spec in specs
+        }
+        open_axes = dict.fromkeys(
+            axis
+            for spec in specs
+            for axis, (_, high) in zip(spec.shape, asked[spec.name], strict=True)
+            if high is None
+        )
+        if open_axes:
+            texts = (
+                f"--shape {name}={_suggested(bounds)}"
+                for name, bounds in asked.items()
+                if any(high is None for _, high in bounds)
+            )
+            raise UsageError(
+                f"target {self.name!r} has to know the largest size of"
+                f" {' and '.join(map(str, open_axes))}: give for example {' '.join(texts)}"
+            )
+
+    def build(self, folder: Path, manifest: Manifest, tell: Tell = silent) -> dict[str, Any]:
+        trt, log = self.trt, building.logger(self.trt)
+        builder = trt.Builder(log)
+        network = building.parsed(trt, builder, folder / MODEL, log, self.title)
+        config = builder.create_builder_config()
+        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means float32
+        building.add_profile(builder, config, manifest)
+        with self.configured(config):
+            made = building.serialized(trt, builder, network, config, log, self.title, tell)
+        (folder / self.plan).write_bytes(made)
+        return {
+            "layers": building.layers(network),
+            "bytes": log.memory(),
+            "steps": "function bodies",
+            **self.built_for(),
+        }
+
+    @contextmanager
+    def configured(self, config: Any) -> Iterator[None]:
+        """Set what this package has beyond the common, for the time of a build."""
+        yield
+
+    def built_for(self) -> dict[str, Any]:
+        """What the manifest tells of the hardware that the engine is bound to."""
+        return {}
+
+    def open(self, folder: Path, manifest: Manifest, threads: int) -> Session:
+        found = gpu()
+        details = {
+            "provider": f"{self.title} {self.available().version}",
+            "gpu": found.name if found else "unknown",
+            "threads": str(threads),
+        }
+        plan = folder / self.plan
+        return TensorRtSession(self.trt, CudaMemory(), plan, self.title, details)
+
+
+def _suggested(bounds: Sequence[tuple[int, int | None]]) -> str:
+    """Sizes that ``--shape`` could give: 1 to 32 and usually 8 for an axis that is open."""
+    sizes = "x".join(
+        f"{low}..{max(low, 32) if high is None else high}" if low != high else str(low)
+        for low, high in bounds
+    )
+    usual = "x".join(str(max(low, 8)) for low, high in bounds if low != high)
+    return f"{sizes}@{usual}"
