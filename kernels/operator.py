@@ -7,8 +7,10 @@ plugin instead of the body because of them.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import onnx
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 DOMAIN = "thresher"
 VERSION = 1
 PLUGIN = {"plugin_namespace": DOMAIN, "plugin_version": "1"}
+
+COUNTS = ("keep", "pruned")
+_AXIS = re.compile(r"([a-z]+)(\d)(\+?)")
 
 FLOATS = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)")
 ANY = (*FLOATS, "tensor(int64)", "tensor(int32)", "tensor(int8)", "tensor(uint8)", "tensor(bool)")
@@ -29,7 +34,9 @@ class Operator:
     ``inputs`` and ``outputs`` map names to a tensor type or to ``"T"``, which ``types`` lists;
     ``attributes`` maps names to ``int`` or ``float``.  ``body`` is ONNX text: the statements of a
     function over the inputs, which reads an attribute as ``Constant<value_int: int=@name>``.
-    Outputs that are rarely read come last, so that a model can do without them.
+    Outputs that are rarely read come last, so that a model can do without them.  ``shapes`` has the
+    axes of each output: ``x0`` is the first axis of x, ``x2+`` all of its axes from the third on, and
+    ``keep`` the value of the input of that name.
     """
 
     name: str
@@ -37,8 +44,31 @@ class Operator:
     inputs: dict[str, str]
     outputs: dict[str, str]
     body: str
+    shapes: dict[str, str]
     attributes: dict[str, type] = field(default_factory=dict)
     types: tuple[str, ...] = FLOATS
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """Inputs that are one number each and decide shapes."""
+        return tuple(name for name in self.inputs if name in COUNTS)
+
+    def output_shapes(
+        self, shapes: Mapping[str, Sequence[Any]], counts: Mapping[str, Any]
+    ) -> dict[str, tuple[Any, ...]]:
+        """Of all outputs, from the shapes of the inputs and the counts, whatever stands for a size."""
+        found: dict[str, tuple[Any, ...]] = {}
+        for output, text in self.shapes.items():
+            axes: list[Any] = []
+            for axis in text.split():
+                if axis in counts:
+                    axes.append(counts[axis])
+                    continue
+                name, first, rest = _AXIS.fullmatch(axis).groups()  # type: ignore[union-attr]
+                last = len(shapes[name]) if rest else int(first) + 1
+                axes += [shapes[name][at] for at in range(int(first), last)]
+            found[output] = tuple(axes)
+        return found
 
     def overload(self) -> torch._ops.OpOverload:
         """The torch operator that lowers to this one."""

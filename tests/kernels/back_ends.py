@@ -1,4 +1,4 @@
-"""Runs one operator as an ONNX node: its body on ONNX Runtime and (inlined) on OpenVINO, its kernel."""
+"""Runs one operator: as an ONNX node its body on ONNX Runtime and (inlined) OpenVINO, and its kernels."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import onnx.inliner
 import pytest
 from numpy.typing import NDArray
 
+from tests.kernels import emulated
 from thresher.compiler.lowering.ties import order_ties
 from thresher.kernels.native import SANITIZED, KernelError, Library
 from thresher.kernels.registry import DOMAIN, OPERATORS, PLUGIN, VERSION
@@ -113,6 +114,8 @@ def _openvino(*signature: Any) -> Any:
 
 def run(back_end: str, name: str, arguments: dict[str, Array], **attributes: Any) -> list[Array]:
     """All outputs of one operator; ``arguments`` by input name in order."""
+    if back_end == "cuda":
+        return emulated.run(name, arguments, SANITIZED if SWITCHED_ON else (), **attributes)
     token_type = next(
         str(arguments[n].dtype) for n, t in OPERATORS[name].inputs.items() if t == "T"
     )

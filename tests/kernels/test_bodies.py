@@ -22,11 +22,12 @@ from tests.kernels.cases import (
     merge_cases,
     prune_merge_cases,
 )
+from tests.kernels.emulated import kernels
 from tests.kernels.test_definitions import HALF, MARGIN, SINGLE, scale, tensors
 from thresher.kernels.registry import OPERATORS
 
 ops = torch.ops.thresher
-BACK_ENDS = ("onnxruntime", "openvino", "native")
+BACK_ENDS = ("onnxruntime", "openvino", "native", "cuda")
 FAST = settings(
     max_examples=50, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
@@ -38,7 +39,10 @@ everywhere = pytest.mark.parametrize("back_end", BACK_ENDS)
 def _installed(request: pytest.FixtureRequest) -> None:
     if "back_end" in request.fixturenames:
         back_end = request.getfixturevalue("back_end")
-        library() if back_end == "native" else pytest.importorskip(back_end)
+        if back_end in ("onnxruntime", "openvino"):
+            pytest.importorskip(back_end)
+        else:  # skips where there is no compiler
+            library() if back_end == "native" else kernels()
 
 
 def merge_on(back_end: str, case: MergeCase) -> list[Any]:
