@@ -65,7 +65,6 @@ class Call(ctypes.Structure):
         ("inputs", Tensor * _TENSORS),
         ("outputs", Tensor * _TENSORS),
         ("keep", ctypes.c_int64),
-        ("pruned", ctypes.c_int64),
         ("protect", ctypes.c_int64),
         ("row", ctypes.c_int64),
         ("scale", ctypes.c_double),
@@ -82,7 +81,7 @@ class Call(ctypes.Structure):
         numbers: Mapping[str, Any],
         stream: int | None = None,
     ) -> Call:
-        """``inputs`` are those that are no counts; ``numbers`` counts and attributes by name."""
+        """``inputs`` are all but ``keep``; ``numbers`` are ``keep`` and the attributes by name."""
         made = cls((Tensor * _TENSORS)(*inputs), (Tensor * _TENSORS)(*outputs), stream=stream)
         for name, number in numbers.items():
             setattr(made, _FIELDS.get(name, name), number)

@@ -1,8 +1,9 @@
 """What an operator is on the ONNX side: name, signature, attributes, and a body of standard operators.
 
-A node of domain ``thresher`` carries the plain attributes ``plugin_namespace`` and ``plugin_version``
-besides its own.  ONNX Runtime and the function body ignore them; the TensorRT parser takes a registered
-plugin instead of the body because of them.
+A node of domain ``thresher`` carries attributes for TensorRT besides its own: ``plugin_namespace`` and
+``plugin_version``, because of which the parser takes a registered plugin instead of the body; which
+inputs are counts, as a plugin is given these when shapes are computed; and how many outputs the node
+has, which a plugin is not told otherwise.  ONNX Runtime and the function body ignore them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 DOMAIN = "thresher"
 VERSION = 1
 PLUGIN = {"plugin_namespace": DOMAIN, "plugin_version": "1"}
+SHAPE_INPUTS = "tensorrt_plugin_shape_input_indices"  # TensorRT wants these of rank 1
+OUTPUTS = "plugin_outputs"
 
-COUNTS = ("keep", "pruned")
 _AXIS = re.compile(r"([a-z]+)(\d)(\+?)")
 
 FLOATS = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)")
@@ -50,8 +52,15 @@ class Operator:
 
     @property
     def counts(self) -> tuple[str, ...]:
-        """Inputs that are one number each and decide shapes."""
-        return tuple(name for name in self.inputs if name in COUNTS)
+        """Inputs that are one number each and an axis of an output."""
+        axes = {axis for shape in self.shapes.values() for axis in shape.split()}
+        return tuple(name for name in self.inputs if name in axes)
+
+    @property
+    def plugin(self) -> dict[str, Any]:
+        """The attributes for TensorRT, but for the number of outputs."""
+        places = [at for at, name in enumerate(self.inputs) if name in self.counts]
+        return {**PLUGIN, SHAPE_INPUTS: places} if places else dict(PLUGIN)
 
     def output_shapes(
         self, shapes: Mapping[str, Sequence[Any]], counts: Mapping[str, Any]
@@ -88,6 +97,10 @@ class Operator:
             OpSchema.Attribute(n, kinds[kind], required=True) for n, kind in self.attributes.items()
         ]
         plugin = [OpSchema.Attribute(n, OpSchema.AttrType.STRING, required=False) for n in PLUGIN]
+        plugin += [
+            OpSchema.Attribute(SHAPE_INPUTS, OpSchema.AttrType.INTS, required=False),
+            OpSchema.Attribute(OUTPUTS, OpSchema.AttrType.INT, required=False),
+        ]
         return OpSchema(
             self.name,
             DOMAIN,

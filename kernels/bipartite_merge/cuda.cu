@@ -21,6 +21,7 @@ struct Merge {
 
   __host__ __device__ int merging() const { return tokens - keep; }
   __device__ int before() const { return protect + sources - merging(); }  // rows before the targets
+  __device__ int wanted() const { return sources; }
   __device__ int source(int64_t, int index) const { return first_source + 2 * index; }
   __device__ int target(int64_t, int index) const { return first_target + 2 * index; }
 };

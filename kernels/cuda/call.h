@@ -14,13 +14,12 @@ struct ThresherTensor {
   int64_t dims[8];
 };
 
-// Inputs and outputs in the order of the ONNX operator, without the counts among the inputs, which
-// are given here.  Outputs behind the first may be null.
+// Inputs and outputs in the order of the ONNX operator, without the input `keep`, which is given here.
+// Outputs behind the first may be null.
 struct ThresherCall {
   ThresherTensor inputs[4];
   ThresherTensor outputs[4];
   int64_t keep;         // tokens that leave
-  int64_t pruned;       // tokens that pruning leaves
   int64_t protect;      // attribute "protected"
   int64_t row;          // attribute of ClassAttention, as is `scale`
   double scale;

@@ -63,7 +63,7 @@ THRESHER_EXPORT const char* thresher_cuda_message(int status) {
     case thresher::UNKNOWN_OPERATOR: return "there is no operator of that name";
     case thresher::WRONG_TYPE: return "a tensor has a type that the operator does not take";
     case thresher::WRONG_SHAPE: return "the shapes of the tensors do not fit each other";
-    case thresher::WRONG_COUNT: return "keep, pruned, protected or row cannot be reached";
+    case thresher::WRONG_COUNT: return "keep, protected or row cannot be reached";
     case thresher::TOO_LARGE: return "there are more tokens than a grid has blocks";
     case thresher::SMALL_WORKSPACE: return "the workspace is missing or too small";
     case thresher::NO_DATA: return "a pointer is null";

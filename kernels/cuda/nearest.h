@@ -37,7 +37,8 @@ __global__ void unit_rows(const T* from, int64_t rows, int tokens, int64_t heads
 // target that is; of equal ones the first.  Targets of size 0 are padding: their similarity is
 // -PADDING.  `best` starts at 0; each block sees one tile of all pairs.  Threads (HALF_TILE, HALF_TILE).
 //
-// `pairs.source(item, i)` and `pairs.target(item, j)` are tokens.
+// `pairs.source(item, i)` and `pairs.target(item, j)` are tokens; of the sources only the first
+// `pairs.wanted()` are looked at.
 template <class Pairs>
 __global__ void nearest(Pairs pairs, const float* units, const float* size, int tokens,
                         int64_t depth, int sources, int targets, Found* best) {
@@ -49,6 +50,8 @@ __global__ void nearest(Pairs pairs, const float* units, const float* size, int 
   const int first_target = static_cast<int>(blockIdx.x % across) * TILE;
   const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
   const float* of_item = units + item * tokens * depth;
+  const int wanted = pairs.wanted();
+  if (first >= wanted) return;
 
   float sum[2][2] = {};
   for (int64_t start = 0; start < depth; start += DEPTH) {
@@ -56,7 +59,7 @@ __global__ void nearest(Pairs pairs, const float* units, const float* size, int 
     for (int half = 0; half < 2; ++half) {
       const int row = y + half * HALF_TILE;
       const int64_t c = start + x;  // DEPTH is HALF_TILE
-      const bool source = first + row < sources && c < depth;
+      const bool source = first + row < wanted && c < depth;
       const bool target = first_target + row < targets && c < depth;
       a[x][row] = source ? of_item[pairs.source(item, first + row) * depth + c] : 0;
       b[x][row] = target ? of_item[pairs.target(item, first_target + row) * depth + c] : 0;
@@ -79,7 +82,7 @@ __global__ void nearest(Pairs pairs, const float* units, const float* size, int 
   }
   __syncthreads();
   const int row = y * HALF_TILE + x;
-  if (row >= TILE || first + row >= sources) return;
+  if (row >= TILE || first + row >= wanted) return;
   Found most = 0;
   for (int k = 0; k < HALF_TILE; ++k) most = max(most, winners[row][k]);
   atomicMax(best + item * sources + first + row, most);

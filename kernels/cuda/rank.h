@@ -48,14 +48,15 @@ struct ByScore {
   }
 };
 
-// Where ranked tokens go: the first `keep` stay and leave in index order, the next `join` are listed by
-// rank, the rest goes.
+// Where ranked tokens go: the first `keep` stay and leave in index order, the next are listed by rank,
+// the rest goes.
 struct Placement {
   const int* rank;
-  int tokens, keep, join;
-  int* origin;    // [B, K], the token of each outgoing row
-  int* joining;   // [B, J]
-  int64_t* slot;  // [B, N] or null; -1 for all that do not stay
+  int tokens, keep, most;
+  const int* join;  // how many are listed; null for `most`
+  int* origin;      // [B, K], the token of each outgoing row
+  int* joining;     // [B, most]
+  int64_t* slot;    // [B, N] or null; -1 for all that do not stay
 };
 
 [[maybe_unused]] static __global__ void place(Placement by) {
@@ -75,8 +76,8 @@ struct Placement {
   const int own = rank[mine.index];
   if (own < by.keep)
     by.origin[mine.item * by.keep + before] = mine.index;
-  else if (own < by.keep + by.join)
-    by.joining[mine.item * by.join + own - by.keep] = mine.index;
+  else if (own - by.keep < (by.join ? *by.join : by.most))
+    by.joining[mine.item * by.most + own - by.keep] = mine.index;
   if (by.slot) by.slot[mine.item * by.tokens + mine.index] = own < by.keep ? before : -1;
 }
 

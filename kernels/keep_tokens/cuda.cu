@@ -72,7 +72,7 @@ int select(const Call& call, Scratch& scratch, bool fuses) {
   launch(blocks, dim3(BLOCK), rank_by_counting<ByScore>,
          ByScore{scores, nullptr, x.tokens, static_cast<int>(call.protect)}, x.tokens, rank);
   launch(blocks, dim3(BLOCK), place,
-         Placement{rank, x.tokens, stay, fuses, origin, first, static_cast<int64_t*>(slot.data)});
+         Placement{rank, x.tokens, stay, fuses, nullptr, origin, first, static_cast<int64_t*>(slot.data)});
   launch(x.batch * stay, dim3(BLOCK), copy_rows<T>, tokens, x.tokens, stay, keep, x.width, origin,
          to, stands_for);
   if (fuses)
