@@ -1,8 +1,9 @@
 """TensorRT-RTX: engines for NVIDIA RTX GPUs, built ahead of time on any machine, also without a GPU.
 
 ``tensorrt-rtx`` builds one portable engine (Ampere and later), ``tensorrt-rtx:sm86+sm89+sm120`` one
-for these GPUs.  Graphs are strongly typed: the precision is that of ``model.onnx``, no builder flag
-changes it.
+for these GPUs.  ``plugins`` among these (``tensorrt-rtx:plugins``) puts our CUDA kernels in place of the
+function bodies; such an engine loads only where the plugins are.  Graphs are strongly typed: the
+precision is that of ``model.onnx``, no builder flag changes it.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thresher.compiler.errors import MissingRequirementError, RefusedError, UsageError
+from thresher.kernels.cuda_library import CUDA, Kernels
+from thresher.kernels.native import Library
+from thresher.kernels.tensorrt_plugins import registered
 from thresher.runtime.backends.base import Availability, Backend, Session
-from thresher.runtime.manifest import MODEL, Manifest, Ranges, TensorInfo
+from thresher.runtime.manifest import MODEL, Manifest, Ranges, TensorInfo, digest
 
 if TYPE_CHECKING:
     import onnx
 
 PLAN = "tensorrt-rtx.engine"
+PLUGINS = "plugins"
 # Operators that the parser takes and the builder does not, or not in this form.
 REFUSED = {
     "NonZero": "its output has a size that depends on data",
@@ -49,7 +54,12 @@ class TensorRtRtx(Backend):
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        return tuple(self.choice.upper().split("+")) if self.choice else ()
+        chosen = self.choice.split("+") if self.choice else []
+        return tuple(one.upper() for one in chosen if one != PLUGINS)
+
+    @property
+    def plugins(self) -> bool:
+        return PLUGINS in self.choice.split("+")
 
     def available(self) -> Availability:
         state = super().available()
@@ -60,6 +70,9 @@ class TensorRtRtx(Backend):
         if wrong:
             reason = f"{wrong[0].lower()} is none of {', '.join(known).lower()}"
             return Availability(False, state.version, reason, "choose one of these")
+        if self.plugins and Library(kind=CUDA).find() is None:
+            reason = "its plugins call the CUDA kernels, which are not built"
+            return Availability(False, state.version, reason, "thresher kernels build --for cuda")
         return Availability(True, state.version, self.cannot_run())
 
     def cannot_run(self) -> str:
@@ -100,6 +113,14 @@ class TensorRtRtx(Backend):
     def build(self, folder: Path, manifest: Manifest) -> dict[str, Any]:
         import tensorrt_rtx as trt
 
+        if self.plugins:
+            library = Library(kind=CUDA).file
+            with registered(trt, Kernels(library)):
+                told = self._build(trt, folder, manifest)
+            return {**told, "plugin library": digest(library)}
+        return self._build(trt, folder, manifest)
+
+    def _build(self, trt: Any, folder: Path, manifest: Manifest) -> dict[str, Any]:
         log = _log()
         builder = trt.Builder(log)
         network = builder.create_network(0)
@@ -121,7 +142,10 @@ class TensorRtRtx(Backend):
         if made is None:
             raise RefusedError(f"TensorRT-RTX cannot build the model: {log.reason}")
         (folder / PLAN).write_bytes(made)
-        return {"layers": _layers(network), "bytes": log.memory(), "steps": "function bodies"}
+        plugins = _plugins(trt, network)
+        steps = f"plugins {', '.join(plugins)}" if plugins else "function bodies"
+        told = {"layers": _layers(network), "bytes": log.memory(), "steps": steps}
+        return {**told, "plugins": plugins} if plugins else told
 
     def open(self, folder: Path, manifest: Manifest, threads: int) -> Session:
         raise MissingRequirementError(f"{folder} cannot be run: {self.cannot_run()}")
@@ -151,6 +175,19 @@ def _layers(network: Any) -> dict[str, int]:
         if layer.num_outputs:
             kind = str(layer.get_output(0).dtype).rpartition(".")[2].lower()
             counts[kind] = counts.get(kind, 0) + 1
+    return counts
+
+
+def _plugins(trt: Any, network: Any) -> dict[str, int]:
+    """How many layers each plugin has, by name and version."""
+    counts: dict[str, int] = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.PLUGIN_V3:
+            layer.__class__ = trt.IPluginV3Layer
+            plugin = layer.plugin
+            name = f"{plugin.plugin_namespace}::{plugin.plugin_name} {plugin.plugin_version}"
+            counts[name] = counts.get(name, 0) + 1
     return counts
 
 
