@@ -34,7 +34,10 @@ def build(
     ] = Processor.cpu,
     compiler: Annotated[
         str | None,
-        typer.Option(metavar="COMMAND", help="C++17 compiler, or nvcc; by default $CXX ($NVCC) or one on the path."),
+        typer.Option(
+            metavar="COMMAND",
+            help="C++17 compiler, or nvcc; by default $CXX ($NVCC) or one on the path.",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Build again what is there.")] = False,
     json: options.Json = False,

@@ -34,7 +34,6 @@ NAME = Kind(
 )
 
 
-
 @contextmanager
 def registered(trt: Any, kernels: Kernels) -> Iterator[None]:
     """Make the plugins of all operators known to ``trt``, the module of TensorRT or TensorRT-RTX.
@@ -42,7 +41,9 @@ def registered(trt: Any, kernels: Kernels) -> Iterator[None]:
     Raises:
         KernelError: the library that the parser of TensorRT-RTX misses cannot be made.
     """
-    found = importlib.util.find_spec("tensorrt_rtx_libs") if trt.__name__ == "tensorrt_rtx" else None
+    found = (
+        importlib.util.find_spec("tensorrt_rtx_libs") if trt.__name__ == "tensorrt_rtx" else None
+    )
     if found is not None and found.origin is not None:
         folder = Path(found.origin).parent
         if not (folder / RTX).exists():
@@ -79,7 +80,9 @@ def _creator(trt: Any, kernels: Kernels, operator: Operator) -> Any:
             self.name = operator.name
             self.plugin_namespace = DOMAIN
             self.plugin_version = PLUGIN["plugin_version"]
-            self.field_names, self.memory = fields({**dict.fromkeys(kinds, 0), OUTPUTS: len(operator.outputs)})
+            self.field_names, self.memory = fields(
+                {**dict.fromkeys(kinds, 0), OUTPUTS: len(operator.outputs)}
+            )
 
         def create_plugin(self, name: str, given: Any, phase: Any) -> Any:
             values = {one.name: np.asarray(one.data).item() for one in given if one.name in kinds}
@@ -143,9 +146,7 @@ def _plugin(trt: Any, kernels: Kernels, operator: Operator) -> Any:
 
         def get_output_shapes(self, given: Any, shape_inputs: Any, builder: Any) -> list[Any]:
             shapes = dict(zip(tensors, map(list, given), strict=False))
-            counts = {
-                name: one[0] for name, one in zip(operator.counts, shape_inputs, strict=True)
-            }
+            counts = {name: one[0] for name, one in zip(operator.counts, shape_inputs, strict=True)}
             found = list(operator.output_shapes(shapes, counts).values())[: self.num_outputs]
             return [trt.DimsExprs(list(shape)) for shape in found]
 
@@ -170,7 +171,9 @@ def _plugin(trt: Any, kernels: Kernels, operator: Operator) -> Any:
                     self.type, self.dims = one.desc.type, one.max
 
             sides = [[(None, Largest(one)) for one in side] for side in (inputs, outputs)]
-            return kernels.workspace(operator, call(sides[0][: len(tensors)], sides[1], self.values))
+            return kernels.workspace(
+                operator, call(sides[0][: len(tensors)], sides[1], self.values)
+            )
 
         def get_valid_tactics(self) -> list[int]:
             return []

@@ -20,10 +20,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import thresher.kernels.ops  # noqa: F401
 from tests.kernels.back_ends import SWITCHED_ON
-from tests.kernels.emulated import EMULATOR, call, kernels, results, run
+from tests.kernels.emulated import EMULATED, EMULATOR, call, kernels, results, run
 from tests.kernels.test_native import HOSTILE, KEEP, MERGE, METRIC, POSITIONS, PRUNE, X
 from thresher.kernels.cuda_library import CUDA, ELEMENTS, Call, Kernels, Tensor
-from thresher.kernels.native import SANITIZED, KernelError, Library
+from thresher.kernels.native import HERE, SANITIZED, KernelError, Library
 from thresher.kernels.registry import OPERATORS
 
 ops = torch.ops.thresher
@@ -130,11 +130,11 @@ def test_hostile_input_is_an_error(name: str, arguments: dict[str, Any], protect
     usual = {"BipartiteMerge": MERGE, "PruneMerge": PRUNE}.get(name, KEEP)
     arguments = {one: np.array(value, order="C") for one, value in arguments.items()}
     made = call(name, arguments, results(name, usual), protected=protected)
+    room = np.zeros(1 << 16, np.uint8)
+    made.workspace, made.workspace_bytes = room.ctypes.data, room.size
     with pytest.raises(KernelError, match=f"{name}: (the shapes|keep, protected or row)"):
-        made.workspace_bytes = library.workspace(operator, made)
-        room = np.zeros(made.workspace_bytes + 16, np.uint8)
-        made.workspace = room.ctypes.data
         library.launch(operator, made)
+    assert not room.any()
 
 
 @pytest.mark.parametrize(("pruned", "joins"), [(-(2**63), 0), (3, 0), (5, 1), (2**63 - 1, 2)])
@@ -238,6 +238,29 @@ def test_the_emulator_tells_a_missing_and_a_divergent_barrier(tmp_path: Path) ->
     done = subprocess.run([tmp_path / "divergent"], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "a barrier was not met by all threads" in done.stderr
+
+
+def test_the_plugin_in_cpp_computes_shapes_and_runs_the_kernels(tmp_path: Path) -> None:
+    """Against a stub of TensorRT's header, and with the emulated kernels behind it."""
+    kernels()
+    emulated = Library(kind=EMULATED).file
+    stub, program = EMULATOR.parent / "tensorrt_stub", tmp_path / "driver"
+    sources = [HERE / "tensorrt" / "plugins.cpp", stub / "driver.cpp"]
+    command = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{HERE}", f"-I{stub}"]
+    linked = [str(emulated), f"-Wl,-rpath,{emulated.parent}", "-o", str(program)]
+    subprocess.run([*command, *map(str, sources), *linked], check=True)
+    rng = np.random.default_rng(5)
+    x, metric = rng.standard_normal((2, 1, 9, 4)).astype(np.float32)
+    size = rng.integers(1, 5, (1, 9)).astype(np.float32)
+    numbers = [9, 4, 6, *x.ravel(), *size.ravel(), *metric.ravel()]
+    text = " ".join(f"{number:.9g}" for number in numbers)
+    done = subprocess.run([program], input=text, capture_output=True, text=True, check=True)
+    names, said = done.stdout.split()[: len(OPERATORS)], done.stdout.split()[len(OPERATORS) :]
+    assert names == list(OPERATORS)
+    assert said[:5] == ["1", "6", "4", "1", "6"]
+    arguments = {"x": x, "size": size, "metric": metric[:, None], "keep": np.array(6)}
+    y, total, *_ = run("BipartiteMerge", arguments, protected=1)
+    assert_array_equal(np.array(said[5:], np.float32), np.concatenate([y.ravel(), total.ravel()]))
 
 
 GPUS = ("75", "80", "86", "87", "89", "90", "100", "110", "120", "121")

@@ -83,7 +83,10 @@ def test_the_plugins_in_cpp_are_the_registered_operators() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize(
     ("name", "method"),
-    [*CASES, *(("timm:vit_base_patch16_224", method) for method in ("tome", "evit", "diffrate"))],
+    [
+        *CASES,
+        *(("timm:vit_base_patch16_clip_224", method) for method in ("tome", "evit", "diffrate")),
+    ],
 )
 def test_every_family_builds_with_plugins_and_a_range_of_sizes(
     name: str, method: str, precision: str, tmp_path: Path
