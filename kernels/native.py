@@ -98,6 +98,7 @@ class Library:
         if not kept.is_file() or kept.read_text().strip() != _checksum(self.file):
             raise KernelError(
                 f"{self.file} is not what was built there: run thresher kernels build --force"
+                + (f" --for {self.kind.processor}" if self.kind != CPU else "")
             )
         return self.file
 

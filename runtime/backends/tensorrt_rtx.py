@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from thresher.compiler.errors import MissingRequirementError, RefusedError, UsageError
 from thresher.kernels.cuda_library import CUDA, Kernels
-from thresher.kernels.native import Library
+from thresher.kernels.native import KernelError, Library
 from thresher.kernels.tensorrt_plugins import registered
 from thresher.runtime.backends.base import Availability, Backend, Session
 from thresher.runtime.manifest import MODEL, Manifest, Ranges, TensorInfo, digest
@@ -70,9 +70,14 @@ class TensorRtRtx(Backend):
         if wrong:
             reason = f"{wrong[0].lower()} is none of {', '.join(known).lower()}"
             return Availability(False, state.version, reason, "choose one of these")
-        if self.plugins and Library(kind=CUDA).find() is None:
-            reason = "its plugins call the CUDA kernels, which are not built"
-            return Availability(False, state.version, reason, "thresher kernels build --for cuda")
+        if self.plugins:
+            remedy = "thresher kernels build --for cuda"
+            try:
+                reason = "" if Library(kind=CUDA).find() else "the CUDA kernels are not built"
+            except KernelError as error:
+                reason = str(error)
+            if reason:
+                return Availability(False, state.version, reason, remedy)
         return Availability(True, state.version, self.cannot_run())
 
     def cannot_run(self) -> str:
@@ -113,12 +118,15 @@ class TensorRtRtx(Backend):
     def build(self, folder: Path, manifest: Manifest) -> dict[str, Any]:
         import tensorrt_rtx as trt
 
-        if self.plugins:
-            library = Library(kind=CUDA).file
+        if not self.plugins:
+            return self._build(trt, folder, manifest)
+        library = Library(kind=CUDA).file
+        try:
             with registered(trt, Kernels(library)):
                 told = self._build(trt, folder, manifest)
-            return {**told, "plugin library": digest(library)}
-        return self._build(trt, folder, manifest)
+        except KernelError as error:
+            raise MissingRequirementError(str(error)) from error
+        return {**told, "plugin library": digest(library)}
 
     def _build(self, trt: Any, folder: Path, manifest: Manifest) -> dict[str, Any]:
         log = _log()
