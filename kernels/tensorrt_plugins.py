@@ -118,8 +118,12 @@ def _plugin(trt: Any, kernels: Kernels, operator: Operator) -> Any:
         attributes = {name: values[name] for name in operator.attributes}
         return Call.of(described[0], described[1], {**keep, **attributes})
 
-    class Plugin(  # type: ignore[misc]  # the package has no types
-        trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime
+    # The package has no types.
+    class Plugin(
+        trt.IPluginV3,  # type: ignore[misc]
+        trt.IPluginV3OneCore,  # type: ignore[misc]
+        trt.IPluginV3OneBuild,  # type: ignore[misc]
+        trt.IPluginV3OneRuntime,  # type: ignore[misc]
     ):
         def __init__(self, values: dict[str, Any], fields: Any) -> None:
             for base in Plugin.__bases__:

@@ -22,7 +22,8 @@ def _operator(name: str) -> Callable[..., Any]:
 
 def _count(number: Any) -> Any:
     """As a vector of one, which TensorRT's plugins want."""
-    return op.Reshape(number, op.Constant(value_ints=[1]))
+    one: Any = op.Constant(value_ints=[1])
+    return op.Reshape(number, one)
 
 
 def _bipartite_merge(

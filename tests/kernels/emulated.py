@@ -64,7 +64,7 @@ def results(name: str, arguments: dict[str, Array]) -> dict[str, Array]:
     counts = {one: max(int(arguments[one]), 0) for one in operator.counts}
     shapes = operator.output_shapes({n: v.shape for n, v in arguments.items()}, counts)
     tokens = next(arguments[n].dtype for n, kind in operator.inputs.items() if kind == "T")
-    types = {"T": tokens, "tensor(float)": np.float32, "tensor(int64)": np.int64}
+    types: dict[str, Any] = {"T": tokens, "tensor(float)": np.float32, "tensor(int64)": np.int64}
     return {one: np.full(shape, 77, types[operator.outputs[one]]) for one, shape in shapes.items()}
 
 
