@@ -1,8 +1,8 @@
-"""The native CPU kernels: one shared library of all operators, built where it runs, and optional.
+"""Native kernels: shared libraries of all operators, built where they run, and optional.
 
-ONNX Runtime loads it as a library of custom operators; without it the function bodies run.  A library
-is cached under a digest of its sources and how they are compiled, so another version of thresher
-never finds it, and beside it lies its own checksum.
+ONNX Runtime loads the one for CPUs as a library of custom operators; without it the function bodies
+run.  A library is cached under a digest of its sources and how they are compiled, so another version
+of thresher never finds it, and beside it lies its own checksum.
 """
 
 from __future__ import annotations
@@ -17,17 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NAME = "libthresher_cpu.so"
 CHECKSUM = "sha256"
 SWITCH = "THRESHER_KERNELS"  # "off" leaves the library out, anything else is no setting
 CACHE = "THRESHER_CACHE"
-COMPILERS = ("c++", "g++", "clang++")
-FLAGS = (
-    "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden",
-    "-Wall", "-Wextra", "-Wno-psabi",  # vectors never cross the border of the library
-)  # fmt: skip
-SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
-             "-DTHRESHER_SANITIZED")  # fmt: skip
 
 
 class KernelError(RuntimeError):
@@ -35,22 +27,64 @@ class KernelError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Kind:
+    """One sort of native kernels: which files they are, and what compiles them."""
+
+    processor: str
+    sources: tuple[str, ...]  # patterns in this folder
+    headers: tuple[str, ...]
+    compilers: tuple[str, ...]  # the first that is found
+    variable: str  # of the environment; names another compiler
+    needs: str  # to be installed
+    flags: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"libthresher_{self.processor}.so"
+
+    def files(self) -> list[Path]:
+        """All files to compile, in a fixed order."""
+        return sorted(file for pattern in self.sources for file in HERE.glob(pattern))
+
+    def read(self) -> list[Path]:
+        """All files that they include, in a fixed order."""
+        return sorted(file for pattern in self.headers for file in HERE.glob(pattern))
+
+
+CPU = Kind(
+    processor="cpu",
+    sources=("cpu/*.cc", "*/cpu.cc"),
+    headers=("cpu/*.h",),
+    compilers=("c++", "g++", "clang++"),
+    variable="CXX",
+    needs="g++ 11 or newer",
+    flags=(
+        "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden",
+        "-Wall", "-Wextra", "-Wno-psabi",  # vectors never cross the border of the library
+    ),
+)  # fmt: skip
+SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+             "-DTHRESHER_SANITIZED")  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Library:
     """Where the library of these sources and flags belongs; ``extra`` flags make another one."""
 
     extra: tuple[str, ...] = ()
+    kind: Kind = CPU
 
     @property
     def digest(self) -> str:
         """Of everything that decides what is built, the compiler's version excepted."""
-        found = hashlib.sha256(f"{platform.machine()} {FLAGS} {self.extra}".encode())
-        for file in (*sources(), *headers()):
-            found.update(f"{file.relative_to(HERE).as_posix()}\n".encode() + file.read_bytes())
+        found = hashlib.sha256(f"{platform.machine()} {self.kind.flags} {self.extra}".encode())
+        for file in (*self.kind.files(), *self.kind.read()):
+            found.update(f"{os.path.relpath(file, HERE)}\n".encode() + file.read_bytes())
         return found.hexdigest()[:16]
 
     @property
     def file(self) -> Path:
-        return cache() / self.digest / NAME
+        return cache() / self.digest / self.kind.name
 
     def find(self) -> Path | None:
         """The built library, or None.
@@ -64,6 +98,7 @@ class Library:
         if not kept.is_file() or kept.read_text().strip() != _checksum(self.file):
             raise KernelError(
                 f"{self.file} is not what was built there: run thresher kernels build --force"
+                + (f" --for {self.kind.processor}" if self.kind != CPU else "")
             )
         return self.file
 
@@ -71,23 +106,27 @@ class Library:
         """Compile, and put the library in its place at once, an older one replaced.
 
         Args:
-            compiler: a C++17 compiler; by default ``$CXX`` or the first known one on the path.
+            compiler: by default the one in the kind's environment variable (``$CXX`` for CPUs), or
+                the first known one on the path.
 
         Raises:
             KernelError: there is no compiler, or it fails.
         """
-        found = compiler or os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+        kind = self.kind
+        known = next(filter(shutil.which, kind.compilers), None)
+        found = compiler or os.environ.get(kind.variable) or known
         if found is None or shutil.which(found) is None:
-            wanted = found or "a C++ compiler"
             raise KernelError(
-                f"{wanted} was not found: install g++ 11 or newer, or name a compiler with --compiler"
+                f"{found or kind.compilers[0]} was not found: install {kind.needs}, or name a"
+                " compiler with --compiler"
             )
         place = self.file.parent
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix="partial-") as folder:
-            made = Path(folder) / NAME
+            made = Path(folder) / kind.name
             command = [
-                found, *FLAGS, *self.extra, f"-I{HERE}", "-o", str(made), *map(str, sources()),
+                found, *kind.flags, *self.extra, f"-I{HERE}", "-o", str(made),
+                *map(str, kind.files()),
             ]  # fmt: skip
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -110,15 +149,6 @@ def wanted() -> Path | None:
         KernelError: it is not the file that was built.
     """
     return None if os.environ.get(SWITCH) == "off" else Library().find()
-
-
-def sources() -> list[Path]:
-    """All C++ files, in a fixed order."""
-    return sorted(HERE.glob("*/*.cc"))
-
-
-def headers() -> list[Path]:
-    return sorted(HERE.glob("*/*.h"))
 
 
 def cache() -> Path:

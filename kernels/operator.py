@@ -1,14 +1,17 @@
 """What an operator is on the ONNX side: name, signature, attributes, and a body of standard operators.
 
-A node of domain ``thresher`` carries the plain attributes ``plugin_namespace`` and ``plugin_version``
-besides its own.  ONNX Runtime and the function body ignore them; the TensorRT parser takes a registered
-plugin instead of the body because of them.
+A node of domain ``thresher`` carries attributes for TensorRT besides its own: ``plugin_namespace`` and
+``plugin_version``, because of which the parser takes a registered plugin instead of the body; which
+inputs are counts, as a plugin is given these when shapes are computed; and how many outputs the node
+has, which a plugin is not told otherwise.  ONNX Runtime and the function body ignore them.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import onnx
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
 DOMAIN = "thresher"
 VERSION = 1
 PLUGIN = {"plugin_namespace": DOMAIN, "plugin_version": "1"}
+SHAPE_INPUTS = "tensorrt_plugin_shape_input_indices"  # TensorRT wants these of rank 1
+OUTPUTS = "plugin_outputs"
+
+_AXIS = re.compile(r"([a-z]+)(\d)(\+?)")
 
 FLOATS = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)")
 ANY = (*FLOATS, "tensor(int64)", "tensor(int32)", "tensor(int8)", "tensor(uint8)", "tensor(bool)")
@@ -29,7 +36,9 @@ class Operator:
     ``inputs`` and ``outputs`` map names to a tensor type or to ``"T"``, which ``types`` lists;
     ``attributes`` maps names to ``int`` or ``float``.  ``body`` is ONNX text: the statements of a
     function over the inputs, which reads an attribute as ``Constant<value_int: int=@name>``.
-    Outputs that are rarely read come last, so that a model can do without them.
+    Outputs that are rarely read come last, so that a model can do without them.  ``shapes`` has the
+    axes of each output: ``x0`` is the first axis of x, ``x2+`` all of its axes from the third on, and
+    ``keep`` the value of the input of that name.
     """
 
     name: str
@@ -37,8 +46,38 @@ class Operator:
     inputs: dict[str, str]
     outputs: dict[str, str]
     body: str
+    shapes: dict[str, str]
     attributes: dict[str, type] = field(default_factory=dict)
     types: tuple[str, ...] = FLOATS
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """Inputs that are one number each and an axis of an output."""
+        axes = {axis for shape in self.shapes.values() for axis in shape.split()}
+        return tuple(name for name in self.inputs if name in axes)
+
+    @property
+    def plugin(self) -> dict[str, Any]:
+        """The attributes for TensorRT, but for the number of outputs."""
+        places = [at for at, name in enumerate(self.inputs) if name in self.counts]
+        return {**PLUGIN, SHAPE_INPUTS: places} if places else dict(PLUGIN)
+
+    def output_shapes(
+        self, shapes: Mapping[str, Sequence[Any]], counts: Mapping[str, Any]
+    ) -> dict[str, tuple[Any, ...]]:
+        """Of all outputs, from the shapes of the inputs and the counts, whatever stands for a size."""
+        found: dict[str, tuple[Any, ...]] = {}
+        for output, text in self.shapes.items():
+            axes: list[Any] = []
+            for axis in text.split():
+                if axis in counts:
+                    axes.append(counts[axis])
+                    continue
+                name, first, rest = _AXIS.fullmatch(axis).groups()  # type: ignore[union-attr]
+                last = len(shapes[name]) if rest else int(first) + 1
+                axes += [shapes[name][at] for at in range(int(first), last)]
+            found[output] = tuple(axes)
+        return found
 
     def overload(self) -> torch._ops.OpOverload:
         """The torch operator that lowers to this one."""
@@ -58,6 +97,10 @@ class Operator:
             OpSchema.Attribute(n, kinds[kind], required=True) for n, kind in self.attributes.items()
         ]
         plugin = [OpSchema.Attribute(n, OpSchema.AttrType.STRING, required=False) for n in PLUGIN]
+        plugin += [
+            OpSchema.Attribute(SHAPE_INPUTS, OpSchema.AttrType.INTS, required=False),
+            OpSchema.Attribute(OUTPUTS, OpSchema.AttrType.INT, required=False),
+        ]
         return OpSchema(
             self.name,
             DOMAIN,

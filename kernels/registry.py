@@ -8,11 +8,11 @@ from thresher.kernels.class_attention.function import OPERATOR as _CLASS_ATTENTI
 from thresher.kernels.gather_tokens.function import OPERATOR as _GATHER_TOKENS
 from thresher.kernels.keep_tokens.function import FUSE as _FUSE_TOKENS
 from thresher.kernels.keep_tokens.function import KEEP as _KEEP_TOKENS
-from thresher.kernels.operator import DOMAIN, PLUGIN, VERSION, Operator
+from thresher.kernels.operator import DOMAIN, OUTPUTS, PLUGIN, VERSION, Operator
 from thresher.kernels.prune_merge.function import OPERATOR as _PRUNE_MERGE
 from thresher.kernels.restore_tokens.function import OPERATOR as _RESTORE_TOKENS
 
-__all__ = ["DOMAIN", "OPERATORS", "PLUGIN", "VERSION", "Operator"]
+__all__ = ["DOMAIN", "OPERATORS", "OUTPUTS", "PLUGIN", "VERSION", "Operator"]
 
 OPERATORS: dict[str, Operator] = {
     operator.name: operator

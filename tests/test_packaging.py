@@ -71,7 +71,7 @@ def wanted() -> set[str]:
     """Names in the wheel of every tracked source and data file."""
     command = ["git", "ls-files", *sorted(FOLDERS)]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    kinds = (".py", ".typed", ".yaml", ".npz", ".safetensors", ".cc", ".cu", ".h")
+    kinds = (".py", ".typed", ".yaml", ".npz", ".safetensors", ".cc", ".cpp", ".cu", ".h", ".txt")
     return {f"thresher/{name}" for name in listed.stdout.splitlines() if name.endswith(kinds)}
 
 

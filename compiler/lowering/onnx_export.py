@@ -19,7 +19,7 @@ from thresher.compiler.lowering.origin import note_origins
 from thresher.compiler.lowering.prepare import LOWERING, prepare
 from thresher.compiler.lowering.table import translations
 from thresher.compiler.program import Program
-from thresher.kernels.registry import DOMAIN, OPERATORS, VERSION
+from thresher.kernels.registry import DOMAIN, OPERATORS, OUTPUTS, VERSION
 
 OPSET = 20
 PRECISIONS = ("fp32", "fp16")
@@ -115,6 +115,7 @@ def _add_functions(model: ir.Model) -> None:
         count = max(_read(node) for node in nodes)
         for node in nodes:
             node.resize_outputs(count)
+            node.attributes.add(ir.AttrInt64(OUTPUTS, count))
         function = ir.serde.deserialize_function(OPERATORS[name].function(OPSET, count))
         model.functions[function.identifier()] = function
     if used:

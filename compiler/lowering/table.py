@@ -3,53 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from onnxscript import values
 from onnxscript.onnx_opset import opset20 as op
 
-from thresher.kernels.registry import DOMAIN, OPERATORS, PLUGIN, VERSION
+from thresher.kernels.registry import DOMAIN, OPERATORS, VERSION
 
 
 @cache
-def _operator(name: str) -> values.Op:
+def _operator(name: str) -> Callable[..., Any]:
     """An onnxscript operator with a schema, so that the exporter keeps it as one node."""
-    return values.Op(values.Opset(DOMAIN, VERSION), name, OPERATORS[name].schema())
+    made = values.Op(values.Opset(DOMAIN, VERSION), name, OPERATORS[name].schema())
+    return partial(made, **OPERATORS[name].plugin)
+
+
+def _count(number: Any) -> Any:
+    """As a vector of one, which TensorRT's plugins want."""
+    one: Any = op.Constant(value_ints=[1])
+    return op.Reshape(number, one)
 
 
 def _bipartite_merge(
     x: Any, size: Any, metric: Any, keep: Any, protected: int, by_index: bool
 ) -> Any:
     merge = _operator("BipartiteMerge" if by_index else "RankedBipartiteMerge")
-    y, out_size, kept, slot = merge(x, size, metric, keep, protected=protected, **PLUGIN)
+    y, out_size, kept, slot = merge(x, size, metric, _count(keep), protected=protected)
     return y, out_size, slot, kept
 
 
 def _class_attention(q: Any, k: Any, bias: Any, scale: float, row: int) -> Any:
     given = op.Constant(value_float=0.0) if bias is None else bias
-    return _operator("ClassAttention")(q, k, given, scale=scale, row=row, **PLUGIN)
+    return _operator("ClassAttention")(q, k, given, scale=scale, row=row)
 
 
 def _keep_tokens(x: Any, score: Any, keep: Any, protected: int, fuse: bool) -> Any:
     select = _operator("FuseTokens" if fuse else "KeepTokens")
-    y, kept, slot = select(x, score, keep, protected=protected, **PLUGIN)
+    y, kept, slot = select(x, score, _count(keep), protected=protected)
     return y, slot, kept
 
 
 def _prune_merge(x: Any, size: Any, score: Any, pruned: Any, keep: Any, protected: int) -> Any:
     step = _operator("PruneMerge")
-    y, out_size, kept, slot = step(x, size, score, pruned, keep, protected=protected, **PLUGIN)
+    y, out_size, kept, slot = step(x, size, score, pruned, _count(keep), protected=protected)
     return y, out_size, slot, kept
 
 
 def _gather_tokens(x: Any, index: Any) -> Any:
-    return _operator("GatherTokens")(x, index, **PLUGIN)
+    return _operator("GatherTokens")(x, index)
 
 
 def _restore_tokens(x: Any, slot: Any, aside: Any) -> Any:
-    return _operator("RestoreTokens")(x, slot, aside, **PLUGIN)
+    return _operator("RestoreTokens")(x, slot, aside)
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:

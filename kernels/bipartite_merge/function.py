@@ -196,6 +196,7 @@ def _operator(name: str, staying: str, place: str) -> Operator:
             "kept": "tensor(int64)",
             "slot": "tensor(int64)",
         },
+        shapes={"y": "x0 keep x2", "out_size": "x0 keep", "kept": "x0 keep", "slot": "x0 x1"},
         attributes={"protected": int},
         body=_POSITIONS + _MATCHING + staying + _MERGING + place + _MAPS,
     )

@@ -29,6 +29,7 @@ OPERATOR = Operator(
     # bias is broadcastable to [B, H, 1, N]; a scalar 0 where there is none.
     inputs={"q": "T", "k": "T", "bias": "tensor(float)"},
     outputs={"score": "tensor(float)"},
+    shapes={"score": "k0 k2"},
     attributes={"scale": float, "row": int},
     body=BODY,
 )

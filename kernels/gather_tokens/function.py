@@ -9,6 +9,7 @@ OPERATOR = Operator(
     torch_name="gather_tokens",
     inputs={"x": "T", "index": "tensor(int64)"},
     outputs={"y": "T"},
+    shapes={"y": "x0 index1 x2+"},
     types=ANY,
     body="""
     last = Constant <value = int64[1] {-1}> ()

@@ -48,6 +48,7 @@ KEEP = Operator(
     torch_name="keep_tokens",
     inputs={"x": "T", "score": "tensor(float)", "keep": "tensor(int64)"},
     outputs={"y": "T", "kept": "tensor(int64)", "slot": "tensor(int64)"},
+    shapes={"y": "x0 keep x2", "kept": "x0 keep", "slot": "x0 x1"},
     attributes={"protected": int},
     body=_RANKING
     + """
@@ -65,6 +66,7 @@ FUSE = Operator(
     torch_name="keep_tokens",
     inputs={"x": "T", "score": "tensor(float)", "keep": "tensor(int64)"},
     outputs={"y": "T", "kept": "tensor(int64)", "slot": "tensor(int64)"},
+    shapes={"y": "x0 keep x2", "kept": "x0 keep", "slot": "x0 x1"},
     attributes={"protected": int},
     body=_RANKING
     + """

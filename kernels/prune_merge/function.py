@@ -146,6 +146,7 @@ OPERATOR = Operator(
         "kept": "tensor(int64)",
         "slot": "tensor(int64)",
     },
+    shapes={"y": "x0 keep x2", "out_size": "x0 keep", "kept": "x0 keep", "slot": "x0 x1"},
     attributes={"protected": int},
     body=_RANKING + _MATCHING + _MERGING + _SLOT,
 )

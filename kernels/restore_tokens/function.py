@@ -9,6 +9,7 @@ OPERATOR = Operator(
     torch_name="restore_tokens",
     inputs={"x": "T", "slot": "tensor(int64)", "aside": "T"},
     outputs={"y": "T"},
+    shapes={"y": "aside0 aside1 aside2"},
     body="""
     last = Constant <value = int64[1] {-1}> ()
     i0 = Constant <value = int64 {0}> ()

@@ -17,7 +17,7 @@ from thresher.compiler.files import atomic_file
 from thresher.kernels.native import cache
 from thresher.runtime.backends.base import Availability, Session
 from thresher.runtime.backends.nvidia import gpu, no_gpu
-from thresher.runtime.backends.tensorrt_family import TensorRtFamily
+from thresher.runtime.backends.tensorrt_family import PLUGINS, TensorRtFamily
 from thresher.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ class TensorRt(TensorRtFamily):
         if not state.ok:
             return state
         version = str(self.trt.__version__)
+        wrong = [one for one in self.chosen if one != PLUGINS]
+        if wrong:
+            return Availability(False, version, f"{wrong[0]!r} is none of {PLUGINS}", "choose that")
         if reason := no_gpu():
             remedy = "build on the GPU that will run it, or take tensorrt-rtx, which needs none"
             return Availability(False, version, reason, remedy)

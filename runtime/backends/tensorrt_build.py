@@ -82,6 +82,21 @@ def layers(network: Any) -> dict[str, int]:
     return counts
 
 
+def steps(trt: Any, network: Any) -> dict[str, Any]:
+    """What computes our operators: the function bodies, or plugins, by name and version with their number."""
+    counts: dict[str, int] = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.PLUGIN_V3:
+            layer.__class__ = trt.IPluginV3Layer
+            plugin = layer.plugin
+            name = f"{plugin.plugin_namespace}::{plugin.plugin_name} {plugin.plugin_version}"
+            counts[name] = counts.get(name, 0) + 1
+    if not counts:
+        return {"steps": "function bodies"}
+    return {"steps": f"plugins {', '.join(counts)}", "plugins": counts}
+
+
 def logger(trt: Any) -> Any:
     """A logger that keeps what is said about errors and memory."""
 

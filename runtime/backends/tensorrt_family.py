@@ -1,5 +1,9 @@
 """What TensorRT and TensorRT-RTX share as back ends.  Graphs are strongly typed: the precision is
-that of ``model.onnx``, no builder flag changes it."""
+that of ``model.onnx``, no builder flag changes it.
+
+``plugins`` in the target (``tensorrt-rtx:plugins``) puts our CUDA kernels in place of the function bodies;
+such an engine loads only where the plugins are.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from thresher.compiler.errors import UsageError
+from thresher.compiler.errors import MissingRequirementError, UsageError
+from thresher.kernels.cuda_library import CUDA, Kernels
+from thresher.kernels.native import KernelError, Library
+from thresher.kernels.tensorrt_plugins import registered
 from thresher.runtime.backends import tensorrt_build as building
-from thresher.runtime.backends.base import Backend, Session, Tell, silent
+from thresher.runtime.backends.base import Availability, Backend, Session, Tell, silent
 from thresher.runtime.backends.cuda_memory import CudaMemory, no_bindings
 from thresher.runtime.backends.nvidia import free_memory, gpu, no_gpu
 from thresher.runtime.backends.tensorrt_run import TensorRtSession
-from thresher.runtime.manifest import MODEL, Manifest, Ranges, TensorInfo
+from thresher.runtime.manifest import MODEL, Manifest, Ranges, TensorInfo, digest
 
 if TYPE_CHECKING:
     import onnx
 
+PLUGINS = "plugins"
 # Operators that the parser takes and the builder does not, or not in this form.
 REFUSED = {
     "NonZero": "its output has a size that depends on data",
@@ -35,6 +43,18 @@ class TensorRtFamily(Backend):
     title: ClassVar[str]
     plan: ClassVar[str]  # the file that it builds
     multiple = 8  # rows of a tile of the matrix units
+    choices = True
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        return tuple(self.choice.lower().split("+")) if self.choice else ()
+
+    def available(self) -> Availability:
+        state = super().available()
+        reason = _no_kernels() if PLUGINS in self.chosen else ""
+        if not state.ok or not reason:
+            return state
+        return Availability(False, state.version, reason, "thresher kernels build --for cuda")
 
     @property
     def trt(self) -> Any:
@@ -84,19 +104,34 @@ class TensorRtFamily(Backend):
     def build(self, folder: Path, manifest: Manifest, tell: Tell = silent) -> dict[str, Any]:
         trt, log = self.trt, building.logger(self.trt)
         builder = trt.Builder(log)
-        network = building.parsed(trt, builder, folder / MODEL, log, self.title)
-        config = builder.create_builder_config()
-        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means float32
-        building.add_profile(builder, config, manifest)
-        with self.configured(config):
-            made = building.serialized(trt, builder, network, config, log, self.title, tell)
-        (folder / self.plan).write_bytes(made)
-        return {
-            "layers": building.layers(network),
-            "bytes": log.memory(),
-            "steps": "function bodies",
-            **self.built_for(),
-        }
+        with self._kernels() as kernels:
+            network = building.parsed(trt, builder, folder / MODEL, log, self.title)
+            config = builder.create_builder_config()
+            config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means float32
+            building.add_profile(builder, config, manifest)
+            with self.configured(config):
+                made = building.serialized(trt, builder, network, config, log, self.title, tell)
+            (folder / self.plan).write_bytes(made)
+            return {
+                "layers": building.layers(network),
+                "bytes": log.memory(),
+                **building.steps(trt, network),
+                **({"plugin library": digest(kernels)} if kernels else {}),
+                **self.built_for(),
+            }
+
+    @contextmanager
+    def _kernels(self) -> Iterator[Path | None]:
+        """Our plugins are known to TensorRT meanwhile, where they are chosen; yields their library."""
+        if PLUGINS not in self.chosen:
+            yield None
+            return
+        library = Library(kind=CUDA).file
+        try:
+            with registered(self.trt, Kernels(library)):
+                yield library
+        except KernelError as error:
+            raise MissingRequirementError(str(error)) from error
 
     @contextmanager
     def configured(self, config: Any) -> Iterator[None]:
@@ -115,7 +150,16 @@ class TensorRtFamily(Backend):
             "threads": str(threads),
         }
         plan = folder / self.plan
-        return TensorRtSession(self.trt, CudaMemory(), plan, self.title, details)
+        with self._kernels():
+            return TensorRtSession(self.trt, CudaMemory(), plan, self.title, details)
+
+
+def _no_kernels() -> str:
+    """Why there are no plugins here, or nothing."""
+    try:
+        return "" if Library(kind=CUDA).find() else "the CUDA kernels are not built"
+    except KernelError as error:
+        return str(error)
 
 
 def _suggested(bounds: Sequence[tuple[int, int | None]]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from thresher.runtime.backends.base import Availability
 from thresher.runtime.backends.nvidia import gpu, no_gpu
-from thresher.runtime.backends.tensorrt_family import TensorRtFamily
+from thresher.runtime.backends.tensorrt_family import PLUGINS, TensorRtFamily
 
 if TYPE_CHECKING:
     import onnx
@@ -29,12 +29,11 @@ class TensorRtRtx(TensorRtFamily):
     package = "tensorrt_rtx"
     install = "pip install 'thresher[tensorrt-rtx]'"
     prefix = "tensorrt-rtx."
-    choices = True
     title, plan = "TensorRT-RTX", PLAN
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        return tuple(self.choice.lower().split("+")) if self.choice else ()
+        return tuple(one for one in self.chosen if one != PLUGINS)
 
     def available(self) -> Availability:
         state = super().available()

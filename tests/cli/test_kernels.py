@@ -48,6 +48,11 @@ def test_a_damaged_library_is_told_with_the_remedy(
     assert found["remedy"] == "thresher kernels build --force"
 
 
+def test_cuda_kernels_need_nvcc(failed: Callable[..., str], empty: Path) -> None:
+    said = failed(4, "kernels", "build", "--for", "cuda", "--compiler", "no-such-nvcc")
+    assert "no-such-nvcc was not found: install NVIDIA's CUDA toolkit" in said
+
+
 def test_what_is_missing_is_told_with_the_command(
     cli: Cli, failed: Callable[..., str], empty: Path
 ) -> None:

@@ -1,5 +1,5 @@
-"""Runs one operator as an ONNX node (its body on ONNX Runtime and, inlined, on OpenVINO; its native kernel)
-or by its Triton kernels."""
+"""Runs one operator as an ONNX node (its body on ONNX Runtime and, inlined, on OpenVINO; its native kernel),
+or by its CUDA or Triton kernels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import onnx.inliner
 import pytest
 from numpy.typing import NDArray
 
-from tests.kernels import triton_back_end
+from tests.kernels import emulated, triton_back_end
 from thresher.compiler.lowering.ties import order_ties
 from thresher.kernels.native import SANITIZED, KernelError, Library
 from thresher.kernels.registry import DOMAIN, OPERATORS, PLUGIN, VERSION
@@ -117,6 +117,8 @@ def run(back_end: str, name: str, arguments: dict[str, Array], **attributes: Any
     """All outputs of one operator; ``arguments`` by input name in order."""
     if back_end == "triton":
         return triton_back_end.run(name, arguments, **attributes)
+    if back_end == "cuda":
+        return emulated.run(name, arguments, SANITIZED if SWITCHED_ON else (), **attributes)
     token_type = next(
         str(arguments[n].dtype) for n, t in OPERATORS[name].inputs.items() if t == "T"
     )

@@ -22,12 +22,19 @@ from tests.kernels.cases import (
     merge_cases,
     prune_merge_cases,
 )
+from tests.kernels.emulated import kernels
 from tests.kernels.test_definitions import HALF, MARGIN, SINGLE, scale, tensors
 from thresher.kernels.registry import OPERATORS
 
 ops = torch.ops.thresher
 # Triton's interpreter is slow; test_triton.py has a few cases for every day.
-BACK_ENDS = ("onnxruntime", "openvino", "native", pytest.param("triton", marks=pytest.mark.slow))
+BACK_ENDS = (
+    "onnxruntime",
+    "openvino",
+    "native",
+    "cuda",
+    pytest.param("triton", marks=pytest.mark.slow),
+)
 FAST = settings(
     max_examples=50, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
@@ -39,7 +46,7 @@ everywhere = pytest.mark.parametrize("back_end", BACK_ENDS)
 def _installed(request: pytest.FixtureRequest) -> None:
     if "back_end" in request.fixturenames:
         back_end = request.getfixturevalue("back_end")
-        needs = {"native": library, "triton": triton_back_end.device}
+        needs = {"native": library, "cuda": kernels, "triton": triton_back_end.device}
         needs[back_end]() if back_end in needs else pytest.importorskip(back_end)
 
 

@@ -263,7 +263,7 @@ def test_engines_take_the_kernels_and_compute_the_same(
 @pytest.mark.slow
 def test_no_access_out_of_bounds_and_no_undefined_behaviour() -> None:
     """The parity and hostile tests again, under AddressSanitizer and UndefinedBehaviorSanitizer."""
-    compiler = next(filter(shutil.which, libraries.COMPILERS))
+    compiler = next(filter(shutil.which, libraries.CPU.compilers))
     preload = [
         subprocess.run(
             [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
@@ -273,8 +273,9 @@ def test_no_access_out_of_bounds_and_no_undefined_behaviour() -> None:
     if not all(Path(file).is_absolute() for file in preload):
         pytest.skip(f"{compiler} has no AddressSanitizer")
     Library(libraries.SANITIZED).build(compiler)
-    tests = ["tests/kernels/test_bodies.py", "tests/kernels/test_native.py"]
-    chosen = "native and not library_is_found"  # that one is about the ordinary library
+    tests = [f"tests/kernels/test_{name}.py" for name in ("bodies", "native", "cuda")]
+    # The others are about the ordinary library and programs of their own.
+    chosen = "(native or cuda) and not (library_is_found or emulator or cpp)"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "not slow", *tests, "-k", chosen],
         env={

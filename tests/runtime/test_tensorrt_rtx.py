@@ -175,6 +175,19 @@ CASES = [
 ]
 
 
+def sizes(program: Program) -> list[str]:
+    """A range for each symbolic axis."""
+    shapes = []
+    for spec in program.inputs:
+        axes = [size if isinstance(size, int) else None for size in spec.shape]
+        body = "x".join(
+            f"{size}" if size else "2..4" if i == 0 else "16..48" for i, size in enumerate(axes)
+        )
+        usual = "x".join("3" if i == 0 else "32" for i, size in enumerate(axes) if size is None)
+        shapes.append(f"{spec.name}={body}@{usual}")
+    return shapes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "method"), [("fp32", None), ("fp16", "tome")])
 def test_the_estimate_is_near_what_the_builder_says(
@@ -206,21 +219,13 @@ def test_every_family_builds_with_a_range_of_sizes(
     dense = family(name, torch.float32)
     budget = "r=3" if method != "evit" else "keep=0.75"
     program = optimize(dense, load_recipe(method, [budget]))
-    shapes = []
-    for spec in program.inputs:
-        sizes = [size if isinstance(size, int) else None for size in spec.shape]
-        body = "x".join(
-            f"{size}" if size else "2..4" if i == 0 else "16..48" for i, size in enumerate(sizes)
-        )
-        usual = "x".join("3" if i == 0 else "32" for i, size in enumerate(sizes) if size is None)
-        shapes.append(f"{spec.name}={body}@{usual}")
     engine = export(
         program,
         tmp_path / "e",
         target=TARGET,
         precision=precision,
         threads=1,
-        shapes=shapes,
+        shapes=sizes(program),
         check=False,  # networks this small and random decide by rounding errors in float16
     )
     layers = engine.manifest.built["layers"]

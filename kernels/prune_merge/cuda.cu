@@ -1,0 +1,178 @@
+// PruneMerge in CUDA; see reference.py for what it computes.
+//
+// Ranks, places, nearest staying token of each joining one, lists of those that join, outgoing rows.  The
+// count `pruned` decides no shape and is read on the device, where it is bounded to what can be reached.
+#include "cuda/nearest.h"
+#include "cuda/rank.h"
+
+namespace thresher {
+namespace {
+
+// All that the steps share.  Joining tokens are counted by rank, targets from the first behind the prefix.
+struct Join {
+  int tokens, protect, keep;
+  int most;            // that may join, if `pruned` is all
+  const int* count;    // how many join
+  const float* size;
+  const Found* best;   // [B, most], the most similar target of each joining token
+  int* origin;         // [B, K], the token of each outgoing row
+  int* joining;        // [B, most], tokens
+  int* head;           // [B, K], the first that joins a row, or -1
+  int* next;           // [B, most], the next one that joins the same row, or -1
+  int64_t* slot;       // [B, N] or null
+
+  __device__ int wanted() const { return *count; }
+  __device__ int source(int64_t item, int index) const { return joining[item * most + index]; }
+  __device__ int target(int64_t item, int index) const {
+    return origin[item * keep + protect + index];
+  }
+};
+
+// Lists begin empty; how many will join is counted.
+__global__ void begin(Join of, int64_t rows, const int64_t* pruned, int* count) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * BLOCK + threadIdx.x;
+  if (at < rows) of.head[at] = -1;
+  if (at > 0) return;
+  const int64_t cut = *pruned;
+  *count = cut <= of.keep ? 0 : cut - of.keep > of.most ? of.most : static_cast<int>(cut - of.keep);
+}
+
+// One thread for each joining token: its neighbours in the list of its target.
+__global__ void link(Join of) {
+  __shared__ int joined[BLOCK];
+  const Mine mine(of.most);
+  const int joins = *of.count;
+  const int lane = static_cast<int>(threadIdx.x);
+  const Found* best = of.best + mine.item * of.most;
+  const bool here = mine.index < joins;
+  const int target = here ? index_of(best[mine.index]) : -1;
+  bool first = true;
+  int next = -1;
+  for (int start = 0; start < joins; start += BLOCK) {
+    __syncthreads();  // the last tile has been read
+    if (start + lane < joins) joined[lane] = index_of(best[start + lane]);
+    __syncthreads();
+    const int filled = min(BLOCK, joins - start);
+    for (int k = 0; k < filled; ++k) {
+      if (joined[k] == target && start + k < mine.index) first = false;
+      if (joined[k] == target && start + k > mine.index && next < 0) next = start + k;
+    }
+  }
+  if (!here) return;
+  const int row = of.protect + target;
+  of.next[mine.item * of.most + mine.index] = next;
+  if (first) of.head[mine.item * of.keep + row] = mine.index;
+  if (of.slot) of.slot[mine.item * of.tokens + of.source(mine.item, mine.index)] = row;
+}
+
+// One block for each outgoing row.
+template <class T>
+__global__ void write_rows(Join of, const T* x, int64_t width, T* y, float* out_size,
+                           int64_t* kept) {
+  const int64_t item = blockIdx.x / of.keep;
+  const int row = static_cast<int>(blockIdx.x % of.keep);
+  const int from = of.origin[item * of.keep + row], first = of.head[item * of.keep + row];
+  const int* next = of.next + item * of.most;
+  const float* size = of.size + item * of.tokens;
+  const T* tokens = x + item * of.tokens * width;
+  int count = 1;
+  float total = size[from];
+  for (int i = first; i >= 0; i = next[i]) {
+    const float part = size[of.source(item, i)];
+    count += part != 0;
+    total += number_of(of.best[item * of.most + i]) * part;
+  }
+  if (first >= 0) total = fmaxf(total, fminf(size[from], 1.0f));
+  if (threadIdx.x == 0) {
+    if (out_size) out_size[item * of.keep + row] = total;
+    if (kept) kept[item * of.keep + row] = from;
+  }
+  T* to = y + (item * of.keep + row) * width;
+  if (first < 0) {
+    copy_row(to, tokens + from * width, width);
+    return;
+  }
+  const float weight = 1.0f / static_cast<float>(count);
+  for (int64_t c = threadIdx.x; c < width; c += blockDim.x) {
+    float sum = weight * widen(tokens[from * width + c]);
+    for (int i = first; i >= 0; i = next[i]) {
+      const int token = of.source(item, i);
+      if (size[token] != 0) sum += weight * widen(tokens[token * width + c]);
+    }
+    to[c] = narrow<T>(sum);
+  }
+}
+
+template <class T>
+int compute(const Call& call, Scratch& scratch) {
+  const Tensor &given = call.inputs[0], &size = call.inputs[1], &score = call.inputs[2],
+               &pruned = call.inputs[3];
+  const Tensor &y = call.outputs[0], &out_size = call.outputs[1], &kept = call.outputs[2],
+               &slot = call.outputs[3];
+  const Stream x(given);
+  if (!has_shape(size, x.batch, x.tokens) || !has_shape(score, x.batch, x.tokens) ||
+      count_of(pruned) != 1)
+    return WRONG_SHAPE;
+  if (size.element != FLOAT || score.element != FLOAT || pruned.element != INT64)
+    return WRONG_TYPE;
+  if (call.protect < 0 || call.protect > x.tokens) return WRONG_COUNT;
+  const int64_t all = x.batch * x.tokens;
+  int* count = scratch.take<int>(1);
+  int* rank = scratch.take<int>(all);
+  float* units = scratch.take<float>(all * x.width);
+  Found* best = scratch.take<Found>(all);
+  Join of = {};
+  of.origin = scratch.take<int>(all);
+  of.joining = scratch.take<int>(all);
+  of.head = scratch.take<int>(all);
+  of.next = scratch.take<int>(all);
+  if (!scratch.ready()) return scratch.status();
+
+  if (call.keep < call.protect || call.keep > x.tokens) return WRONG_COUNT;
+  of.tokens = x.tokens;
+  of.protect = static_cast<int>(call.protect);
+  of.keep = static_cast<int>(call.keep);
+  of.most = of.keep > of.protect ? of.tokens - of.keep : 0;
+  of.count = count;
+  if (!has_shape(y, x.batch, of.keep, x.width) || !fits(out_size, FLOAT, x.batch, of.keep) ||
+      !fits(kept, INT64, x.batch, of.keep) || !fits(slot, INT64, x.batch, of.tokens))
+    return WRONG_SHAPE;
+  if (y.element != given.element) return WRONG_TYPE;
+  if (!present(given) || !present(size) || !present(score) || !present(pruned) ||
+      !present(y))
+    return NO_DATA;
+  of.size = static_cast<const float*>(size.data);
+  of.best = best;
+  of.slot = static_cast<int64_t*>(slot.data);
+
+  Launcher launch(call);
+  const auto* tokens = static_cast<const T*>(given.data);
+  const int64_t blocks = x.batch * parts(x.tokens, BLOCK);
+  launch(parts(x.batch * of.keep + 1, BLOCK), dim3(BLOCK), begin, of, x.batch * of.keep,
+         static_cast<const int64_t*>(pruned.data), count);
+  launch(blocks, dim3(BLOCK), rank_by_counting<ByScore>,
+         ByScore{static_cast<const float*>(score.data), of.size, x.tokens, of.protect}, x.tokens,
+         rank);
+  launch(blocks, dim3(BLOCK), place,
+         Placement{rank, x.tokens, of.keep, of.most, count, of.origin, of.joining, of.slot});
+  if (of.most) {
+    launch.clear(best, x.batch * of.most);
+    find_nearest(launch, tokens, x.batch, x.tokens, 1, x.width, of.size, of, of.most,
+                 of.keep - of.protect, units, best);
+    launch(x.batch * parts(of.most, BLOCK), dim3(BLOCK), link, of);
+  }
+  launch(x.batch * of.keep, dim3(BLOCK), write_rows<T>, of, tokens, x.width,
+         static_cast<T*>(y.data), static_cast<float*>(out_size.data),
+         static_cast<int64_t*>(kept.data));
+  return launch.status();
+}
+
+}  // namespace
+
+int prune_merge(const Call& call, Scratch& scratch) {
+  if (call.inputs[0].rank != 3) return WRONG_SHAPE;
+  return by_type(call.inputs[0].element,
+                 [&](auto type) { return compute<decltype(type)>(call, scratch); });
+}
+
+}  // namespace thresher
