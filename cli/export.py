@@ -113,6 +113,7 @@ def export(
         ("tokens", counts_text(manifest.tokens or ())),
         ("predicted", _predicted(manifest)),
         ("built", _built(manifest)),
+        ("cache", manifest.cache),
         ("against eager", _agreement(manifest)),
         ("files", ", ".join([*manifest.files, MANIFEST])),
         ("size", f"{size / 1e6:.1f} MB"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from thresher.compiler.errors import UsageError, nearest
 from thresher.compiler.files import atomic_folder, check_free
+from thresher.runtime import engine_cache
 from thresher.runtime.backends import Backend, backend
 from thresher.runtime.conditions import PACKAGES, default_threads
 from thresher.runtime.engine import Engine
@@ -69,9 +70,11 @@ def package(
         maker.refuse_problems(proto)
         facts = _carry_tokenizer(facts, partial)
         manifest = _manifest(proto, facts, maker, precision)
-        built = maker.build(partial, manifest)
+        built, cache = engine_cache.build(
+            maker, partial, manifest, lambda: maker.build(partial, manifest)
+        )
         files = {path.name: digest(path) for path in sorted(partial.iterdir())}
-        manifest = manifest.model_copy(update={"files": files, "built": built})
+        manifest = manifest.model_copy(update={"files": files, "built": built, "cache": cache})
         manifest.write(partial)
         if check is not None:
             with _checkable(partial, manifest, maker, threads) as engine:

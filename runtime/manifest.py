@@ -70,6 +70,7 @@ class Manifest(_Record):
     preprocessing: dict[str, Any] | None = None
     labels: tuple[str, ...] | None = None
     built: dict[str, Any] = Field(default_factory=dict)  # what the back end tells of its files
+    cache: str = ""  # where the built files come from, and if they were built why
     verified: dict[str, Any] | None = None  # comparison with the eager program when exported
 
     @property

@@ -17,6 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever fetched
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Whatever is built here is left alone; the kernels' own tests build them in a place of their own.
 os.environ["THRESHER_KERNELS"] = "off"
+os.environ["THRESHER_ENGINE_CACHE"] = "off"
 os.environ["THRESHER_CACHE"] = str(Path.home() / ".cache" / "thresher" / "tests")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; children inherit

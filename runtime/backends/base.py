@@ -148,6 +148,11 @@ class Backend(ABC):
     def requires(self, model: onnx.ModelProto) -> dict[str, str]:
         """Packages an engine of this model needs where it runs, as ``{"name": ">=1.18"}``."""
 
+    def fingerprint(self) -> dict[str, str]:
+        """What decides the built files beside the model and the demands on it, by name: versions of
+        packages, and for builds that measure the GPU and its driver."""
+        return {self.package: self.available().version or ""}
+
     def build(self, folder: Path, manifest: Manifest) -> dict[str, Any]:
         """Turn ``folder/model.onnx`` into the back end's own files.
 
