@@ -163,8 +163,8 @@ def _agreement(manifest: Manifest) -> str:
 def _built(manifest: Manifest) -> str:
     """What a back end that compiles tells of its engine."""
     told = manifest.built
-    if not told:
-        return ""
+    if "layers" not in told:
+        return str(told.get("next", ""))
     layers = ", ".join(f"{count} {kind}" for kind, count in told["layers"].items())
     room = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in told["bytes"].items())
     return f"{told['steps']}; layers: {layers}; {room}"

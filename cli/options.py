@@ -195,7 +195,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an older o
 Target = Annotated[
     str,
     typer.Option(
-        help="Back end: cpu, openvino, or tensorrt-rtx (also tensorrt-rtx:sm86+sm89), which only builds."
+        help="Back end: cpu, openvino, or tensorrt-rtx (also tensorrt-rtx:sm86+sm89), which only builds;"
+        " jetson-orin and jetson-thor make a folder that builds on the device."
     ),
 ]
 MeantFor = Annotated[

@@ -73,7 +73,8 @@ def package(
         built, cache = engine_cache.build(
             maker, partial, manifest, lambda: maker.build(partial, manifest)
         )
-        files = {path.name: digest(path) for path in sorted(partial.iterdir())}
+        paths = sorted(path for path in partial.rglob("*") if path.is_file())
+        files = {path.relative_to(partial).as_posix(): digest(path) for path in paths}
         manifest = manifest.model_copy(update={"files": files, "built": built, "cache": cache})
         manifest.write(partial)
         if check is not None:

@@ -92,9 +92,14 @@ class EngineCache:
 
     def _reason(self, key: Key) -> str:
         """Which parts of the nearest entry differ."""
-        others = [entry for entry in reversed(self.entries()) if entry.key != key]
+        kind = key.get("target", "").partition(":")[0]
+        others = [
+            entry
+            for entry in reversed(self.entries())
+            if entry.key != key and entry.key.get("target", "").partition(":")[0] == kind
+        ]
         if not others:
-            return "the cache is empty"
+            return "the cache has no engine of this target"
         nearest = min((_differences(key, entry.key) for entry in others), key=len)
         return f"the nearest engine in the cache has {'; '.join(nearest)}"
 
@@ -165,7 +170,7 @@ def build(
     Returns:
         What the back end tells of its files, and where they come from (nothing, where none are built).
     """
-    if type(maker).build is Backend.build:
+    if type(maker).build is Backend.build or not maker.cached:
         return make(), ""
     cache = engine_cache()
     if cache is None:

@@ -12,6 +12,8 @@ __all__ = ["TARGETS", "Array", "Availability", "Backend", "Feeds", "Problem", "S
 TARGETS = {
     "cpu": "thresher.runtime.backends.cpu:OnnxRuntime",
     "openvino": "thresher.runtime.backends.openvino:OpenVino",
+    "jetson-orin": "thresher.runtime.backends.jetson:JetsonOrin",
+    "jetson-thor": "thresher.runtime.backends.jetson:JetsonThor",
     "tensorrt-rtx": "thresher.runtime.backends.tensorrt_rtx:TensorRtRtx",
 }
 

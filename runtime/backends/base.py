@@ -69,6 +69,7 @@ class Backend(ABC):
     prefix: ClassVar[str]  # of the files in the folder that it loads
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
     multiple: ClassVar[int] = 1  # token counts that are multiples of it run best
+    cached: ClassVar[bool] = True  # whether what is built is worth keeping for the next time
     choices: ClassVar[bool] = False  # whether a choice may follow the target's name
 
     def __init__(self, choice: str = "") -> None:

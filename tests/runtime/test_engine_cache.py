@@ -54,7 +54,7 @@ def made(folder: Path, keep: int | None = None, **options: Any) -> Engine:
 def test_the_second_engine_is_not_built(tmp_path: Path, place: Path) -> None:
     first, second = made(tmp_path / "a").manifest, made(tmp_path / "b").manifest
     assert Compiler.builds == 1
-    assert first.cache == "built: the cache is empty"
+    assert first.cache == "built: the cache has no engine of this target"
     assert second.cache == "taken from the cache"
     assert (first.built, first.files) == (second.built, second.files)
     assert [path.name[0] for path in place.iterdir() if path.name.startswith(".")] == []
@@ -170,7 +170,7 @@ def test_a_cache_that_cannot_be_written_stops_nobody(tmp_path: Path, place: Path
     place.parent.mkdir()
     place.write_text("a file in its place")
     said = made(tmp_path / "a").manifest.cache
-    assert said.startswith("built: the cache is empty; it could not be kept (")
+    assert said.startswith("built: the cache has no engine of this target; it could not be kept (")
 
 
 def test_a_build_that_fails_leaves_no_entry(
