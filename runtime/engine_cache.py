@@ -159,7 +159,7 @@ def engine_cache() -> EngineCache | None:
 def build(
     maker: Backend, folder: Path, manifest: Manifest, make: Callable[[], dict[str, Any]]
 ) -> tuple[dict[str, Any], str]:
-    """Build through the cache, where the back end builds at all.
+    """Build through the cache, where the back end has its files kept.
 
     Args:
         maker: the back end.
@@ -168,9 +168,9 @@ def build(
         make: runs the back end's build in ``folder``.
 
     Returns:
-        What the back end tells of its files, and where they come from (nothing, where none are built).
+        What the back end tells of its files, and where they come from (nothing, where none are kept).
     """
-    if type(maker).build is Backend.build or not maker.cached:
+    if not maker.cached:
         return make(), ""
     cache = engine_cache()
     if cache is None:

@@ -126,6 +126,8 @@ def copy_engine(source: Path, folder: Path) -> Manifest:
     check_files(manifest, source)
     folder.mkdir(parents=True)
     for name in (*manifest.files, MANIFEST):
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"{source} lists {name}, which is not in it: export it again")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, folder / name)
     return manifest

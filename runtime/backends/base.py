@@ -69,7 +69,9 @@ class Backend(ABC):
     prefix: ClassVar[str]  # of the files in the folder that it loads
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
     multiple: ClassVar[int] = 1  # token counts that are multiples of it run best
-    cached: ClassVar[bool] = True  # whether what is built is worth keeping for the next time
+    cached: ClassVar[bool] = (
+        False  # whether what is built is kept; fingerprint() then has to be whole
+    )
     choices: ClassVar[bool] = False  # whether a choice may follow the target's name
 
     def __init__(self, choice: str = "") -> None:
@@ -150,8 +152,8 @@ class Backend(ABC):
         """Packages an engine of this model needs where it runs, as ``{"name": ">=1.18"}``."""
 
     def fingerprint(self) -> dict[str, str]:
-        """What decides the built files beside the model and the demands on it, by name: versions of
-        packages, and for builds that measure the GPU and its driver."""
+        """What decides the built files beside the model and what is asked for, by name: versions of
+        packages, and the GPU and its driver where a build measures them.  Part of the cache's key."""
         return {self.package: self.available().version or ""}
 
     def build(self, folder: Path, manifest: Manifest) -> dict[str, Any]:

@@ -32,8 +32,7 @@ class Jetson(TensorRtRtx):
     package = "onnxruntime"  # compares model.onnx with the eager program
     install = "pip install onnxruntime"
     prefix = "engine."
-    choices = False
-    cached = False
+    choices = cached = False
     capability: ClassVar[str]
 
     def available(self) -> Availability:

@@ -45,6 +45,7 @@ class TensorRtRtx(Backend):
     install = "pip install 'thresher[tensorrt-rtx]'"
     prefix = "tensorrt-rtx."
     choices = True
+    cached = True
     multiple = 8  # rows of a tile of the matrix units
 
     @property

@@ -25,7 +25,7 @@ SIZE = 1000  # bytes of a built file
 class Compiler(OnnxRuntime):
     """Stands for a back end that compiles: its file says what it was built from, and how often."""
 
-    target, prefix, choices = "compiler", "compiled.", True
+    target, prefix, choices, cached = "compiler", "compiled.", True, True
     builds = 0
     gpu = "A"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -203,6 +204,16 @@ def test_what_cannot_be_served_is_refused() -> None:
         config(manifest(inputs=(odd,)))
     with pytest.raises(RefusedError, match=r"cannot be served: it has model\.onnx$"):
         config(manifest(target="tensorrt", files={"model.onnx": ""}))
+
+
+def test_an_engine_cannot_write_elsewhere(tmp_path: Path) -> None:
+    manifest = toys.engine(tmp_path / "e").manifest
+    (tmp_path / "secret").write_bytes(b"")
+    stranger = {**manifest.files, "../secret": hashlib.sha256(b"").hexdigest()}
+    manifest.model_copy(update={"files": stranger}).write(tmp_path / "e")
+    with pytest.raises(UsageError, match=r"lists \.\./secret, which is not in it"):
+        serve(tmp_path / "e", tmp_path / "m/toy")
+    assert os.listdir(tmp_path / "m") == []
 
 
 def test_an_older_folder_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
