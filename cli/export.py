@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json as jsons
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
-from thresher.cli.opening import MANIFEST, open_program, recipe_of
+from thresher.cli.opening import MANIFEST, is_engine, open_program, recipe_of
 from thresher.cli.passes import cost_text, counts_text
+from thresher.compiler.errors import UsageError
+from thresher.compiler.files import SERVING
 
 if TYPE_CHECKING:
     from thresher.runtime import Manifest
 
 
+SHAPING = ("target", "precision", "weights", "resolution", "length", "shape")  # an engine's making
+
+
 def export(
+    context: typer.Context,
     source: options.Source,
     output: options.Output,
     target: options.Target = "cpu",
@@ -22,33 +33,68 @@ def export(
     resolution: options.Resolution = None,
     length: options.Length = None,
     shape: options.Shape = None,
+    serve: Annotated[
+        str | None,
+        typer.Option(
+            metavar="triton",
+            help="Write the model's folder in a repository of this model server, named after PATH;"
+            " SOURCE may then be an engine that is there already.",
+        ),
+    ] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --serve and target cpu: put the native kernels beside the model, and tell the"
+            " server to load them from FILE, the path that it sees.",
+        ),
+    ] = None,
     threads: options.Threads = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Lower a model to an engine folder: model.onnx, the back end's files, manifest.json."""
+    if kernels is not None and serve is None:
+        raise UsageError("--kernels says what a server loads: give --serve too, or leave it out")
     with progress() as tell:
         from thresher.runtime import export as build
         from thresher.runtime.bundle import ready
+        from thresher.runtime.manifest import read
+        from thresher.runtime.serving import Wishes, copy_engine, served
 
-        ready(target, precision, output, overwrite=overwrite)
-        program = open_program(source, options.wishes(weights, resolution, length), tell)
-        engine = build(
-            program,
-            output,
-            target=target,
-            precision=precision,
-            threads=threads,
-            overwrite=overwrite,
-            recipe=recipe_of(source),
-            shapes=shape or (),
-            tell=tell,
-        )
-    manifest = engine.manifest
-    size = sum(file.stat().st_size for file in output.iterdir())
+        finished = serve is not None and is_engine(source)
+        if finished:
+            _refuse_shaping(context, source)
+            target = read(Path(source)).target
+        wishes = Wishes(threads=threads, kernels=kernels)
+        with (
+            nullcontext(output)
+            if serve is None
+            else served(output, serve, target, wishes, overwrite=overwrite)
+        ) as folder:
+            if finished:
+                manifest = copy_engine(Path(source), folder)
+            else:
+                ready(target, precision, folder, overwrite=overwrite)
+                program = open_program(source, options.wishes(weights, resolution, length), tell)
+                manifest = build(
+                    program,
+                    folder,
+                    target=target,
+                    precision=precision,
+                    threads=threads,
+                    overwrite=overwrite,
+                    recipe=recipe_of(source),
+                    shapes=shape or (),
+                    tell=tell,
+                ).manifest
+    engine = output / folder.name if serve else output
+    serving = jsons.loads((output / SERVING).read_text()) if serve else {}
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     if json:
-        show_json("export", {"engine": str(output), "bytes": size, **manifest.model_dump()})
+        told = {"engine": str(engine), "bytes": size, **manifest.model_dump()}
+        show_json("export", {**told, "serving": serving} if serve else told)
         return
     rows = [
         ("source", manifest.source_name),
@@ -61,11 +107,25 @@ def export(
         ("predicted", _predicted(manifest)),
         ("memory", _memory(manifest)),
         ("built", _built(manifest)),
+        ("cache", manifest.cache),
         ("against eager", _agreement(manifest)),
         ("files", ", ".join([*manifest.files, MANIFEST])),
         ("size", f"{size / 1e6:.1f} MB"),
+        ("serve with", " ".join(serving.get("command", ()))),
+        *(("note", note) for note in serving.get("notes", ())),
     ]
     show(table(str(output), ("", ""), [row for row in rows if row[1]]))
+
+
+def _refuse_shaping(context: typer.Context, source: str) -> None:
+    """An engine that is there already is served as it is."""
+    for name in SHAPING:
+        given = context.get_parameter_source(name)
+        if given is not None and given.name == "COMMANDLINE":
+            raise UsageError(
+                f"{source} is an engine already: leave --{name} out, or give the SOURCE that it was"
+                " made from"
+            )
 
 
 def _sizes(manifest: Manifest) -> str:
@@ -104,8 +164,8 @@ def _agreement(manifest: Manifest) -> str:
 def _built(manifest: Manifest) -> str:
     """What a back end that compiles tells of its engine."""
     told = manifest.built
-    if not told:
-        return ""
+    if "layers" not in told:
+        return str(told.get("next", ""))
     layers = ", ".join(f"{count} {kind}" for kind, count in told["layers"].items())
     room = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in told["bytes"].items())
     return f"{told['steps']}; layers: {layers}; {room}"

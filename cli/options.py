@@ -196,7 +196,8 @@ Target = Annotated[
     str,
     typer.Option(
         help="Back end: cpu, openvino, cuda, tensorrt, or tensorrt-rtx (also tensorrt-rtx:sm86+sm89);"
-        " cuda and tensorrt-rtx engines are also made without a GPU."
+        " cuda and tensorrt-rtx engines are also made without a GPU; jetson-orin and jetson-thor make a"
+        " folder that builds on the device."
     ),
 ]
 MeantFor = Annotated[

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from thresher.compiler.errors import UsageError
 
+SERVING = "serving.json"  # beside the configuration of a model server
 OURS = (
     "manifest.json",
     "program.yaml",
     "compare.json",
+    SERVING,
 )  # a folder with one of these was written by thresher
 NEARLY_FULL = 1 << 20  # bytes: a failure with less room than this is blamed on the disk
 

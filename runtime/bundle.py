@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from thresher.compiler.errors import UsageError, nearest
 from thresher.compiler.files import atomic_folder, check_free
+from thresher.runtime import engine_cache
 from thresher.runtime.backends import Backend, backend
 from thresher.runtime.backends.base import Tell, silent
 from thresher.runtime.conditions import PACKAGES, default_threads
@@ -76,9 +77,12 @@ def package(
         facts = _carry_tokenizer(facts, partial)
         manifest = _manifest(proto, facts, maker, precision)
         tell(f"building for {maker.name}", 0, 0)
-        built = maker.build(partial, manifest, tell)
-        files = {path.name: digest(path) for path in sorted(partial.iterdir())}
-        manifest = manifest.model_copy(update={"files": files, "built": built})
+        built, cache = engine_cache.build(
+            maker, partial, manifest, lambda: maker.build(partial, manifest, tell)
+        )
+        paths = sorted(path for path in partial.rglob("*") if path.is_file())
+        files = {path.relative_to(partial).as_posix(): digest(path) for path in paths}
+        manifest = manifest.model_copy(update={"files": files, "built": built, "cache": cache})
         manifest.write(partial)
         if check is not None:
             with _checkable(partial, manifest, maker, threads) as engine:

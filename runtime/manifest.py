@@ -75,6 +75,7 @@ class Manifest(_Record):
     labels: tuple[str, ...] | None = None
     estimate: dict[str, Any] | None = None  # bytes, told from the graph before it was built
     built: dict[str, Any] = Field(default_factory=dict)  # what the back end tells of its files
+    cache: str = ""  # where the built files come from, and if they were built why
     verified: dict[str, Any] | None = None  # comparison with the eager program when exported
 
     @property

@@ -18,6 +18,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TRITON_INTERPRET", "1")  # 0 on a machine with a GPU: tests/gpu/run_all.sh
 # Whatever is built here is left alone; the kernels' own tests build them in a place of their own.
 os.environ["THRESHER_KERNELS"] = "off"
+os.environ["THRESHER_ENGINE_CACHE"] = "off"
 os.environ["THRESHER_CACHE"] = str(Path.home() / ".cache" / "thresher" / "tests")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; children inherit

@@ -12,6 +12,8 @@ __all__ = ["TARGETS", "Array", "Availability", "Backend", "Feeds", "Problem", "S
 TARGETS = {
     "cpu": "thresher.runtime.backends.cpu:OnnxRuntimeCpu",
     "cuda": "thresher.runtime.backends.cuda:OnnxRuntimeCuda",
+    "jetson-orin": "thresher.runtime.backends.jetson:JetsonOrin",
+    "jetson-thor": "thresher.runtime.backends.jetson:JetsonThor",
     "openvino": "thresher.runtime.backends.openvino:OpenVino",
     "tensorrt": "thresher.runtime.backends.tensorrt:TensorRt",
     "tensorrt-rtx": "thresher.runtime.backends.tensorrt_rtx:TensorRtRtx",

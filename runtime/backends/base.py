@@ -82,6 +82,9 @@ class Backend(ABC):
     prefix: ClassVar[str]  # of the files in the folder that it loads
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
     multiple: ClassVar[int] = 1  # token counts that are multiples of it run best
+    cached: ClassVar[bool] = (
+        False  # whether what is built is kept; fingerprint() then has to be whole
+    )
     choices: ClassVar[bool] = False  # whether a choice may follow the target's name
 
     def __init__(self, choice: str = "") -> None:
@@ -166,6 +169,11 @@ class Backend(ABC):
     def free_memory(self) -> int | None:
         """Bytes that engines can take here, or None where that is not known."""
         return None
+
+    def fingerprint(self) -> dict[str, str]:
+        """What decides the built files beside the model and what is asked for, by name: versions of
+        packages, and the GPU and its driver where a build measures them.  Part of the cache's key."""
+        return {self.package: self.available().version or ""}
 
     def build(self, folder: Path, manifest: Manifest, tell: Tell = silent) -> dict[str, Any]:
         """Turn ``folder/model.onnx`` into the back end's own files.

@@ -13,10 +13,12 @@ MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPU that CUDA numbers 0; ``capability`` is its compute capability, such as ``"sm89"``."""
+    """The GPU that CUDA numbers 0; ``capability`` is its compute capability, such as ``"sm89"``,
+    ``driver`` the release of CUDA that its driver is for, such as ``"13.0"``."""
 
     name: str
     capability: str
+    driver: str
 
 
 @cache
@@ -54,8 +56,14 @@ def _ask() -> Gpu | str:
         return f"the NVIDIA driver does not start (CUDA error {status})"
     if driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
         return "the NVIDIA driver sees no GPU"
-    name, major, minor = ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    major, minor, release = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     driver.cuDeviceGetName(name, len(name), 0)
     driver.cuDeviceGetAttribute(ctypes.byref(major), MAJOR, 0)
     driver.cuDeviceGetAttribute(ctypes.byref(minor), MINOR, 0)
-    return Gpu(name.value.decode(), f"sm{major.value}{minor.value}")
+    driver.cuDriverGetVersion(ctypes.byref(release))
+    return Gpu(
+        name.value.decode(),
+        f"sm{major.value}{minor.value}",
+        f"{release.value // 1000}.{release.value % 1000 // 10}",
+    )

@@ -27,6 +27,7 @@ class OpenVino(Backend):
     install = "pip install 'thresher[openvino]'"
     prefix = "openvino."
     precisions = ("fp32", "fp16", "bf16")
+    cached = True
 
     def graph_precision(self, precision: str) -> str:
         return "fp32" if precision == "bf16" else precision  # OpenVINO rounds when it compiles

@@ -50,6 +50,11 @@ class TensorRt(TensorRtFamily):
     def requires(self, model: onnx.ModelProto) -> dict[str, str]:
         return {"tensorrt": f"=={self.trt.__version__}"}  # engines hold for one version
 
+    def fingerprint(self) -> dict[str, str]:
+        found = gpu()
+        device = {"GPU": found.name, "driver": found.driver} if found else {}
+        return {**super().fingerprint(), **device}
+
     @contextmanager
     def configured(self, config: Any) -> Iterator[None]:
         free = self.free_memory()

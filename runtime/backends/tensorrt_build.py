@@ -41,7 +41,7 @@ def add_profile(builder: Any, config: Any, manifest: Manifest) -> None:
         return
     profile = builder.create_optimization_profile()
     for spec in manifest.inputs:
-        profile.set_shape(spec.name, *_bounds(spec.shape, manifest))
+        profile.set_shape(spec.name, *bounds(spec.shape, manifest))
     config.add_optimization_profile(profile)
 
 
@@ -147,7 +147,7 @@ def monitor(trt: Any, title: str, tell: Tell, stop: Event) -> Any:
     return Monitor()
 
 
-def _bounds(
+def bounds(
     shape: tuple[int | str, ...], manifest: Manifest
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Least, usual and largest shape of an input; without a usual size the largest is tuned for."""

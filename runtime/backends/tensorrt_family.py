@@ -43,7 +43,7 @@ class TensorRtFamily(Backend):
     title: ClassVar[str]
     plan: ClassVar[str]  # the file that it builds
     multiple = 8  # rows of a tile of the matrix units
-    choices = True
+    choices = cached = True
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -100,6 +100,10 @@ class TensorRtFamily(Backend):
                 f"target {self.name!r} has to know the largest size of"
                 f" {' and '.join(map(str, open_axes))}: give for example {' '.join(texts)}"
             )
+
+    def fingerprint(self) -> dict[str, str]:
+        plugins = {"plugins": digest(Library(kind=CUDA).file)} if PLUGINS in self.chosen else {}
+        return {**super().fingerprint(), **plugins}
 
     def build(self, folder: Path, manifest: Manifest, tell: Tell = silent) -> dict[str, Any]:
         trt, log = self.trt, building.logger(self.trt)

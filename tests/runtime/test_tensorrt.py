@@ -27,7 +27,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setitem(sys.modules, "tensorrt", rtx)
     for module in (tensorrt, tensorrt_family):
         monkeypatch.setattr(module, "no_gpu", lambda: "")
-        monkeypatch.setattr(module, "gpu", lambda: Gpu("NVIDIA Card 1 (PCIe)", "sm89"))
+        monkeypatch.setattr(module, "gpu", lambda: Gpu("NVIDIA Card 1 (PCIe)", "sm89", "13.0"))
     monkeypatch.setattr(tensorrt_family, "free_memory", lambda: 1 << 30)
     monkeypatch.setattr(tensorrt_family, "no_bindings", lambda extra: f"no bindings of {extra}")
     monkeypatch.setenv("THRESHER_CACHE", str(tmp_path / "cache"))
@@ -62,7 +62,7 @@ def test_an_engine_of_another_gpu_is_told_before_it_is_loaded(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = built(tmp_path / "e")
-    monkeypatch.setattr(tensorrt, "gpu", lambda: Gpu("Card 2", "sm120"))
+    monkeypatch.setattr(tensorrt, "gpu", lambda: Gpu("Card 2", "sm120", "13.0"))
     said = (
         r"built for NVIDIA Card 1 .* \(sm89\) and this GPU is Card 2 \(sm120\): rebuild with 'thr"
     )
@@ -100,11 +100,15 @@ class Driver:
         value._obj.value = {75: 9, 76: 0}[attribute]
         return 0
 
+    def cuDriverGetVersion(self, version: Any) -> int:
+        version._obj.value = 13010
+        return 0
+
 
 @pytest.mark.parametrize(
     ("driver", "answer"),
     [
-        (Driver(1), Gpu("Card", "sm90")),
+        (Driver(1), Gpu("Card", "sm90", "13.1")),
         (Driver(0), "the NVIDIA driver sees no GPU"),
         (Driver(1, status=999), "the NVIDIA driver does not start (CUDA error 999)"),
     ],

@@ -117,7 +117,7 @@ def test_an_engine_says_why_it_is_not_run(
 def test_which_gpus_run_an_engine(
     monkeypatch: pytest.MonkeyPatch, capability: str, target: str, said: str
 ) -> None:
-    monkeypatch.setattr(tensorrt_rtx, "gpu", lambda: Gpu("Card", capability))
+    monkeypatch.setattr(tensorrt_rtx, "gpu", lambda: Gpu("Card", capability, "13.0"))
     for module in (tensorrt_rtx, tensorrt_family):
         monkeypatch.setattr(module, "no_gpu", lambda: "")
     monkeypatch.setattr(tensorrt_family, "no_bindings", lambda extra: "")
