@@ -14,6 +14,7 @@ from tests.runtime import toys
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.runtime import Engine, engine_cache
 from thresher.runtime.backends import TARGETS
+from thresher.runtime.backends.base import Tell, silent
 from thresher.runtime.backends.cpu import OnnxRuntimeCpu
 from thresher.runtime.bundle import Facts, package
 from thresher.runtime.engine_cache import ENTRY, SWITCH, EngineCache
@@ -32,7 +33,7 @@ class Compiler(OnnxRuntimeCpu):
     def fingerprint(self) -> dict[str, str]:
         return {**super().fingerprint(), "GPU": type(self).gpu}
 
-    def build(self, folder: Path, manifest: Manifest) -> dict[str, Any]:
+    def build(self, folder: Path, manifest: Manifest, tell: Tell = silent) -> dict[str, Any]:
         type(self).builds += 1
         (folder / "compiled.bin").write_text(f"{manifest.precision} {self.name}".ljust(SIZE))
         return {"number": type(self).builds}
