@@ -102,8 +102,12 @@ def _plugin(trt: Any, kernels: Kernels, operator: Operator) -> Any:
         trt.int64: "int64", trt.int32: "int32", trt.int8: "int8", trt.bool: "bool",
         trt.uint8: "uint8",
     }  # fmt: skip
-    wide = {f"tensor({one})" for one in ("float", "float16", "bfloat16")}
-    floats = {trt.float32, trt.float16, trt.bfloat16}
+    spelled = {"float32": "float"}  # as ONNX has it
+    allowed = {
+        one
+        for one, name in dtypes.items()
+        if f"tensor({spelled.get(name, name)})" in operator.types
+    }
 
     def call(inputs: Any, outputs: Any, values: dict[str, Any]) -> Call:
         """``inputs`` and ``outputs`` are pairs of an address and a description."""
@@ -159,7 +163,6 @@ def _plugin(trt: Any, kernels: Kernels, operator: Operator) -> Any:
             names = [*tensors, *operator.counts][:inputs] + list(operator.outputs)
             kind = {**operator.inputs, **operator.outputs}[names[at]]
             if kind == "T":
-                allowed = floats if set(operator.types) <= {*wide, "tensor(double)"} else {*dtypes}
                 first = given[tensors.index(tokens)].desc.type
                 fits = one.type in allowed and one.type == first
             else:
