@@ -8,8 +8,9 @@ import typer
 
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
-from thresher.cli.opening import MANIFEST, open_program, recipe_of
+from thresher.cli.opening import MANIFEST, Watched, open_data, open_program, recipe_of
 from thresher.cli.passes import cost_text, counts_text
+from thresher.compiler.errors import UsageError
 
 if TYPE_CHECKING:
     from thresher.runtime import Manifest
@@ -31,19 +32,35 @@ def export(
             " and its usual size; may be repeated.",
         ),
     ] = None,
+    data: options.Data = None,
+    calibrate: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Samples of the data that ranges of int8 are observed on, spread evenly."
+        ),
+    ] = 128,
+    max_drop: options.MaxDrop = None,
     threads: options.Threads = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Lower a model to an engine folder: model.onnx, the back end's files, manifest.json."""
+    """Lower a model to an engine folder: model.onnx, the back end's files, manifest.json.
+
+    int8 rounds the linear layers by what it observes on --data, labelled or not.  With --data the
+    engine is compared with the model on it instead of on random inputs.  Exit code 1 when they differ.
+    """
     with progress() as tell:
         from thresher.runtime import export as build
         from thresher.runtime.bundle import ready
 
-        ready(target, precision, output, overwrite=overwrite)
+        ready(target, precision, output, overwrite=overwrite, calibrated=data is not None)
+        if max_drop is not None and data is None:
+            raise UsageError("--max-drop needs labelled data: give --data, or leave it out")
         program = open_program(source, options.wishes(weights, resolution, length), tell)
         tell(f"building for {target}", 0, 0)
+        dataset = open_data(data, program.info, program.outputs)
+        classify = any(len(output.shape) == 2 for output in program.outputs)
         engine = build(
             program,
             output,
@@ -53,6 +70,9 @@ def export(
             overwrite=overwrite,
             recipe=recipe_of(source),
             shapes=shape or (),
+            data=dataset and Watched(dataset, None, tell, classify=classify),
+            samples=calibrate,
+            max_drop=max_drop,
         )
     manifest = engine.manifest
     size = sum(file.stat().st_size for file in output.iterdir())
@@ -69,7 +89,9 @@ def export(
         ("tokens", counts_text(manifest.tokens or ())),
         ("predicted", _predicted(manifest)),
         ("built", _built(manifest)),
+        ("calibrated", _calibration(manifest)),
         ("against eager", _agreement(manifest)),
+        ("quality", _quality(manifest)),
         ("files", ", ".join([*manifest.files, MANIFEST])),
         ("size", f"{size / 1e6:.1f} MB"),
     ]
@@ -100,6 +122,24 @@ def _agreement(manifest: Manifest) -> str:
     allowed = manifest.verified["tolerance"]
     provider = manifest.verified["run by"]
     return f"differs by {worst:.2g} of the output's scale, {allowed:.2g} allowed ({provider})"
+
+
+def _calibration(manifest: Manifest) -> str:
+    told = manifest.calibration
+    if told is None:
+        return ""
+    return f"{told['layers']} linear layers on {told['samples']} samples of {told['data']}"
+
+
+def _quality(manifest: Manifest) -> str:
+    """Accuracy before and after, where the check had labels."""
+    told = (manifest.verified or {}).get("quality")
+    if told is None:
+        return ""
+    return (
+        f"right on {told['accuracy_b']:.2%}, the model on {told['accuracy_a']:.2%} of {told['n']}"
+        f" samples: {told['difference']:+.2f} points (standard error {told['standard_error']:.2f})"
+    )
 
 
 def _built(manifest: Manifest) -> str:

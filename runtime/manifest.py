@@ -20,7 +20,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+CALIBRATED = ("int8",)  # precisions whose ranges are observed on data
 
 
 Ranges = Mapping[str, tuple[int, int | None]]  # least and largest sizes of symbolic axes
@@ -69,6 +70,7 @@ class Manifest(_Record):
     prediction: Prediction | None = None
     preprocessing: dict[str, Any] | None = None
     labels: tuple[str, ...] | None = None
+    calibration: dict[str, Any] | None = None  # what ranges were observed on
     built: dict[str, Any] = Field(default_factory=dict)  # what the back end tells of its files
     verified: dict[str, Any] | None = None  # comparison with the eager program when exported
 
@@ -193,4 +195,5 @@ def _rebuild(
 ) -> str:
     options = f" --target {target}" if target else ""
     options += f" --precision {precision}" if precision != "fp32" else ""
+    options += " --data DATA" if precision in CALIBRATED else ""
     return f"'thresher export {source} -o {folder}{options} --overwrite'"

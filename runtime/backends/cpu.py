@@ -30,6 +30,7 @@ class OnnxRuntime(Backend):
     package = "onnxruntime"
     install = "pip install onnxruntime"
     prefix = MODEL
+    precisions = ("fp32", "fp16", "int8")
 
     def available(self) -> Availability:
         state = super().available()

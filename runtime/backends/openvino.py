@@ -25,10 +25,12 @@ class OpenVino(Backend):
     package = "openvino"
     install = "pip install 'thresher[openvino]'"
     prefix = "openvino."
-    precisions = ("fp32", "fp16", "bf16")
+    precisions = ("fp32", "fp16", "bf16", "int8")
 
     def graph_precision(self, precision: str) -> str:
-        return "fp32" if precision == "bf16" else precision  # OpenVINO rounds when it compiles
+        if precision == "bf16":
+            return "fp32"  # OpenVINO rounds when it compiles
+        return super().graph_precision(precision)
 
     def can_take(self, node: onnx.NodeProto, opset: int) -> str | None:
         if node.domain not in ("", "ai.onnx.ml", "com.microsoft"):

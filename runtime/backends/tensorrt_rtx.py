@@ -44,6 +44,7 @@ class TensorRtRtx(Backend):
     package = "tensorrt_rtx"
     install = "pip install 'thresher[tensorrt-rtx]'"
     prefix = "tensorrt-rtx."
+    precisions = ("fp32", "fp16", "int8")
     choices = True
     multiple = 8  # rows of a tile of the matrix units
 
