@@ -3,7 +3,7 @@
 A linear layer is a product with a weight.  Its weight is stored as int8 with a scale for each output
 channel, its input rounded to int8 with one scale, both symmetric::
 
-    q = clip(round(x / s), -127, 127),  s = limit / 127        (ties to even)
+    q = clip(round(x / s), -128, 127),  s = limit / 127        (ties to even)
 
 Every back end fuses a pair with the product behind it.  Outputs are not rounded: bias, residual adds,
 norms, softmax, GELU, attention products and token scores read float32.
@@ -20,18 +20,23 @@ from numpy.typing import NDArray
 
 from thresher.compiler.errors import RefusedError
 
-STEPS = 127  # on either side of zero; -128 would have no counterpart
+STEPS = 127  # on either side of zero; what is clipped below takes one more
+AXIS = "int8_axis"  # the name of a zero: the axis under which a Gemm is lifted
 _LEAST = np.finfo(np.float32).tiny  # of a scale: below it a quotient may overflow
 
 Floats = NDArray[np.float32]
 
 
-def linear_inputs(model: ir.Model) -> list[ir.Value]:
-    """The tensors that linear layers read, each once, in the order of the graph.
+def prepare(model: ir.Model) -> list[ir.Value]:
+    """Write every linear layer as a MatMul, in place; returns the tensors that they read, each once.
 
     Raises:
         RefusedError: there is no linear layer.
     """
+    lifted: dict[ir.Value, ir.Value] = {}
+    for node in list(model.graph):
+        if not node.domain and node.op_type == "Gemm" and _plain(node) and _weighted(node):
+            _as_matmul(node, lifted)
     found = list(dict.fromkeys(node.inputs[0] for node in _linears(model)))
     if not found:
         raise RefusedError(
@@ -45,28 +50,25 @@ def quantize(model: ir.Model, limits: Mapping[str, float]) -> int:
     """Rewrite every linear layer in place; returns how many there are.
 
     Args:
-        model: as :func:`~thresher.compiler.lowering.onnx_export.to_onnx` returns it, in float32.
-        limits: by name of each tensor in :func:`linear_inputs`, the largest magnitude that is kept.
+        model: behind :func:`prepare`.
+        limits: by name of each tensor that :func:`prepare` returns, the largest magnitude that is kept.
     """
     pairs: dict[str, ir.Value] = {}
     weights: dict[str, ir.Value] = {}
     nodes = list(_linears(model))
     for node in nodes:
         x, weight = node.inputs[0], node.inputs[1]
-        assert x is not None and x.name is not None and weight is not None
+        assert x is not None
+        assert x.name is not None
+        assert weight is not None
+        assert weight.name is not None
         if x.name not in pairs:
             pairs[x.name] = _rounded(node, x, scale(limits[x.name]))
-        if node.op_type == "Gemm":
-            node = _as_matmul(node)
-            weight = node.inputs[1]
-            assert weight is not None
-        assert weight.name is not None
         if weight.name not in weights:
             weights[weight.name] = _stored(node, weight)
         node.replace_input_with(0, pairs[x.name])
         node.replace_input_with(1, weights[weight.name])
-    for name in [n for n, value in model.graph.initializers.items() if _unread(value)]:
-        del model.graph.initializers[name]
+    _drop_unread(model.graph)
     return len(nodes)
 
 
@@ -84,46 +86,60 @@ def quantized_weight(weight: Floats) -> tuple[NDArray[np.int8], Floats]:
 
 
 def _linears(model: ir.Model) -> Iterator[ir.Node]:
-    """Products of a computed float32 tensor with a stored matrix; Gemm only as ``xW + b``."""
     for node in model.graph:
-        if node.domain or node.op_type not in ("MatMul", "Gemm"):
-            continue
-        x, weight = node.inputs[0], node.inputs[1]
-        if x is None or weight is None or x.is_initializer() or weight.const_value is None:
-            continue
-        matrix = weight.is_initializer() and weight.const_value.shape.rank() == 2
-        if matrix and weight.dtype == ir.DataType.FLOAT and _plain(node):
+        if not node.domain and node.op_type == "MatMul" and _weighted(node):
             yield node
 
 
+def _weighted(node: ir.Node) -> bool:
+    """Whether a product is one of a computed tensor with a stored float32 matrix."""
+    x, weight = node.inputs[:2]
+    if x is None or weight is None or x.is_initializer() or weight.const_value is None:
+        return False
+    matrix = weight.is_initializer() and len(weight.const_value.shape) == 2
+    return matrix and weight.dtype == ir.DataType.FLOAT
+
+
 def _plain(node: ir.Node) -> bool:
+    """Whether a Gemm is nothing but ``xW + b``."""
     given = {name: attribute.value for name, attribute in node.attributes.items()}
-    return all(given.get(name, 1.0) == 1.0 for name in ("alpha", "beta")) and not given.get(
-        "transA", 0
-    )
+    scaled = any(given.get(name, 1.0) != 1.0 for name in ("alpha", "beta"))
+    return not scaled and not given.get("transA", 0)
 
 
-def _as_matmul(node: ir.Node) -> ir.Node:
-    """A Gemm as the MatMul and Add that all back ends fuse; returns the MatMul."""
+def _as_matmul(node: ir.Node, lifted: dict[ir.Value, ir.Value]) -> None:
+    """A Gemm as a MatMul and an Add under one more axis.
+
+    ONNX Runtime makes a Gemm of every MatMul and Add of matrices, and computes that on integers only
+    with a bias of integers, which TensorRT refuses.
+    """
     graph = node.graph
     assert graph is not None
     x, weight, *bias = node.inputs
-    assert weight is not None and weight.const_value is not None
-    transposed = node.attributes.get("transB")
-    if transposed is not None and transposed.as_int():
+    assert x is not None
+    assert weight is not None
+    assert weight.const_value is not None
+    axis = graph.initializers.get(AXIS) or _initializer(graph, AXIS, np.zeros(1, np.int64))
+    if x not in lifted:
+        up = _node("Unsqueeze", [x, axis], node, f"{x.name}_lifted")
+        up.outputs[0].shape = None if x.shape is None else ir.Shape([1, *x.shape])
+        graph.insert_before(node, up)
+        lifted[x] = up.outputs[0]
+    if "transB" in node.attributes and node.attributes["transB"].as_int():
         matrix = np.ascontiguousarray(weight.const_value.numpy().T)
-        weight = _initializer(graph, f"{weight.name}_transposed", matrix)
-    product = _node("MatMul", [x, weight], node, "product")
-    made = [product]
+        name = f"{weight.name}_transposed"
+        weight = graph.initializers.get(name) or _initializer(graph, name, matrix)
+    made = [_node("MatMul", [lifted[x], weight], node, f"{node.name}_product")]
     if bias and bias[0] is not None:
-        made.append(_node("Add", [product.outputs[0], bias[0]], node, "sum"))
-    output, result = node.outputs[0], made[-1].outputs[0]
+        made.append(_node("Add", [made[-1].outputs[0], bias[0]], node, f"{node.name}_sum"))
+    down = _node("Squeeze", [made[-1].outputs[0], axis], node, f"{node.name}_flat")
+    output, result = node.outputs[0], down.outputs[0]
     result.type, result.shape = output.type, output.shape
-    graph.insert_before(node, made)
+    graph.insert_before(node, [*made, down])
     ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
-    result.name = output.name
     graph.remove(node, safe=True)
-    return product
+    result.name = output.name
+    _drop_unread(graph)
 
 
 def _rounded(before: ir.Node, x: ir.Value, step: Floats) -> ir.Value:
@@ -143,7 +159,8 @@ def _rounded(before: ir.Node, x: ir.Value, step: Floats) -> ir.Value:
 def _stored(before: ir.Node, weight: ir.Value) -> ir.Value:
     """A weight kept as int8 with its scales, and the DequantizeLinear that reads them."""
     graph = before.graph
-    assert graph is not None and weight.const_value is not None
+    assert graph is not None
+    assert weight.const_value is not None
     rounded, step = quantized_weight(weight.const_value.numpy())
     name = weight.name
     operands = [
@@ -168,7 +185,7 @@ def _node(
     """A node that counts to the same module of the model as the one it is made for."""
     made = ir.node(kind, inputs, attributes=attributes, name=f"{origin.name}_{name}")
     made.metadata_props.update(origin.metadata_props)
-    made.outputs[0].name = name if kind.endswith("Linear") else f"{origin.name}_{name}"
+    made.outputs[0].name = name
     made.outputs[0].type = ir.TensorType(dtype)
     return made
 
@@ -185,5 +202,8 @@ def _initializer(graph: Any, name: str, array: NDArray[Any]) -> ir.Value:
     return value
 
 
-def _unread(value: ir.Value) -> bool:
-    return not value.uses() and not value.is_graph_output()
+def _drop_unread(graph: ir.Graph) -> None:
+    """Forget weights that nobody reads any more."""
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
