@@ -120,8 +120,8 @@ def demand_target(target: str, precision: str, *, calibrated: bool = False) -> B
         )
     if precision in CALIBRATED and not calibrated:
         raise UsageError(
-            f"precision {precision!r} is calibrated on data: give thresher export some with --data,"
-            " and name the engine wherever there is no --data to calibrate on"
+            f"precision {precision!r} is calibrated on data, which only 'thresher export --data DATA'"
+            " does: give it some, or name an engine that it wrote"
         )
     maker.demand()
     return maker

@@ -131,7 +131,7 @@ def agree(
         "inputs": what,
         "run by": engine.details["provider"],
         "tolerance": same.tolerance,
-        "outputs": {error.name: _told(error) for error in same.outputs},
+        "outputs": plain({error.name: _told(error) for error in same.outputs}),
         **({} if quality is None else {"quality": plain(dataclasses.asdict(quality))}),
     }
 

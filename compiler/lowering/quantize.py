@@ -37,6 +37,7 @@ def prepare(model: ir.Model) -> list[ir.Value]:
     for node in list(model.graph):
         if not node.domain and node.op_type == "Gemm" and _plain(node) and _weighted(node):
             _as_matmul(node, lifted)
+    _drop_unread(model.graph)
     found = list(dict.fromkeys(node.inputs[0] for node in _linears(model)))
     if not found:
         raise RefusedError(
@@ -139,7 +140,6 @@ def _as_matmul(node: ir.Node, lifted: dict[ir.Value, ir.Value]) -> None:
     ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     result.name = output.name
-    _drop_unread(graph)
 
 
 def _rounded(before: ir.Node, x: ir.Value, step: Floats) -> ir.Value:

@@ -93,7 +93,7 @@ class OpenVinoSession:
         self.details = {
             "provider": f"OpenVINO {DEVICE}",
             "threads": str(threads),
-            "arithmetic": hint,
+            "arithmetic": f"int8 and {hint}" if manifest.precision == "int8" else hint,
         }
         self._outputs = [port.any_name for port in compiled.outputs]
         self._request: Any = compiled.create_infer_request()

@@ -55,7 +55,7 @@ def test_what_was_calibrated_is_in_the_table(cli: Cli, made: Made, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "'int8' is calibrated on data: give thresher export some with --data"),
+        ((), "'int8' is calibrated on data, which only 'thresher export --data DATA' does"),
         (("--data", "nothing.npz"), "there is no data 'nothing.npz'"),
         (("--data", "TOY"), "gives 12 samples to calibrate on and 16 are the least"),
     ],
@@ -78,7 +78,7 @@ def test_other_verbs_and_a_drop_without_data_are_told_at_once(
     failed: Callable[..., str], made: Made, tmp_path: Path
 ) -> None:
     said = failed(2, "compare", SOURCE, "--data", made.data, "--precision", "int8")
-    assert "name the engine" in said
+    assert "name an engine that it wrote" in said
     said = failed(2, "export", SOURCE, "--max-drop", "1", "-o", tmp_path / "e")
     assert "--max-drop needs labelled data" in said
 

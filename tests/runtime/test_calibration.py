@@ -204,7 +204,9 @@ def test_data_is_needed_before_any_work(
     monkeypatch.setattr(
         "thresher.compiler.lowering.to_onnx", lambda *a, **k: pytest.fail("lowered")
     )
-    with pytest.raises(UsageError, match=r"'int8' is calibrated on data: give .*--data"):
+    with pytest.raises(
+        UsageError, match=r"'int8' is calibrated on data, .*--data DATA.*: give it some"
+    ):
         export(dense, tmp_path / "e", precision="int8")
     with pytest.raises(UsageError, match="a largest drop needs labelled data"):
         export(dense, tmp_path / "e", max_drop=1.0)
