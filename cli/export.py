@@ -11,7 +11,14 @@ import typer
 
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
-from thresher.cli.opening import MANIFEST, is_engine, open_program, recipe_of
+from thresher.cli.opening import (
+    MANIFEST,
+    Watched,
+    is_engine,
+    open_data,
+    open_program,
+    recipe_of,
+)
 from thresher.cli.passes import cost_text, counts_text
 from thresher.compiler.errors import UsageError
 from thresher.compiler.files import SERVING
@@ -20,7 +27,9 @@ if TYPE_CHECKING:
     from thresher.runtime import Manifest
 
 
-SHAPING = ("target", "precision", "weights", "resolution", "length", "shape")  # an engine's making
+SHAPING = (  # an engine's making
+    "target", "precision", "weights", "resolution", "length", "shape", "data", "calibrate", "max_drop",
+)  # fmt: skip
 
 
 def export(
@@ -49,14 +58,28 @@ def export(
             " server to load them from FILE, the path that it sees.",
         ),
     ] = None,
+    data: options.Data = None,
+    calibrate: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Samples of the data that ranges of int8 are observed on, spread evenly."
+        ),
+    ] = 128,
+    max_drop: options.MaxDrop = None,
     threads: options.Threads = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Lower a model to an engine folder: model.onnx, the back end's files, manifest.json."""
+    """Lower a model to an engine folder: model.onnx, the back end's files, manifest.json.
+
+    int8 rounds the linear layers by what it observes on --data, labelled or not.  With --data the
+    engine is compared with the model on it instead of on random inputs.  Exit code 1 when they differ.
+    """
     if kernels is not None and serve is None:
         raise UsageError("--kernels says what a server loads: give --serve too, or leave it out")
+    if max_drop is not None and data is None:
+        raise UsageError("--max-drop needs labelled data: give --data, or leave it out")
     with progress() as tell:
         from thresher.runtime import export as build
         from thresher.runtime.bundle import ready
@@ -76,8 +99,10 @@ def export(
             if finished:
                 manifest = copy_engine(Path(source), folder)
             else:
-                ready(target, precision, folder, overwrite=overwrite)
+                ready(target, precision, folder, overwrite=overwrite, calibrated=data is not None)
                 program = open_program(source, options.wishes(weights, resolution, length), tell)
+                dataset = open_data(data, program.info, program.outputs)
+                classify = any(len(output.shape) == 2 for output in program.outputs)
                 manifest = build(
                     program,
                     folder,
@@ -87,6 +112,9 @@ def export(
                     overwrite=overwrite,
                     recipe=recipe_of(source),
                     shapes=shape or (),
+                    data=dataset and Watched(dataset, None, tell, classify=classify),
+                    samples=calibrate,
+                    max_drop=max_drop,
                     tell=tell,
                 ).manifest
     engine = output / folder.name if serve else output
@@ -108,7 +136,9 @@ def export(
         ("memory", _memory(manifest)),
         ("built", _built(manifest)),
         ("cache", manifest.cache),
+        ("calibrated", _calibration(manifest)),
         ("against eager", _agreement(manifest)),
+        ("quality", _quality(manifest)),
         ("files", ", ".join([*manifest.files, MANIFEST])),
         ("size", f"{size / 1e6:.1f} MB"),
         ("serve with", " ".join(serving.get("command", ()))),
@@ -123,7 +153,7 @@ def _refuse_shaping(context: typer.Context, source: str) -> None:
         given = context.get_parameter_source(name)
         if given is not None and given.name == "COMMANDLINE":
             raise UsageError(
-                f"{source} is an engine already: leave --{name} out, or give the SOURCE that it was"
+                f"{source} is an engine already: leave --{name.replace('_', '-')} out, or give the SOURCE that it was"
                 " made from"
             )
 
@@ -159,6 +189,24 @@ def _agreement(manifest: Manifest) -> str:
     allowed = manifest.verified["tolerance"]
     provider = manifest.verified["run by"]
     return f"differs by {worst:.2g} of the output's scale, {allowed:.2g} allowed ({provider})"
+
+
+def _calibration(manifest: Manifest) -> str:
+    told = manifest.calibration
+    if told is None:
+        return ""
+    return f"{told['layers']} linear layers on {told['samples']} samples of {told['data']}"
+
+
+def _quality(manifest: Manifest) -> str:
+    """Accuracy before and after, where the check had labels."""
+    told = (manifest.verified or {}).get("quality")
+    if told is None:
+        return ""
+    return (
+        f"right on {told['accuracy_b']:.2%}, the model on {told['accuracy_a']:.2%} of {told['n']}"
+        f" samples: {told['difference']:+.2f} points (standard error {told['standard_error']:.2f})"
+    )
 
 
 def _built(manifest: Manifest) -> str:

@@ -207,7 +207,10 @@ MeantFor = Annotated[
         help="Back end that it is meant for: for GPUs token counts are rounded up to multiples of 8.",
     ),
 ]
-Precision = Annotated[str, typer.Option(help="Arithmetic: fp32, fp16, or with openvino bf16.")]
+Precision = Annotated[
+    str,
+    typer.Option(help="Arithmetic: fp32, fp16, with openvino bf16, or with --data of export int8."),
+]
 Shape = Annotated[
     list[str] | None,
     typer.Option(

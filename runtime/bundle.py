@@ -20,7 +20,15 @@ from thresher.runtime.conditions import PACKAGES, default_threads
 from thresher.runtime.engine import Engine
 from thresher.runtime.feeds import ANY
 from thresher.runtime.footprint import Footprint, footprint, largest
-from thresher.runtime.manifest import MODEL, Manifest, Prediction, TensorInfo, digest, installed
+from thresher.runtime.manifest import (
+    CALIBRATED,
+    MODEL,
+    Manifest,
+    Prediction,
+    TensorInfo,
+    digest,
+    installed,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -42,6 +50,7 @@ class Facts:
     sites: int = 0
     tokens: tuple[int | str, ...] | None = None
     prediction: Prediction | None = None
+    calibration: dict[str, Any] | None = None
     preprocessing: dict[str, Any] | None = None
     labels: tuple[str, ...] | None = None
 
@@ -69,8 +78,9 @@ def package(
         MissingRequirementError: the back end is not installed.
         RefusedError: the back end does not take the model.
     """
-    maker = ready(target, precision, folder, overwrite=overwrite)
     facts = facts or Facts()
+    calibrated = facts.calibration is not None
+    maker = ready(target, precision, folder, overwrite=overwrite, calibrated=calibrated)
     with atomic_folder(folder, overwrite=overwrite) as partial:
         proto = save_model(model, partial / MODEL)
         maker.refuse_problems(proto)
@@ -99,20 +109,30 @@ def _checkable(folder: Path, manifest: Manifest, maker: Backend, threads: int | 
     return Engine(folder, manifest, backend("cpu").open(folder, manifest, count), count)
 
 
-def ready(target: str, precision: str, folder: Path | str, *, overwrite: bool) -> Backend:
+def ready(
+    target: str, precision: str, folder: Path | str, *, overwrite: bool, calibrated: bool = False
+) -> Backend:
     """The back end, after all checks that need no model, so that long work need not start."""
-    maker = demand_target(target, precision)
+    maker = demand_target(target, precision, calibrated=calibrated)
     check_free(folder, overwrite=overwrite)
     return maker
 
 
-def demand_target(target: str, precision: str) -> Backend:
-    """The back end of a target, if it is installed here and has this precision."""
+def demand_target(target: str, precision: str, *, calibrated: bool = False) -> Backend:
+    """The back end of a target, if it is installed here and has this precision.
+
+    ``calibrated`` says that there is data for precisions that need some.
+    """
     maker = backend(target)
     if precision not in maker.precisions:
         raise UsageError(
             f"target {target!r} has no precision {precision!r}"
             f"{nearest(precision, maker.precisions)}"
+        )
+    if precision in CALIBRATED and not calibrated:
+        raise UsageError(
+            f"precision {precision!r} is calibrated on data, which only 'thresher export --data DATA'"
+            " does: give it some, or name an engine that it wrote"
         )
     maker.demand()
     return maker

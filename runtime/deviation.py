@@ -14,19 +14,33 @@ from thresher.compiler.errors import VerdictError
 
 Array = NDArray[Any]
 
-EPS = {"bf16": 2.0**-7, "fp16": 2.0**-10, "fp32": 2.0**-23, "fp64": 2.0**-52}  # coarsest first
+EPS = {  # coarsest first
+    "int8": 1 / 127,
+    "bf16": 2.0**-7,
+    "fp16": 2.0**-10,
+    "fp32": 2.0**-23,
+    "fp64": 2.0**-52,
+}
 DEPTH = 16  # roundings that pile up on the longest path, as a random walk
 WIDTH = 32  # root of the ~1000 terms of a sum that is accumulated in the type itself
+ANSWERS = 0.9  # share of samples that must agree where what counts are answers
 TIES = 0.25  # share of samples that may take another token where two score equal up to rounding
 TIED = 0.05  # of the scale: the most that another choice of a token may change an output
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Allowed absolute error, as a share of the reference's largest magnitude."""
+    """Allowed absolute error, as a share of the reference's largest magnitude.
+
+    ``answers``: whether a sample whose likeliest class is the same agrees whatever the error; then
+    ``share`` of the samples have to agree, and no error may be larger than ``most``.
+    """
 
     relative: float
     reason: str
+    answers: bool = False
+    share: float = 1.0
+    most: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,9 @@ def tolerance(precision: str) -> Tolerance:
     Half precision sums are accumulated in float32, so only the depth counts there.
     """
     eps = EPS[precision]
+    if precision == "int8":  # the steps of a tensor are equal: small values lose all their digits
+        reason = f"{DEPTH} roundings of int8 (eps {eps:.2g}), or the same answer"
+        return Tolerance(DEPTH * eps, reason, answers=True, share=ANSWERS, most=1.0)
     if precision in ("bf16", "fp16"):
         return Tolerance(DEPTH * eps, f"{DEPTH} roundings of {precision} (eps {eps:.2g})")
     return Tolerance(
@@ -95,11 +112,11 @@ class Deviations:
                     f"the output {name!r} is {shape} and should be {list(expected.shape)}"
                 )
             sums = self._sums.setdefault(name, _Sums(name, expected.dtype.name))
-            sums.add(expected, found, self.limit.relative)
+            sums.add(expected, found, self.limit)
 
     def results(self) -> tuple[OutputError, ...]:
-        share, most = 1.0, math.inf
-        if self.discrete:
+        share, most = self.limit.share, self.limit.most
+        if self.discrete and not self.limit.answers:
             share, most = 1 - TIES, max(TIED, self.limit.relative)
         return tuple(sums.result(share, most) for sums in self._sums.values())
 
@@ -114,7 +131,7 @@ class _Sums:
         self.max_abs = self.sum_abs = self.noise = self.signal = self.peak = self.cosines = 0.0
         self.classes = False
 
-    def add(self, expected: Array, found: Array, relative: float) -> None:
+    def add(self, expected: Array, found: Array, limit: Tolerance) -> None:
         rows = expected.shape[0] if expected.ndim else 1
         a = expected.reshape(rows, -1).astype(np.float64)
         b = found.reshape(rows, -1).astype(np.float64)
@@ -125,7 +142,6 @@ class _Sums:
         self.shape = tuple(expected.shape)
         self.samples += rows
         self.count += a.size
-        self.agreeing += int((worst <= relative * peak).sum())
         self.max_abs = max(self.max_abs, float(worst.max(initial=0.0)))
         self.peak = max(self.peak, peak)
         self.sum_abs += float(error.sum())
@@ -133,8 +149,12 @@ class _Sums:
         self.signal += float((a * a).sum())
         self.cosines += float(cosines(a, b).sum())
         self.classes = expected.ndim == 2 and expected.shape[1] > 1 and expected.dtype.kind == "f"
+        agreeing = worst <= limit.relative * peak
         if self.classes:
-            self.equal_argmax += int((a.argmax(1) == b.argmax(1)).sum())
+            equal = a.argmax(1) == b.argmax(1)
+            self.equal_argmax += int(equal.sum())
+            agreeing |= equal & limit.answers
+        self.agreeing += int(agreeing.sum())
 
     def result(self, share: float, most: float) -> OutputError:
         relative = self.max_abs / (self.peak or 1.0)

@@ -8,16 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thresher.compiler.errors import VerdictError
+from thresher.compiler.errors import UsageError, VerdictError
 from thresher.runtime.backends.base import Tell, silent
-from thresher.runtime.batches import run_in_batches
 from thresher.runtime.bundle import Facts, package, ready
-from thresher.runtime.deviation import Deviations, tolerance
+from thresher.runtime.calibration import SAMPLES, Calibration, calibrate
+from thresher.runtime.deviation import OutputError, plain
 from thresher.runtime.engine import Engine
-from thresher.runtime.manifest import Prediction
+from thresher.runtime.manifest import CALIBRATED, Prediction
 from thresher.runtime.runner import ProgramRunner, Runnable, symbol_ranges, tensor_info
 from thresher.runtime.sample import random_inputs
+from thresher.runtime.scoring import Dataset
 from thresher.runtime.shapes import narrowed
+from thresher.runtime.verifying import SameFunction, verify
 
 if TYPE_CHECKING:
     from thresher.compiler.program import Program
@@ -37,6 +39,9 @@ def export(
     check: bool = True,
     shapes: Sequence[str] = (),
     tell: Tell = silent,
+    data: Dataset | None = None,
+    samples: int = SAMPLES,
+    max_drop: float | None = None,
 ) -> Engine:
     """Lower a Program, build an engine folder for a target, and return the loaded engine.
 
@@ -44,22 +49,28 @@ def export(
         program: what to lower.
         folder: output; appears only when everything has succeeded.
         target: a back end, such as ``"cpu"`` or ``"tensorrt-rtx:sm89"``.
-        precision: ``"fp32"``, ``"fp16"``, or where the target has it ``"bf16"``.
+        precision: ``"fp32"``, ``"fp16"``, ``"int8"``, or where the target has it ``"bf16"``.
         threads: of the returned engine.
         overwrite: replace an older engine of that name.
         recipe: the resolved recipe, kept in the manifest.
         check: run the engine once against the eager program before the folder gets its name.
         shapes: sizes that inputs will have, such as ``"x=8x3x224x224"``; see
             :mod:`~thresher.runtime.shapes`.
+        data: what int8 is calibrated on; the check runs on it too, instead of on random inputs.
+        samples: of the data, spread evenly.
+        max_drop: points of accuracy that may be lost, on all of the data; needs ``check``.
         tell: called with (what, done, total) while it is built.
 
     Raises:
-        UsageError: unknown target or precision, shapes that do not fit, or the folder is taken.
+        UsageError: unknown target or precision, shapes that do not fit, the folder is taken, or the
+            precision or ``max_drop`` needs data that is missing or does not serve.
         MissingRequirementError: the back end is not installed.
-        RefusedError: the back end does not take the model.
-        VerdictError: the engine's numbers differ from the program's.
+        RefusedError: the back end or the precision does not take the model.
+        VerdictError: the engine's numbers differ from the program's, or too much accuracy is lost.
     """
-    maker = ready(target, precision, folder, overwrite=overwrite)
+    maker = ready(target, precision, folder, overwrite=overwrite, calibrated=data is not None)
+    if max_drop is not None and data is None:
+        raise UsageError("a largest drop needs labelled data: give --data, or leave --max-drop out")
     facts, specs = facts_of(program, recipe), tuple(map(tensor_info, program.inputs))
     wanted = narrowed(shapes, specs, facts.ranges)
     maker.check_shapes(specs, wanted.ranges)
@@ -68,7 +79,14 @@ def export(
 
     tell("lowering", 0, 0)
     model = to_onnx(program, precision=maker.graph_precision(precision))
-    agrees = partial(agree, ProgramRunner(program, threads=threads)) if check else None
+    if precision in CALIBRATED and data is not None:
+        chosen = Calibration(data, samples)
+        told = calibrate(model, specs, wanted.ranges, chosen, threads=threads)
+        facts = dataclasses.replace(facts, calibration=told)
+    agrees = None
+    if check:
+        reference = ProgramRunner(program, threads=threads)
+        agrees = partial(agree, reference, data=data, samples=samples, max_drop=max_drop)
     return package(
         model,
         folder,
@@ -82,30 +100,63 @@ def export(
     )
 
 
-def agree(reference: Runnable, engine: Engine) -> dict[str, Any]:
-    """Compare one random batch; returns the numbers for the manifest.
+def agree(
+    reference: Runnable,
+    engine: Engine,
+    *,
+    data: Dataset | None = None,
+    samples: int = SAMPLES,
+    max_drop: float | None = None,
+) -> dict[str, Any]:
+    """Compare on data, or on one random batch; returns the numbers for the manifest.
 
     Raises:
-        VerdictError: the engine differs beyond the tolerance of its precision.
+        UsageError: ``max_drop`` is given and the data has no labels.
+        VerdictError: the engine differs beyond the tolerance of its precision, or loses too much.
     """
-    limit = tolerance(engine.precision)
-    feeds = random_inputs(engine.inputs, batch=CHECK_BATCH, ranges=engine.ranges)
-    deviations = Deviations(limit, discrete=engine.reduced)
-    deviations.add(reference.run(feeds), run_in_batches(engine, feeds))
-    errors = deviations.results()
-    for error in errors:
+    if data is None:
+        what = "standard normal, seed 0"
+        feeds = random_inputs(engine.inputs, batch=CHECK_BATCH, ranges=engine.ranges)
+        found = verify(reference, engine, inputs=[feeds])
+    else:
+        what = data.name
+        limit = samples if max_drop is None else None
+        found = verify(reference, engine, dataset=data, limit=limit, max_drop=max_drop)
+    same, quality = found.same_function, found.quality
+    for error in same.outputs:
         if not error.same:
-            raise VerdictError(
-                f"the engine's output {error.name!r} differs from the program's by"
-                f" {error.relative:.2g} of its scale and {limit.relative:.2g} is allowed"
-                f" ({limit.reason}): nothing was written"
-            )
+            raise VerdictError(f"{_difference(error, same)}: nothing was written")
+    if quality is not None and quality.kept is False:
+        raise VerdictError(
+            f"the engine is right on {quality.accuracy_b:.2%} of {quality.n} samples and the program"
+            f" on {quality.accuracy_a:.2%}, a loss of {-quality.difference:.2f} points where"
+            f" {max_drop:g} may be lost: nothing was written"
+        )
     return {
-        "inputs": "standard normal, seed 0",
+        "inputs": what,
         "run by": engine.details["provider"],
-        "tolerance": limit.relative,
-        "outputs": {error.name: {"relative": error.relative} for error in errors},
+        "tolerance": same.tolerance,
+        "outputs": plain({error.name: _told(error) for error in same.outputs}),
+        **({} if quality is None else {"quality": plain(dataclasses.asdict(quality))}),
     }
+
+
+def _difference(error: OutputError, same: SameFunction) -> str:
+    if same.share < 1 and error.agreeing < same.share * error.samples:
+        return (
+            f"the engine's output {error.name!r} agrees with the program's in {error.agreeing} of"
+            f" {error.samples} samples and {same.share:.0%} have to ({same.reason})"
+        )
+    return (
+        f"the engine's output {error.name!r} differs from the program's by"
+        f" {error.relative:.2g} of its scale and {same.tolerance:.2g} is allowed ({same.reason})"
+    )
+
+
+def _told(error: OutputError) -> dict[str, Any]:
+    """Of one output, for the manifest."""
+    names = ("relative", "sqnr_db", "samples", "agreeing", "top1")
+    return {name: value for name in names if (value := getattr(error, name)) is not None}
 
 
 def _prediction(details: Sequence[Mapping[str, Any]]) -> Prediction | None:

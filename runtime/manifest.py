@@ -24,7 +24,8 @@ FLAVOURS = {
     "tensorrt": ("tensorrt-cu13", "tensorrt-cu12"),
 }  # the same module under other package names
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+CALIBRATED = ("int8",)  # precisions whose ranges are observed on data
 
 
 Ranges = Mapping[str, tuple[int, int | None]]  # least and largest sizes of symbolic axes
@@ -74,6 +75,7 @@ class Manifest(_Record):
     preprocessing: dict[str, Any] | None = None
     labels: tuple[str, ...] | None = None
     estimate: dict[str, Any] | None = None  # bytes, told from the graph before it was built
+    calibration: dict[str, Any] | None = None  # what ranges were observed on
     built: dict[str, Any] = Field(default_factory=dict)  # what the back end tells of its files
     cache: str = ""  # where the built files come from, and if they were built why
     verified: dict[str, Any] | None = None  # comparison with the eager program when exported
@@ -201,4 +203,5 @@ def _rebuild(
 ) -> str:
     options = f" --target {target}" if target else ""
     options += f" --precision {precision}" if precision != "fp32" else ""
+    options += " --data DATA" if precision in CALIBRATED else ""
     return f"'thresher export {source} -o {folder}{options} --overwrite'"

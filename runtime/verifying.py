@@ -34,6 +34,7 @@ class SameFunction:
     inputs: str
     tolerance: float
     reason: str
+    share: float  # of the samples, that has to agree
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _same_function(deviations: Deviations, what: str) -> SameFunction:
     outputs = deviations.results()
     limit = deviations.limit
     same = bool(outputs) and all(error.same for error in outputs)
-    return SameFunction(same, outputs, what, limit.relative, limit.reason)
+    return SameFunction(same, outputs, what, limit.relative, limit.reason, limit.share)
 
 
 def _quality(
@@ -249,6 +250,8 @@ def _sentences(a: str, b: str, first: SameFunction, second: QualityKept | None) 
 def _ties(first: SameFunction) -> str:
     """Said when the answer is yes although some samples differ by more than rounding."""
     odd = max((error.samples - error.agreeing for error in first.outputs), default=0)
+    if first.share < 1:
+        return f"; {odd} of {first.outputs[0].samples} samples disagree, {1 - first.share:.0%} may"
     if not first.same or not odd:
         return ""
     return f"; {odd} of {first.outputs[0].samples} samples differ as by a tie between two tokens"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from numpy.typing import NDArray
 
 from thresher.compiler.errors import MissingRequirementError, RefusedError, UsageError
-from thresher.runtime.manifest import Manifest, Ranges, TensorInfo, installed
+from thresher.runtime.manifest import CALIBRATED, Manifest, Ranges, TensorInfo, installed
 from thresher.runtime.provenance import node_source
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ class Backend(ABC):
         return f"{self.target}:{self.choice}" if self.choice else self.target
 
     def graph_precision(self, precision: str) -> str:
-        """In which precision ``model.onnx`` is written."""
-        return precision
+        """In which precision a Program is lowered; calibrated ones are rewritten from there."""
+        return "fp32" if precision in CALIBRATED else precision
 
     def cannot_run(self) -> str:
         """Why engines can be built here but not run, or nothing."""

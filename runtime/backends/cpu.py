@@ -25,6 +25,7 @@ class OnnxRuntimeCpu(OnnxRuntime):
     summary = "ONNX Runtime on the CPU"
     install = "pip install onnxruntime"
     provider = CPU
+    precisions = ("fp32", "fp16", "int8")
 
     def available(self) -> Availability:
         state = super().available()

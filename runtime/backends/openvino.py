@@ -26,11 +26,13 @@ class OpenVino(Backend):
     package = "openvino"
     install = "pip install 'thresher[openvino]'"
     prefix = "openvino."
-    precisions = ("fp32", "fp16", "bf16")
+    precisions = ("fp32", "fp16", "bf16", "int8")
     cached = True
 
     def graph_precision(self, precision: str) -> str:
-        return "fp32" if precision == "bf16" else precision  # OpenVINO rounds when it compiles
+        if precision == "bf16":
+            return "fp32"  # OpenVINO rounds when it compiles
+        return super().graph_precision(precision)
 
     def can_take(self, node: onnx.NodeProto, opset: int) -> str | None:
         if node.domain not in ("", "ai.onnx.ml", "com.microsoft"):
@@ -96,7 +98,7 @@ class OpenVinoSession:
         self.details = {
             "provider": f"OpenVINO {DEVICE}",
             "threads": str(threads),
-            "arithmetic": hint,
+            "arithmetic": f"int8 and {hint}" if manifest.precision == "int8" else hint,
         }
         self._outputs = [port.any_name for port in compiled.outputs]
         self._request: Any = compiled.create_infer_request()

@@ -42,6 +42,7 @@ class TensorRtFamily(Backend):
 
     title: ClassVar[str]
     plan: ClassVar[str]  # the file that it builds
+    precisions = ("fp32", "fp16", "int8")
     multiple = 8  # rows of a tile of the matrix units
     choices = cached = True
 

@@ -117,7 +117,9 @@ def test_agreement_with_the_reference(tmp_path: Path) -> None:
         same = toys.Fake("same")
         same.run = engine.run  # type: ignore[method-assign]
         found = agree(same, engine)
-        assert found["outputs"] == {"logits": {"relative": 0.0}}
+        assert found["outputs"] == {
+            "logits": {"relative": 0.0, "samples": 4, "agreeing": 4, "top1": 1.0}
+        }
 
         def off(inputs: Any) -> dict[str, Any]:
             return {name: value * np.float32(1.001) for name, value in engine.run(inputs).items()}
