@@ -178,7 +178,7 @@ _DATA = typer.Option(
     "--data",
     metavar="DATA",
     help="Labelled data: an image folder, an .npz file, a text file with labels, or the name of a"
-    " built-in set.",
+    " built-in set; for causal language models a text file.",
 )
 Data = Annotated[str | None, _DATA]
 DemandedData = Annotated[str, _DATA]
@@ -220,7 +220,10 @@ Logits = Annotated[
 ]
 MaxDrop = Annotated[
     float | None,
-    typer.Option(help="Points of accuracy (hundredths) that may be lost; exit code 1 if more are."),
+    typer.Option(
+        help="Points of accuracy (hundredths) that may be lost, or percent that perplexity may rise;"
+        " exit code 1 if more are."
+    ),
 ]
 MinSpeedup = Annotated[
     float | None,
