@@ -64,6 +64,8 @@ def trace(
     leaves = [_name(path) for path, _ in pytree.tree_leaves_with_path(dict(example))]
     given = {_identifier(name): name for name in leaves}
     inputs = tuple(given[node] for node in exported.graph_signature.user_inputs)
+    for bounded in [size for size in exported.range_constraints if not size.is_Symbol]:
+        del exported.range_constraints[bounded]  # of a sum, whose parts have theirs
     axes = {k: dict(v) for k, v in dynamic.items()}
     return Program(exported, info, axes, names, input_names=inputs)
 

@@ -13,6 +13,7 @@ from thresher.runtime.batches import run_in_batches
 from thresher.runtime.bundle import Facts, package, ready
 from thresher.runtime.deviation import Deviations, tolerance
 from thresher.runtime.engine import Engine
+from thresher.runtime.generate import with_own_past
 from thresher.runtime.manifest import Prediction
 from thresher.runtime.runner import ProgramRunner, Runnable, symbol_ranges, tensor_info
 from thresher.runtime.sample import random_inputs
@@ -84,7 +85,8 @@ def agree(reference: Runnable, engine: Engine) -> dict[str, Any]:
         VerdictError: the engine differs beyond the tolerance of its precision.
     """
     limit = tolerance(engine.precision)
-    feeds = random_inputs(engine.inputs, batch=CHECK_BATCH, ranges=engine.ranges)
+    drawn = random_inputs(engine.inputs, batch=CHECK_BATCH, ranges=engine.ranges)
+    feeds = with_own_past(reference, drawn)
     deviations = Deviations(limit, discrete=engine.reduced)
     deviations.add(reference.run(feeds), run_in_batches(engine, feeds))
     errors = deviations.results()

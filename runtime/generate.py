@@ -7,7 +7,7 @@ graph reads a prompt with an empty past, and makes each step from one token.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from thresher.compiler.errors import UsageError
 from thresher.runtime.feeds import Array
 from thresher.runtime.manifest import TensorInfo
 from thresher.runtime.runner import Runnable
+from thresher.runtime.sample import batch_symbol
 
 PAST, PRESENT = "past_key_values.", "present."
 
@@ -26,7 +27,9 @@ def is_language_model(inputs: Sequence[TensorInfo]) -> bool:
 
 
 class Session:
-    """A batch of texts in progress: keys and values so far, and which of the tokens are real.
+    """A batch of texts in progress: which of the tokens so far are real, and their keys and values.
+
+    ``past`` holds these under the names of the inputs that they are for.
 
     Raises:
         UsageError: the model is no causal language model.
@@ -39,10 +42,11 @@ class Session:
                 f"{model.name} is no causal language model, it takes {takes}: give one that was made"
                 " from hf:FOLDER of such a model"
             )
+        sizes: dict[int | str, int] = {batch_symbol(model.inputs) or "": batch, "past": 0}
         self._model = model
         self._real = np.zeros((batch, 0), np.int64)
-        self._past = {
-            spec.name: np.zeros([_size(axis, batch) for axis in spec.shape], spec.dtype)
+        self.past = {
+            spec.name: np.zeros([sizes.get(axis, axis) for axis in spec.shape], spec.dtype)
             for spec in model.inputs
             if spec.name.startswith(PAST)
         }
@@ -55,9 +59,27 @@ class Session:
         self._real = np.concatenate([self._real, real], axis=1)
         positions = np.maximum(self._real.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
         told = {"input_ids": ids, "attention_mask": self._real, "position_ids": positions}
-        outputs = self._model.run({**told, **self._past})
-        self._past = {name: outputs[PRESENT + name.removeprefix(PAST)] for name in self._past}
+        outputs = self._model.run({**told, **self.past})
+        self.past = {name: outputs[PRESENT + name.removeprefix(PAST)] for name in self.past}
         return outputs["logits"]
+
+
+def with_own_past(model: Runnable, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Inputs whose past is one that the model itself made, if it takes a past at all.
+
+    Keys and values at random are nothing that a trained model ever meets: it answers with activations
+    a hundred times as sensitive to rounding.
+    """
+    names = [name for name in feeds if name.startswith(PAST)]
+    if not names:
+        return dict(feeds)
+    ids, tokens = feeds["input_ids"], feeds[names[0]].shape[2]
+    session = Session(model, len(ids))
+    if tokens:
+        before = np.resize(ids, (len(ids), tokens))
+        session.feed(before, np.ones_like(before))
+    positions = np.broadcast_to(tokens + np.arange(ids.shape[1]), ids.shape)
+    return {**feeds, "position_ids": positions, **session.past}
 
 
 def greedy(model: Runnable, ids: Array, real: Array) -> Iterator[Array]:
@@ -149,8 +171,3 @@ def generate(
     spent = clock() - read
     stopped = "end" if made[-1] in ends else "tokens" if len(made) == tokens else "positions"
     return Generation(len(prompt), tuple(made), stopped, read - start, spent)
-
-
-def _size(axis: int | str, batch: int) -> int:
-    """Of an empty past."""
-    return axis if isinstance(axis, int) else batch if axis == "batch" else 0

@@ -17,6 +17,7 @@ from thresher.compiler.errors import UsageError
 from thresher.runtime.batches import run_in_batches
 from thresher.runtime.deviation import EPS, Deviations, OutputError, plain, tolerance
 from thresher.runtime.feeds import Array, describe
+from thresher.runtime.generate import with_own_past
 from thresher.runtime.perplexity import PerplexityKept, Windows, compare_perplexity
 from thresher.runtime.runner import Runnable
 from thresher.runtime.sample import random_inputs
@@ -165,10 +166,11 @@ def _batches(
         return "given", [(feeds, None) for feeds in inputs]
     if dataset is not None:
         return f"data set {dataset.name}", dataset.batches(batch, limit)
-    made: list[Labelled] = [
-        (random_inputs(a.inputs, batch=batch, sizes=sizes, ranges=a.ranges, seed=seed + i), None)
+    drawn = (
+        random_inputs(a.inputs, batch=batch, sizes=sizes, ranges=a.ranges, seed=seed + i)
         for i in range(ROUNDS)
-    ]
+    )
+    made: list[Labelled] = [(with_own_past(a, feeds), None) for feeds in drawn]
     return f"random, standard normal, seeds {seed} to {seed + ROUNDS - 1}", made
 
 

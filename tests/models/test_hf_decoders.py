@@ -145,9 +145,9 @@ def test_a_prompt_in_two_parts_is_a_prompt_in_one(case: Made) -> None:
     apart = np.concatenate(parts, axis=1)
     assert np.isfinite(at_once).all()
     np.testing.assert_allclose(apart[real > 0], at_once[real > 0], atol=2e-5, rtol=1e-4)
-    for name, value in whole._past.items():
+    for name, value in whole.past.items():
         rows = value.transpose(0, 2, 1, 3)[real > 0]
-        others = halves._past[name].transpose(0, 2, 1, 3)[real > 0]
+        others = halves.past[name].transpose(0, 2, 1, 3)[real > 0]
         np.testing.assert_allclose(others, rows, atol=2e-5, rtol=1e-4)
 
 
