@@ -214,7 +214,10 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, help="CPU threads; by default the physical cores, at most 8."),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use only so many samples of the data.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Use only so many samples of the data, or windows of a text."),
+]
 Logits = Annotated[
     str | None, typer.Option(metavar="OUTPUT", help="The output that holds the logits.")
 ]
