@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from thresher.cli.console import Progress
-from thresher.cli.options import numbers
 from thresher.compiler.errors import UsageError
 
 if TYPE_CHECKING:
@@ -191,7 +190,7 @@ def axis_sizes(given: list[str] | None) -> dict[str, int]:
     sizes = {}
     for entry in given or []:
         name, equals, size = entry.partition("=")
-        if not equals:
+        if not equals or not size.isdecimal():
             raise UsageError(f"--size {entry!r} is not AXIS=SIZE, such as length=128")
-        sizes[name] = numbers(size, f"--size {name}")[0]
+        sizes[name] = int(size)
     return sizes

@@ -118,7 +118,7 @@ def language_preprocessing(folder: Path, positions: int) -> dict[str, Any] | Non
     if not file.is_file():
         return None
     files = (read_json(folder / name) or {} for name in ("generation_config.json", "config.json"))
-    ends = next((found for f in files if (found := f.get("eos_token_id")) is not None), [])
+    ends: Any = next((found for f in files if (found := f.get("eos_token_id")) is not None), [])
     return {
         "kind": "language",
         "tokenizer": str(file.resolve()),
