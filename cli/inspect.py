@@ -185,7 +185,11 @@ def _show(source: str, data: dict[str, Any]) -> None:
             "cost of one item",
             f"{data['macs'] / 1e9:.3g} G multiply-accumulates{f' at {at}' if at else ''}",
         ),
-        ("tokens", f"{data['tokens']}, the first {data['protected']} protected"),
+        *(
+            [("tokens", f"{data['tokens']}, the first {data['protected']} protected")]
+            if data["tokens"]
+            else []
+        ),
         ("passes", ", ".join(record["name"] for record in data["history"]) or "none yet"),
     ]
     show(table(source, ("", ""), facts))

@@ -23,7 +23,16 @@ PAST, PRESENT = "past_key_values.", "present."
 
 def is_language_model(inputs: Sequence[TensorInfo]) -> bool:
     """Whether a model takes the keys and values of earlier tokens."""
-    return any(spec.name.startswith(PAST) for spec in inputs)
+    return any(map(_is_past, inputs))
+
+
+def _is_past(spec: TensorInfo) -> bool:
+    return spec.name.startswith(PAST)
+
+
+def _present(past: str) -> str:
+    """The output that becomes an input of the next call."""
+    return PRESENT + past.removeprefix(PAST)
 
 
 class Session:
@@ -32,7 +41,7 @@ class Session:
     ``past`` holds these under the names of the inputs that they are for.
 
     Raises:
-        UsageError: the model is no causal language model.
+        UsageError: the model is no causal language model, or lacks some of its outputs.
     """
 
     def __init__(self, model: Runnable, batch: int) -> None:
@@ -42,13 +51,18 @@ class Session:
                 f"{model.name} is no causal language model, it takes {takes}: give one that was made"
                 " from hf:FOLDER of such a model"
             )
-        sizes: dict[int | str, int] = {batch_symbol(model.inputs) or "": batch, "past": 0}
+        wanted = {"logits", *(_present(spec.name) for spec in model.inputs if _is_past(spec))}
+        if missing := sorted(wanted - {spec.name for spec in model.outputs}):
+            raise UsageError(f"{model.name} lacks the output {missing[0]}: keep all outputs")
+        sizes = {batch_symbol(model.inputs): batch, "past": 0}
         self._model = model
         self._real = np.zeros((batch, 0), np.int64)
         self.past = {
-            spec.name: np.zeros([sizes.get(axis, axis) for axis in spec.shape], spec.dtype)
+            spec.name: np.zeros(
+                [a if isinstance(a, int) else sizes[a] for a in spec.shape], spec.dtype
+            )
             for spec in model.inputs
-            if spec.name.startswith(PAST)
+            if _is_past(spec)
         }
 
     def feed(self, ids: Array, real: Array) -> Array:
@@ -60,7 +74,7 @@ class Session:
         positions = np.maximum(self._real.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
         told = {"input_ids": ids, "attention_mask": self._real, "position_ids": positions}
         outputs = self._model.run({**told, **self.past})
-        self.past = {name: outputs[PRESENT + name.removeprefix(PAST)] for name in self.past}
+        self.past = {name: outputs[_present(name)] for name in self.past}
         return outputs["logits"]
 
 

@@ -7,7 +7,7 @@ log-likelihood of all of these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,7 +105,6 @@ def compare_perplexity(
     windows: Windows,
     *,
     max_drop: float | None = None,
-    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> PerplexityKept:
     """Perplexity of ``b`` beside that of the reference ``a`` on the same windows.
 
@@ -114,15 +113,13 @@ def compare_perplexity(
         b: the candidate.
         windows: the text.
         max_drop: percent that perplexity may rise.
-        tell: called with the windows done and in all.
 
     Raises:
         UsageError: one of the two is no causal language model.
     """
     losses: list[tuple[float, float]] = []
     equal = 0
-    for index, ids in enumerate(windows.ids):
-        tell(index, len(windows.ids))
+    for ids in windows.ids:
         left, right = (logits(model, ids) for model in (a, b))
         losses.append((float(surprise(left, ids).mean()), float(surprise(right, ids).mean())))
         equal += int((left[:-1].argmax(-1) == right[:-1].argmax(-1)).sum())
@@ -147,7 +144,8 @@ def compare_perplexity(
 def logits(model: Runnable, ids: Array) -> Array:
     """``[N, vocabulary]`` of one window ``[N]`` read from an empty past."""
     row = ids[None]
-    return Session(model, 1).feed(row, np.ones_like(row))[0]
+    (found,) = Session(model, 1).feed(row, np.ones_like(row))
+    return np.asarray(found)
 
 
 def surprise(logits: Array, ids: Array) -> NDArray[np.float64]:

@@ -72,15 +72,19 @@ class QualityKept:
 
 @dataclass(frozen=True)
 class Verification:
-    """Both verdicts; ``met`` is whether everything that was demanded holds."""
+    """Both verdicts; ``met`` is whether everything that was demanded holds.
+
+    The second one is ``perplexity`` for causal language models and ``quality`` for all others.
+    """
 
     a: str
     b: str
     same_function: SameFunction
-    quality: QualityKept | PerplexityKept | None
+    quality: QualityKept | None
     demanded: tuple[str, ...]
     met: bool
     sentences: tuple[str, ...]
+    perplexity: PerplexityKept | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data under a versioned schema."""
@@ -139,15 +143,16 @@ def verify(
         if labels is not None:
             counts.add(left, right, labels)
     first = _same_function(deviations, what)
-    second = (
-        _quality(counts, dataset, max_drop)
-        if text is None
-        else compare_perplexity(a, b, text, max_drop=max_drop)
-    )
+    second: QualityKept | PerplexityKept | None
+    quality, perplexity = None, None
+    if text is not None:
+        second = perplexity = compare_perplexity(a, b, text, max_drop=max_drop)
+    else:
+        second = quality = _quality(counts, dataset, max_drop)
     demanded = tuple(n for n, on in (("same", same), ("quality", max_drop is not None)) if on)
     met = (first.same or not same) and (second is None or second.kept is not False)
     sentences = _sentences(a.name, b.name, first, second)
-    return Verification(a.name, b.name, first, second, demanded, met, sentences)
+    return Verification(a.name, b.name, first, quality, demanded, met, sentences, perplexity)
 
 
 Labelled = tuple[Mapping[str, Array], Array | None]

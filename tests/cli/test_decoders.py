@@ -62,7 +62,7 @@ def test_verify_compares_perplexity_on_a_text(cli: Cli, folder: Path) -> None:
         "verify", *both, "--size", "sequence=50", "--limit", "6", "--max-drop", "1", "--json"
     )
     assert (done.code, done.err) == (0, "")
-    quality = done.json["quality"]
+    quality = done.json["perplexity"]
     assert (quality["windows"], quality["length"], quality["kept"]) == (6, 50, True)
     assert quality["perplexity_a"] == pytest.approx(independent(folder), rel=1e-5)
     assert abs(quality["rise"]) < 0.01
