@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thresher.compiler.errors import UsageError
-from thresher.models.preprocess import ImageSteps, TextSteps, kind_of, read_image
+from thresher.models.preprocess import (
+    ImageSteps,
+    LanguageSteps,
+    TextSteps,
+    kind_of,
+    read_image,
+)
 
 Feeds = dict[str, NDArray[Any]]
 ARRAYS = (".npz", ".npy")
@@ -35,12 +41,33 @@ def feeds_of(
     if files and files[0].suffix in ARRAYS:
         return _arrays(files, names)
     need = "a text" if texts else f"the file {files[0]}"
-    if kind_of(preprocessing, need) == "image":
+    kind = kind_of(preprocessing, need)
+    if kind == "language":
+        raise UsageError("the model continues a text: give --prompt TEXT, or arrays as --input")
+    if kind == "image":
         if texts:
             raise UsageError("the model takes images: give --input FILE instead of --text")
         return _images(preprocessing or {}, files)
     lines = [line for file in files for line in _lines(file)]
     return TextSteps(preprocessing or {})([*texts, *lines])
+
+
+def language_of(preprocessing: dict[str, Any] | None, name: str) -> LanguageSteps:
+    """How the causal language model ``name`` reads and writes text.
+
+    Raises:
+        UsageError: it is none, or its folder had no tokenizer.
+    """
+    if preprocessing is None:
+        raise UsageError(
+            f"{name} has no tokenizer: put tokenizer.json into the folder of a causal language model"
+            " and export it again"
+        )
+    if kind_of(preprocessing, "a text") != "language":
+        raise UsageError(
+            f"{name} continues no text, it takes {preprocessing['kind']}s: give --input"
+        )
+    return LanguageSteps(preprocessing)
 
 
 def image_sample(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ import typer
 
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
-from thresher.cli.opening import open_program
+from thresher.cli.opening import axis_sizes, open_program
 from thresher.compiler.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def inspect(
     graph: Annotated[
         bool, typer.Option("--graph", help="Print the graph, one line for each node, instead.")
     ] = False,
+    size: options.Size = None,
     weights: options.Weights = None,
     resolution: options.Resolution = None,
     length: options.Length = None,
@@ -36,6 +37,9 @@ def inspect(
     verbose: options.Verbose = False,
 ) -> None:
     """Show sites, refusals, token counts and cost; with --image, draw which patches survive.
+
+    Costs are those of --size, by default of the sizes that the model was traced at, and for causal
+    language models of one step behind 256 tokens (--size past=256 --size sequence=1).
 
     The picture has a panel for every block that changes the tokens: dropped patches are greyed out,
     patches that became one token have one colour.
@@ -54,7 +58,7 @@ def inspect(
             stages = picture(program, image, output)
             data: dict[str, Any] = {"picture": str(output), "stages": stages}
         else:
-            data = anatomy(program)
+            data = anatomy(program, axis_sizes(size))
     if json:
         show_json("inspect", {"source": source, **data})
     elif output is not None:
@@ -102,12 +106,20 @@ def picture(program: Program, image: Path, output: Path) -> list[dict[str, int]]
     ]
 
 
-def anatomy(program: Program) -> dict[str, Any]:
-    """Contract, history, sites, refusals and cost of a Program as plain data."""
-    from thresher.compiler.analysis.axes import hint_of
-    from thresher.compiler.analysis.cost import total_macs
-    from thresher.compiler.analysis.sites import find_sites
+def anatomy(program: Program, sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Contract, history, sites, refusals and cost of a Program as plain data.
 
+    Args:
+        sizes: of symbolic axes, for the cost.
+    """
+    from thresher.compiler.analysis.axes import hint_of
+    from thresher.compiler.analysis.cost import symbol_sizes, total_macs
+    from thresher.compiler.analysis.sites import find_sites
+    from thresher.runtime.runner import tensor_info
+    from thresher.runtime.sample import timed_sizes
+
+    sizes = timed_sizes([tensor_info(spec) for spec in program.inputs], sizes)
+    symbols = symbol_sizes(program, sizes)
     sites = find_sites(program)
     reduced = bool(
         program.ledger
@@ -118,8 +130,9 @@ def anatomy(program: Program) -> dict[str, Any]:
         "stage": program.stage,
         "inputs": [asdict(spec) for spec in program.inputs],
         "outputs": [asdict(spec) for spec in program.outputs],
-        "parameters": sum(p.numel() for p in program.exported.state_dict.values()),
-        "macs": total_macs(program.graph),
+        "parameters": parameters(program),
+        "macs": total_macs(program.graph, sizes=symbols),
+        "sizes": sizes,
         "tokens": hint_of(sites.tokens),
         "protected": sites.protected,
         "class_token": sites.class_token,
@@ -131,11 +144,17 @@ def anatomy(program: Program) -> dict[str, Any]:
             if not reduced
         ],
         "refusals": [asdict(r) for r in (refusals if reduced else sites.refusals)],
-        "blocks": block_macs(program),
+        "blocks": block_macs(program, symbols),
     }
 
 
-def block_macs(program: Program) -> dict[str, int]:
+def parameters(program: Program) -> int:
+    """Number of weights; tied ones count once."""
+    stored = {tensor.data_ptr(): tensor for tensor in program.exported.state_dict.values()}
+    return sum(tensor.numel() for tensor in stored.values())
+
+
+def block_macs(program: Program, symbols: Mapping[str, int] | None = None) -> dict[str, int]:
     """Multiply-accumulates of one item by block, in the order in which they run."""
     from thresher.compiler.analysis.cost import node_cost
     from thresher.compiler.program import module_path
@@ -147,12 +166,13 @@ def block_macs(program: Program) -> dict[str, int]:
     names = block_names(path for path, _ in paths)
     blocks: dict[str, int] = {}
     for path, node in paths:
-        blocks[names[path]] = blocks.get(names[path], 0) + node_cost(node).macs
+        blocks[names[path]] = blocks.get(names[path], 0) + node_cost(node, sizes=symbols).macs
     return {name: macs for name, macs in blocks.items() if macs}
 
 
 def _show(source: str, data: dict[str, Any]) -> None:
     info = data["info"]
+    at = ", ".join(f"{axis} {size}" for axis, size in data["sizes"].items())
     facts = [
         (
             "source",
@@ -161,8 +181,15 @@ def _show(source: str, data: dict[str, Any]) -> None:
         *((f"input {s['name']}", f"{s['dtype']} {list(s['shape'])}") for s in data["inputs"]),
         *((f"output {s['name']}", f"{s['dtype']} {list(s['shape'])}") for s in data["outputs"]),
         ("parameters", f"{data['parameters'] / 1e6:.2f} M"),
-        ("cost of one item", f"{data['macs'] / 1e9:.3g} G multiply-accumulates"),
-        ("tokens", f"{data['tokens']}, the first {data['protected']} protected"),
+        (
+            "cost of one item",
+            f"{data['macs'] / 1e9:.3g} G multiply-accumulates{f' at {at}' if at else ''}",
+        ),
+        *(
+            [("tokens", f"{data['tokens']}, the first {data['protected']} protected")]
+            if data["tokens"]
+            else []
+        ),
         ("passes", ", ".join(record["name"] for record in data["history"]) or "none yet"),
     ]
     show(table(source, ("", ""), facts))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from thresher.cli.console import Progress
-from thresher.cli.options import numbers
 from thresher.compiler.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from thresher.models.data import Dataset
     from thresher.models.options import SourceOptions
     from thresher.runtime import Engine, ProgramRunner
+    from thresher.runtime.perplexity import Windows
 
     Batch: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray | None]
 
@@ -104,6 +104,33 @@ def open_data(spec: str | None, told: Told, outputs: Sequence[Spec]) -> Dataset 
     return open_dataset(spec, told.preprocessing, labels=told.labels, classes=classes)
 
 
+def open_text(
+    file: str | None, model: Engine | ProgramRunner, limit: int | None, sizes: dict[str, int]
+) -> Windows | None:
+    """The text file that ``--data`` names, if the model is a causal language model.
+
+    Args:
+        limit: number of windows to use.
+        sizes: of symbolic axes; ``sequence``, the length of a window, is taken out.
+
+    Raises:
+        UsageError: no such file, no text, too little of it, or the model has no tokenizer.
+    """
+    from thresher.cli.inputs import language_of
+    from thresher.runtime.generate import is_language_model
+    from thresher.runtime.perplexity import Windows
+
+    if file is None or not is_language_model(model.inputs):
+        return None
+    steps = language_of(model.preprocessing, model.name)
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} is no text file in UTF-8 ({error}): give one") from error
+    length = sizes.pop("sequence", None)
+    return Windows.cut(file, steps.read(text), length, steps.positions, limit)
+
+
 def open_learning(spec: str | None, judged: str | None, program: Program) -> Dataset | None:
     """The data that ``--learn-data`` names, beside the data that the result is judged on.
 
@@ -163,7 +190,7 @@ def axis_sizes(given: list[str] | None) -> dict[str, int]:
     sizes = {}
     for entry in given or []:
         name, equals, size = entry.partition("=")
-        if not equals:
+        if not equals or not size.isdecimal():
             raise UsageError(f"--size {entry!r} is not AXIS=SIZE, such as length=128")
-        sizes[name] = numbers(size, f"--size {name}")[0]
+        sizes[name] = int(size)
     return sizes

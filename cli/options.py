@@ -178,7 +178,7 @@ _DATA = typer.Option(
     "--data",
     metavar="DATA",
     help="Labelled data: an image folder, an .npz file, a text file with labels, or the name of a"
-    " built-in set.",
+    " built-in set; for causal language models a text file.",
 )
 Data = Annotated[str | None, _DATA]
 DemandedData = Annotated[str, _DATA]
@@ -227,13 +227,19 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, help="CPU threads; by default the physical cores, at most 8."),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use only so many samples of the data.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Use only so many samples of the data, or windows of a text."),
+]
 Logits = Annotated[
     str | None, typer.Option(metavar="OUTPUT", help="The output that holds the logits.")
 ]
 MaxDrop = Annotated[
     float | None,
-    typer.Option(help="Points of accuracy (hundredths) that may be lost; exit code 1 if more are."),
+    typer.Option(
+        help="Points of accuracy (hundredths) that may be lost, or percent that perplexity may rise;"
+        " exit code 1 if more are."
+    ),
 ]
 MinSpeedup = Annotated[
     float | None,

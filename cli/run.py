@@ -10,6 +10,8 @@ import typer
 
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
+from thresher.cli.generating import continue_text
+from thresher.compiler.errors import UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +32,13 @@ def run(
     text: Annotated[
         list[str] | None, typer.Option(metavar="SENTENCE", help="A text; may be repeated.")
     ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="A text that a causal language model continues."),
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="How many tokens to add to the prompt at most.")
+    ] = 128,
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
     save: Annotated[
         Path | None, typer.Option(metavar="NPZ", help="Write the outputs as arrays.")
@@ -38,7 +47,18 @@ def run(
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Run an engine on images, texts or arrays; inputs are prepared as the model wants them."""
+    """Run an engine on images, texts or arrays; inputs are prepared as the model wants them.
+
+    With --prompt a causal language model writes on, the likeliest token at each step, until the text
+    ends; the tokens read and made in a second are told on standard error.
+    """
+    if prompt is not None:
+        if input or text or save is not None:
+            raise UsageError(
+                "--prompt goes with none of --input, --text and --save: leave them out"
+            )
+        continue_text(engine, prompt, tokens, threads, json=json)
+        return
     with progress() as tell:
         from thresher.cli.inputs import feeds_of
         from thresher.runtime import Engine

@@ -8,7 +8,7 @@ import typer
 
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
-from thresher.cli.opening import Watched, axis_sizes, open_data, open_runner
+from thresher.cli.opening import Watched, axis_sizes, open_data, open_runner, open_text
 from thresher.cli.profile import NEGATIVE
 
 
@@ -41,6 +41,10 @@ def verify(
 ) -> None:
     """Compare B with A: is it the same function, and is the quality kept on labelled data?
 
+    Of causal language models --data is a text file, and quality is perplexity: on the first --limit
+    windows of 1024 tokens (--size sequence=N for others), each read on its own; --max-drop is then the
+    percent that it may rise.
+
     Exit code 1 when a verdict that was demanded is negative.
     """
     wishes = options.wishes(weights, resolution, length)
@@ -52,7 +56,10 @@ def verify(
             open_runner(b, wishes, threads, tell) as candidate,
         ):
             tell("comparing", 0, 0)
-            dataset = open_data(data, reference, reference.outputs)
+            sizes, dataset = axis_sizes(size), None
+            text = open_text(data, reference, limit, sizes)
+            if text is None:
+                dataset = open_data(data, reference, reference.outputs)
             found = compare(
                 reference,
                 candidate,
@@ -62,7 +69,8 @@ def verify(
                 max_drop=max_drop,
                 same=same,
                 output=logits,
-                sizes=axis_sizes(size),
+                sizes=sizes,
+                text=text,
             )
     if json:
         show_json("verify", found.to_json())

@@ -104,7 +104,8 @@ class Program:
     """A traced model after ``run_decompositions({})``.
 
     ``axes`` names the symbolic axes of the inputs (``{"x": {0: "batch"}}``), ``output_names`` the
-    outputs in order.  A Program is never changed: passes return a new one.
+    outputs in order, ``input_names`` the inputs where they are not called as the graph's nodes are.
+    A Program is never changed: passes return a new one.
     """
 
     exported: ExportedProgram
@@ -113,6 +114,7 @@ class Program:
     output_names: tuple[str, ...] = ()
     history: tuple[PassRecord, ...] = ()
     ledger: tuple[LedgerEntry, ...] = ()
+    input_names: tuple[str, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -127,8 +129,8 @@ class Program:
     def symbols(self) -> dict[str, str]:
         """Symbol of the shape environment (``"s77"``) to the user's name (``"batch"``)."""
         names: dict[str, str] = {}
-        for node in self.input_nodes():
-            for axis, name in self.axes.get(node.name, {}).items():
+        for given, node in self.named_inputs():
+            for axis, name in self.axes.get(given, {}).items():
                 size = node.meta["val"].shape[axis]
                 if isinstance(size, torch.SymInt):
                     names.setdefault(str(size.node.expr), name)
@@ -139,6 +141,12 @@ class Program:
         wanted = set(self.exported.graph_signature.user_inputs)
         return [n for n in self.graph.nodes if n.op == "placeholder" and n.name in wanted]
 
+    def named_inputs(self) -> list[tuple[str, fx.Node]]:
+        """The user's inputs in order, each with its name."""
+        nodes = self.input_nodes()
+        names = self.input_names or tuple(node.name for node in nodes)
+        return list(zip(names, nodes, strict=True))
+
     def placeholder_values(self, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         """Weights, constants and ``inputs`` as the graph takes them, in order; weights are detached."""
         stored = {**self.exported.state_dict, **self.exported.constants}
@@ -147,7 +155,7 @@ class Program:
             for spec in self.exported.graph_signature.input_specs
             if spec.target
         }
-        given |= dict(inputs)
+        given |= {node.name: inputs[name] for name, node in self.named_inputs() if name in inputs}
         return [given[node.name] for node in self.graph.nodes if node.op == "placeholder"]
 
     def output_nodes(self) -> list[fx.Node]:
@@ -166,7 +174,7 @@ class Program:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        return tuple(self.describe(node) for node in self.input_nodes())
+        return tuple(self.describe(node, name) for name, node in self.named_inputs())
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -182,7 +190,7 @@ class Program:
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Run eagerly without gradients; inputs and outputs by name."""
-        arguments = [inputs[node.name] for node in self.input_nodes()]
+        arguments = [inputs[name] for name, _ in self.named_inputs()]
         spec = self.exported.call_spec.in_spec
         assert spec is not None
         args, kwargs = pytree.tree_unflatten(arguments, spec)
@@ -215,6 +223,7 @@ class Program:
             "info": dataclasses.asdict(self.info),
             "axes": {name: dict(axes) for name, axes in self.axes.items()},
             "outputs": list(self.output_names),
+            "inputs": list(self.input_names),
             "history": [dataclasses.asdict(entry) for entry in self.history],
             "ledger": [dataclasses.asdict(entry) for entry in self.ledger],
         }
@@ -245,13 +254,16 @@ class Program:
             info=SourceInfo(**info),
             axes=record["axes"],
             output_names=tuple(record["outputs"]),
+            input_names=tuple(record.get("inputs", ())),
             history=tuple(_read_record(entry) for entry in record["history"]),
             ledger=tuple(LedgerEntry(**entry) for entry in record["ledger"]),
         )
 
 
 def _named(size: torch.SymInt, symbols: Mapping[str, str]) -> str:
-    return re.sub(r"s\d+", lambda match: symbols.get(match[0], match[0]), str(size.node.expr))
+    text = str(size.node.expr)
+    named = re.sub(r"s\d+", lambda match: symbols.get(match[0], match[0]), text)
+    return symbols.get(text, named)
 
 
 def _read_record(entry: dict[str, Any]) -> PassRecord:

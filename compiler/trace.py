@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
 
 from thresher.compiler.errors import RefusedError
 from thresher.compiler.program import Program, SourceInfo
@@ -15,7 +17,7 @@ from thresher.compiler.program import Program, SourceInfo
 
 def trace(
     model: nn.Module,
-    example: Mapping[str, torch.Tensor],
+    example: Mapping[str, Any],
     *,
     dynamic: Mapping[str, Mapping[int, str]],
     info: SourceInfo,
@@ -26,24 +28,28 @@ def trace(
 
     Args:
         model: returns a tensor, a tuple or a dict of tensors.
-        example: name of a ``forward`` argument to a tensor; sizes of dynamic axes must not be 0 or 1.
-        dynamic: input name to ``{axis: symbol}``; equal symbols are one dimension.
+        example: name of a ``forward`` argument to a tensor, or to lists and dicts of tensors, whose
+            inputs are then named ``argument.0.key``; sizes of dynamic axes must not be 0 or 1.
+        dynamic: input name to ``{axis: symbol}``; equal symbols are one dimension.  A sum of symbols
+            (``"past + sequence"``) is one that the model itself ties to them.
         info: origin, kept with the Program.
-        least: smallest size of a symbol that the model can process, where it is more than 1.
+        least: smallest size of a symbol that the model can process, where it is not 1.
         outputs: names of the outputs; by default the dict's keys, or ``output``/``output_0`` ...
 
     Raises:
         RefusedError: ``torch.export`` cannot trace the model; the message carries its first line.
     """
     dims = {
-        name: Dim(name, min=(least or {}).get(name, 1))
+        name: Dim(_identifier(name), min=(least or {}).get(name, 1))
         for axes in dynamic.values()
         for name in axes.values()
     }
-    shapes = {
-        name: {axis: dims[symbol] for axis, symbol in dynamic.get(name, {}).items()}
-        for name in example
-    }
+    shapes = pytree.tree_map_with_path(
+        lambda path, _: {
+            axis: dims[symbol] for axis, symbol in dynamic.get(_name(path), {}).items()
+        },
+        dict(example),
+    )
     try:
         exported = torch.export.export(
             model.eval(), (), dict(example), dynamic_shapes=shapes, strict=False
@@ -55,7 +61,23 @@ def trace(
             " mend the model's data-dependent Python or give an ONNX file of it"
         ) from error
     names = tuple(outputs) if outputs else _output_names(exported)
-    return Program(exported, info, {k: dict(v) for k, v in dynamic.items()}, names)
+    leaves = [_name(path) for path, _ in pytree.tree_leaves_with_path(dict(example))]
+    given = {_identifier(name): name for name in leaves}
+    inputs = tuple(given[node] for node in exported.graph_signature.user_inputs)
+    for bounded in [size for size in exported.range_constraints if not size.is_Symbol]:
+        del exported.range_constraints[bounded]  # of a sum, whose parts have theirs
+    axes = {k: dict(v) for k, v in dynamic.items()}
+    return Program(exported, info, axes, names, input_names=inputs)
+
+
+def _name(path: Sequence[Any]) -> str:
+    """Dotted name of a leaf of nested arguments."""
+    return ".".join(str(getattr(entry, "key", getattr(entry, "idx", ""))) for entry in path)
+
+
+def _identifier(name: str) -> str:
+    """What ``torch.export`` calls an input or a symbol."""
+    return re.sub(r"\W+", "_", name)
 
 
 def _output_names(exported: ExportedProgram) -> tuple[str, ...]:

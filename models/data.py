@@ -193,8 +193,12 @@ def _load_npz(path: Path) -> dict[str, Array]:
 def _texts(
     path: Path, preprocessing: Mapping[str, Any] | None, known: Sequence[str] | None
 ) -> Dataset:
-    if kind_of(preprocessing, "text") != "text" or preprocessing is None:
-        raise UsageError(f"{path} holds text, and the model takes images")
+    kind = kind_of(preprocessing, "text")
+    if kind != "text" or preprocessing is None:
+        takes = (
+            "takes images" if kind == "image" else "continues text: 'verify' takes it as such data"
+        )
+        raise UsageError(f"{path} holds text, and the model {takes}")
     steps = TextSteps(preprocessing)
     texts, words = _read_texts(path)
     labels = None if words is None else read_labels(words, known, str(path))

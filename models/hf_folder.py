@@ -108,6 +108,25 @@ def text_preprocessing(
     }
 
 
+def language_preprocessing(folder: Path, positions: int) -> dict[str, Any] | None:
+    """How a causal language model reads and ends a text; None without ``tokenizer.json``.
+
+    Args:
+        positions: number of positions that the model knows.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    files = (read_json(folder / name) or {} for name in ("generation_config.json", "config.json"))
+    ends: Any = next((found for f in files if (found := f.get("eos_token_id")) is not None), [])
+    return {
+        "kind": "language",
+        "tokenizer": str(file.resolve()),
+        "positions": positions,
+        "ends": [int(end) for end in (ends if isinstance(ends, list) else [ends])],
+    }
+
+
 def sentence_pooling(folder: Path) -> tuple[str, bool] | None:
     """``("mean" | "cls", scaled to unit length)`` of a sentence-transformers folder."""
     pooling = read_json(folder / "1_Pooling" / "config.json")

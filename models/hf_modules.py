@@ -33,9 +33,13 @@ def attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """``[B, H, N, d]`` three times -> ``[B, N, H, d]``; only for bidirectional encoders."""
+    """``[B, H, N, d]`` three times -> ``[B, N, H, d]``; keys and values may have fewer heads.
+
+    What may be seen is the mask's business, causal order too.
+    """
+    shared = {"enable_gqa": True} if key.shape[1] != query.shape[1] else {}
     mixed = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, scale=scaling
+        query, key, value, attn_mask=attention_mask, scale=scaling, **shared
     )
     return mixed.transpose(1, 2), None
 

@@ -1,4 +1,4 @@
-"""``hf:DIR``: encoders from a Hugging Face folder, offline and without foreign code."""
+"""``hf:DIR``: encoders and causal language models from a Hugging Face folder, offline, no foreign code."""
 
 from __future__ import annotations
 
@@ -54,16 +54,22 @@ FAMILIES = {
     "modernbert": Family("text", "ModernBertModel", ("ModernBertForSequenceClassification",)),
     "whisper": Family("spectrogram", "WhisperModel"),
     "wav2vec2": Family("waveform", "Wav2Vec2Model", ("Wav2Vec2ForCTC",)),
+    "llama": Family("causal", "LlamaForCausalLM"),
+    "mistral": Family("causal", "MistralForCausalLM"),
+    "qwen2": Family("causal", "Qwen2ForCausalLM"),
+    "qwen3": Family("causal", "Qwen3ForCausalLM"),
+    "gpt2": Family("causal", "GPT2LMHeadModel"),
 }
 
 
 def load(name: str, options: SourceOptions) -> Program:
-    """Trace the encoder in folder ``name``; the batch is dynamic, and so is the length.
+    """Trace the model in folder ``name``; the batch is dynamic, and so is the length.
 
-    Inputs: ``pixel_values``, ``input_ids`` with ``attention_mask`` (and ``token_type_ids``),
-    ``input_features`` or ``input_values``.  Outputs: ``logits`` of a classifier, otherwise
-    ``last_hidden_state`` and ``pooler_output``; ``sentence_embedding`` where the folder belongs to
-    sentence-transformers.
+    Inputs of encoders: ``pixel_values``, ``input_ids`` with ``attention_mask`` (and
+    ``token_type_ids``), ``input_features`` or ``input_values``.  Outputs: ``logits`` of a classifier,
+    otherwise ``last_hidden_state`` and ``pooler_output``; ``sentence_embedding`` where the folder
+    belongs to sentence-transformers.  Causal language models: see
+    :class:`~thresher.models.hf_decoders.Decoder`.
 
     Raises:
         UsageError: the folder is incomplete, damaged, or its weights do not fit its config.
@@ -78,7 +84,7 @@ def load(name: str, options: SourceOptions) -> Program:
             f"{folder} holds a model of type {config.get('model_type')!r}, and hf: reads"
             f" {', '.join(FAMILIES)}: give it as MODULE:FUNCTION, .pt2 or .onnx instead"
         )
-    taken = ("resolution",) if family.kind == "image" else ("length",)
+    taken = {"image": ("resolution",), "causal": ()}.get(family.kind, ("length",))
     options.allow(f"hf:DIR ({config['model_type']})", "weights", "outputs", *taken)
     model, weights, fingerprint = _model(folder, config, family, options)
     task = TASKS[family.kind](folder, model, options)

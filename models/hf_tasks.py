@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.program import Program, SourceInfo
 from thresher.compiler.trace import trace
 from thresher.models import hf_modules as modules
+from thresher.models.hf_decoders import Decoder, plain_linears
 from thresher.models.hf_folder import (
     image_preprocessing,
+    language_preprocessing,
     read_json,
     sentence_pooling,
     text_inputs,
@@ -24,6 +26,7 @@ from thresher.models.hf_folder import (
 from thresher.models.options import SourceOptions, keep_outputs
 
 BATCH, LENGTH = "batch", "length"
+PAST, SEQUENCE = "past", "sequence"  # tokens in the cache of a language model, and new ones
 # Sizes that models of symbolic length are traced at; costs are predicted and counts searched there.
 WORDS, SAMPLES = 64, 16_000
 
@@ -32,28 +35,27 @@ WORDS, SAMPLES = 64, 16_000
 class Task:
     """A module ready to trace.
 
-    ``shortest`` is the least size of the axis ``length`` that the model can process.
+    ``least`` are the smallest sizes of symbolic axes that the model can process, where not 1.
     """
 
     module: modules.Encoder
-    example: dict[str, Tensor]
+    example: dict[str, Any]
     dynamic: dict[str, dict[int, str]]
     preprocessing: dict[str, Any] | None = None
-    shortest: int = 1
+    least: dict[str, int] = field(default_factory=dict)
 
     def trace(self, info: SourceInfo, wanted: tuple[str, ...] | None) -> Program:
         """The Program with all outputs, or with those ``wanted``, in that order."""
         with torch.no_grad():
             names = tuple(self.module(**self.example))
         names = self.module.outputs = keep_outputs(names, wanted, info.source)
-        least = {LENGTH: self.shortest}
         return trace(
             self.module,
             self.example,
             dynamic=self.dynamic,
             info=info,
             outputs=names,
-            least=least,
+            least=self.least,
         )
 
 
@@ -119,7 +121,45 @@ def _waveform(folder: Path, model: Any, options: SourceOptions) -> Task:
         modules.Waveform(model),
         example,
         {name: _axes(options.length) for name in example},
-        shortest=shortest,
+        least={LENGTH: shortest},
+    )
+
+
+def _causal(folder: Path, model: Any, options: SourceOptions) -> Task:
+    """Batch, past and new tokens are all symbolic; the past may be empty."""
+    config = model.config
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        raise RefusedError(
+            f"{folder} attends within a sliding window of {config.sliding_window} tokens, and the"
+            " cache of hf: keeps all: set sliding_window to null for texts that are shorter"
+        )
+    if getattr(config, "add_cross_attention", False):
+        raise RefusedError(f"{folder} also attends to an encoder, and hf: reads decoders alone")
+    plain_linears(model)
+    batch, past, new = 2, 4, 3  # sizes of the example; any will do
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    layers = [
+        {part: torch.zeros(batch, heads, past, size) for part in ("key", "value")}
+        for _ in range(config.num_hidden_layers)
+    ]
+    names = [f"past_key_values.{i}.{part}" for i, layer in enumerate(layers) for part in layer]
+    return Task(
+        Decoder(model),
+        {
+            "input_ids": torch.zeros(batch, new, dtype=torch.int64),
+            "attention_mask": torch.ones(batch, past + new, dtype=torch.int64),
+            "position_ids": torch.zeros(batch, new, dtype=torch.int64),  # one tensor is one input
+            "past_key_values": layers,
+        },
+        {
+            "input_ids": {0: BATCH, 1: SEQUENCE},
+            "attention_mask": {0: BATCH, 1: f"{PAST} + {SEQUENCE}"},
+            "position_ids": {0: BATCH, 1: SEQUENCE},
+            **{name: {0: BATCH, 2: PAST} for name in names},
+        },
+        language_preprocessing(folder, int(config.max_position_embeddings)),
+        least={PAST: 0},
     )
 
 
@@ -128,6 +168,7 @@ TASKS: dict[str, Callable[[Path, Any, SourceOptions], Task]] = {
     "text": _text,
     "spectrogram": _spectrogram,
     "waveform": _waveform,
+    "causal": _causal,
 }
 
 

@@ -6,6 +6,7 @@ A preprocessing is plain data that travels with the Program and the engine::
      "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center"}
     {"kind": "text", "tokenizer": "/path/tokenizer.json", "inputs": ["input_ids", "attention_mask"],
      "max_length": 128, "length": None, "pad_id": 0}
+    {"kind": "language", "tokenizer": "/path/tokenizer.json", "positions": 2048, "ends": [2]}
 
 Image steps are those of timm's evaluation transform, so that published accuracies are reproduced:
 resize to ``size / crop_pct`` (or to ``resize`` pixels where that is given), crop the centre, scale
@@ -15,7 +16,7 @@ to [0, 1], normalise.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-KINDS = ("image", "text")
+KINDS = ("image", "text", "language")
 
 
 def kind_of(preprocessing: Mapping[str, Any] | None, need: str) -> str:
-    """``"image"`` or ``"text"``.
+    """``"image"``, ``"text"``, or ``"language"`` of a causal language model.
 
     Raises:
         UsageError: there is no preprocessing, or one that this thresher does not know.
@@ -162,17 +163,7 @@ class TextSteps:
     """How texts become integer arrays ``[B, N]``; needs the package ``tokenizers``."""
 
     def __init__(self, preprocessing: Mapping[str, Any]) -> None:
-        try:
-            from tokenizers import Tokenizer
-        except ImportError:
-            raise missing_extra("tokenizers", "hf", "text") from None
-        path = Path(str(preprocessing.get("tokenizer")))
-        if not path.is_file():
-            raise UsageError(f"the tokenizer {path} is missing: give the model's folder again")
-        try:
-            self.tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise UsageError(f"{path} is not a tokenizer ({error}): fetch it again") from error
+        self.tokenizer = _tokenizer(preprocessing)
         self.inputs = tuple(str(name) for name in preprocessing["inputs"])
         self.tokenizer.enable_truncation(int(preprocessing["max_length"]))
         padding = dict(self.tokenizer.padding or {})
@@ -195,6 +186,49 @@ class TextSteps:
             name: np.array([getattr(item, fields[name]) for item in encoded], dtype=np.int64)
             for name in self.inputs
         }
+
+
+class LanguageSteps:
+    """How a causal language model reads text and writes it; needs the package ``tokenizers``.
+
+    Attributes:
+        positions: number of positions that the model knows.
+        ends: token ids that end a text.
+    """
+
+    def __init__(self, preprocessing: Mapping[str, Any]) -> None:
+        self.tokenizer = _tokenizer(preprocessing)
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.positions = int(preprocessing["positions"])
+        self.ends = tuple(int(end) for end in preprocessing["ends"])
+
+    def read(self, text: str) -> list[int]:
+        """Token ids of a text, with what the tokenizer puts round it."""
+        return list(self.tokenizer.encode(text).ids)
+
+    def writer(self) -> Callable[[int], str]:
+        """Takes token ids one by one and gives what each adds to the text; a part of a character is
+        held back until it is whole.
+        """
+        from tokenizers.decoders import DecodeStream
+
+        stream = DecodeStream(skip_special_tokens=True)
+        return lambda token: stream.step(self.tokenizer, token) or ""
+
+
+def _tokenizer(preprocessing: Mapping[str, Any]) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise missing_extra("tokenizers", "hf", "text") from None
+    path = Path(str(preprocessing.get("tokenizer")))
+    if not path.is_file():
+        raise UsageError(f"the tokenizer {path} is missing: give the model's folder again")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise UsageError(f"{path} is not a tokenizer ({error}): fetch it again") from error
 
 
 def _in_mode(image: Image.Image, channels: int) -> Image.Image:

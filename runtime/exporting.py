@@ -14,6 +14,7 @@ from thresher.runtime.bundle import Facts, package, ready
 from thresher.runtime.calibration import SAMPLES, Calibration, calibrate
 from thresher.runtime.deviation import OutputError, plain
 from thresher.runtime.engine import Engine
+from thresher.runtime.generate import with_own_past
 from thresher.runtime.manifest import CALIBRATED, Prediction
 from thresher.runtime.runner import ProgramRunner, Runnable, symbol_ranges, tensor_info
 from thresher.runtime.sample import random_inputs
@@ -116,8 +117,8 @@ def agree(
     """
     if data is None:
         what = "standard normal, seed 0"
-        feeds = random_inputs(engine.inputs, batch=CHECK_BATCH, ranges=engine.ranges)
-        found = verify(reference, engine, inputs=[feeds])
+        drawn = random_inputs(engine.inputs, batch=CHECK_BATCH, ranges=engine.ranges)
+        found = verify(reference, engine, inputs=[with_own_past(reference, drawn)])
     else:
         what = data.name
         limit = samples if max_drop is None else None

@@ -13,6 +13,7 @@ from thresher.runtime.manifest import Ranges, TensorInfo
 
 Array = NDArray[Any]
 ANY = "?"  # an axis without a name: any size, related to no other axis
+PLUS = " + "  # between the symbols of an axis that is as long as theirs together
 
 
 def checked(
@@ -36,6 +37,7 @@ def checked(
         value = np.asarray(given[name])
         _check_shape(value.shape, spec, ranges or {}, sizes)
         feeds[name] = _cast(value, spec)
+    _check_sums(sizes)
     return feeds
 
 
@@ -67,6 +69,15 @@ def _check_shape(
         first, where = sizes.setdefault(wanted, (size, place))
         if size != first:
             raise UsageError(f"{place} ({wanted}) is {size} and {where}, the same axis, is {first}")
+
+
+def _check_sums(sizes: Mapping[str, tuple[int, str]]) -> None:
+    for wanted, (size, place) in sizes.items():
+        parts = wanted.split(PLUS)
+        if len(parts) > 1 and all(part in sizes for part in parts):
+            total = sum(sizes[part][0] for part in parts)
+            if size != total:
+                raise UsageError(f"{place} ({wanted}) is {size} and must be {total}")
 
 
 def _cast(value: Array, spec: TensorInfo) -> Array:

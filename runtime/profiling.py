@@ -19,7 +19,7 @@ from thresher.runtime.feeds import Array
 from thresher.runtime.measure import Clock, Plan, Warmth, interleave, warm_up
 from thresher.runtime.memory import MEANING, Memory, peak_memory
 from thresher.runtime.runner import Runnable
-from thresher.runtime.sample import batch_symbol, random_inputs
+from thresher.runtime.sample import batch_symbol, random_inputs, timed_sizes
 from thresher.runtime.stats import Ratio, Spread, paired_ratio, spread
 from thresher.runtime.verifying import comparable
 
@@ -99,7 +99,8 @@ def profile(
         precision: precision for Programs.
         threads: CPU threads of every candidate; by default the physical cores, at most 8.
         plan: how long to measure.
-        sizes: sizes of symbolic axes other than the batch.
+        sizes: sizes of symbolic axes other than the batch; by default 64, and of a language model
+            one step behind 256 tokens.
         memory: measure peak memory, in one more process for each engine.
         blocks: also time the blocks, at the first batch size, with ONNX Runtime.
         min_speedup: demanded of every candidate at every batch size.
@@ -119,6 +120,7 @@ def profile(
         names = unique_names(runs)
         for other in runs[1:]:
             comparable(runs[0], other)
+        sizes = timed_sizes(runs[0].inputs, sizes)
         memories = [_memory(run, batches[0], threads, sizes) if memory else None for run in runs]
         described = tuple(map(describe, runs, names, memories))
         timings = tuple(

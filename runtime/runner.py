@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from thresher.runtime.conditions import default_threads
-from thresher.runtime.feeds import Array, checked
+from thresher.runtime.feeds import PLUS, Array, checked
 from thresher.runtime.manifest import Ranges, TensorInfo
 
 if TYPE_CHECKING:
@@ -94,8 +94,9 @@ def symbol_ranges(program: Program) -> dict[str, tuple[int, int | None]]:
     names = program.symbols
     for symbol, bounds in program.exported.range_constraints.items():
         name = names.get(str(symbol))
-        if name is not None:
-            ranges[name] = (max(1, _finite(bounds.lower) or 1), _finite(bounds.upper))
+        if name is not None and PLUS not in name:
+            low = _finite(bounds.lower)
+            ranges[name] = (1 if low is None else low, _finite(bounds.upper))
     return ranges
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thresher.runtime.feeds import PLUS
 from thresher.runtime.manifest import Ranges, TensorInfo
 
 LENGTH = 64  # of symbolic axes other than the batch, such as the number of words
+STEP = {"past": 256, "sequence": 1}
 VOCABULARY = 100  # whole-number inputs stay below this: every embedding table is larger
 
 
@@ -22,7 +24,8 @@ def random_inputs(
     ranges: Ranges | None = None,
     seed: int = 0,
 ) -> dict[str, NDArray[Any]]:
-    """Standard normal floats and small whole numbers; masks are all ones, types all zeros.
+    """Standard normal floats and small whole numbers; masks are all ones, types all zeros, and
+    positions count from 0.
 
     Args:
         specs: the inputs wanted.
@@ -40,6 +43,12 @@ def random_inputs(
     return {spec.name: _fill(spec, shape, rng) for spec, shape in zip(specs, shapes, strict=True)}
 
 
+def timed_sizes(specs: Sequence[TensorInfo], given: Mapping[str, int] | None) -> dict[str, int]:
+    """Sizes of symbolic axes to time at: of a language model, one step behind 256 tokens."""
+    axes = {axis for spec in specs for axis in spec.shape}
+    return {**(STEP if STEP.keys() <= axes else {}), **(given or {})}
+
+
 def batch_symbol(specs: Sequence[TensorInfo]) -> str | None:
     """Name of axis 0 of the first input, or None when its size is fixed."""
     first = specs[0].shape[0] if specs and specs[0].shape else None
@@ -51,6 +60,8 @@ def _size(axis: int | str, known: Mapping[str, int], ranges: Ranges) -> int:
         return axis
     if axis in known:
         return known[axis]
+    if PLUS in axis:
+        return sum(_size(part, known, ranges) for part in axis.split(PLUS))
     low, high = ranges.get(axis, (1, None))
     return max(low, LENGTH if high is None else min(LENGTH, high))
 
@@ -63,4 +74,6 @@ def _fill(spec: TensorInfo, shape: list[int], rng: np.random.Generator) -> NDArr
         return np.ones(shape, dtype)
     if "type" in spec.name:
         return np.zeros(shape, dtype)
+    if "position" in spec.name:
+        return np.broadcast_to(np.arange(shape[-1]), shape).astype(dtype)
     return rng.integers(0, VOCABULARY, shape).astype(dtype)

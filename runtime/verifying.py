@@ -17,6 +17,8 @@ from thresher.compiler.errors import UsageError
 from thresher.runtime.batches import run_in_batches
 from thresher.runtime.deviation import EPS, Deviations, OutputError, plain, tolerance
 from thresher.runtime.feeds import Array, describe
+from thresher.runtime.generate import with_own_past
+from thresher.runtime.perplexity import PerplexityKept, Windows, compare_perplexity
 from thresher.runtime.runner import Runnable
 from thresher.runtime.sample import random_inputs
 from thresher.runtime.scoring import Dataset, predicted
@@ -59,10 +61,22 @@ class QualityKept:
     max_drop: float | None
     kept: bool | None
 
+    def sentence(self, a: str, b: str) -> str:
+        """The verdict in words."""
+        return (
+            f"quality kept: {_answer(self)}; {b} is right on {self.accuracy_b:.2%} and {a} on"
+            f" {self.accuracy_a:.2%} of {self.n} samples: {self.difference:+.2f} points (standard"
+            f" error {self.standard_error:.2f}), {self.right_to_wrong} right became wrong and"
+            f" {self.wrong_to_right} wrong became right"
+        )
+
 
 @dataclass(frozen=True)
 class Verification:
-    """Both verdicts; ``met`` is whether everything that was demanded holds."""
+    """Both verdicts; ``met`` is whether everything that was demanded holds.
+
+    The second one is ``perplexity`` for causal language models and ``quality`` for all others.
+    """
 
     a: str
     b: str
@@ -71,6 +85,7 @@ class Verification:
     demanded: tuple[str, ...]
     met: bool
     sentences: tuple[str, ...]
+    perplexity: PerplexityKept | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data under a versioned schema."""
@@ -90,6 +105,7 @@ def verify(
     output: str | None = None,
     sizes: Mapping[str, int] | None = None,
     seed: int = 0,
+    text: Windows | None = None,
 ) -> Verification:
     """Compare ``b`` with the reference ``a``.
 
@@ -100,19 +116,21 @@ def verify(
         inputs: batches to compare on; by default seeded random ones, or the data set's.
         batch: samples in a batch.
         limit: number of samples of the data set to use.
-        max_drop: points of accuracy that may be lost; demands the second verdict.
+        max_drop: points of accuracy that may be lost, or percent that perplexity may rise; demands
+            the second verdict.
         same: whether the first verdict is demanded; by default when nothing else is and ``b``
             reduces tokens no more than ``a`` does.
         output: name of the logits; by default the first output ``[samples, classes]``.
         sizes: sizes of symbolic axes other than the batch, for random inputs.
         seed: of the random inputs.
+        text: for the second verdict on causal language models, in place of a data set.
 
     Raises:
         UsageError: the two cannot be compared, or a drop is demanded without labelled data.
         VerdictError: an output has another shape.
     """
     comparable(a, b)
-    if max_drop is not None and dataset is None:
+    if max_drop is not None and dataset is None and text is None:
         raise UsageError("a largest drop needs labelled data: give --data, or leave --max-drop out")
     if same is None:
         same = max_drop is None and a.reduced == b.reduced
@@ -126,11 +144,16 @@ def verify(
         if labels is not None:
             counts.add(left, right, labels)
     first = _same_function(deviations, what)
-    second = _quality(counts, dataset, max_drop)
+    second: QualityKept | PerplexityKept | None
+    quality, perplexity = None, None
+    if text is not None:
+        second = perplexity = compare_perplexity(a, b, text, max_drop=max_drop)
+    else:
+        second = quality = _quality(counts, dataset, max_drop)
     demanded = tuple(n for n, on in (("same", same), ("quality", max_drop is not None)) if on)
     met = (first.same or not same) and (second is None or second.kept is not False)
     sentences = _sentences(a.name, b.name, first, second)
-    return Verification(a.name, b.name, first, second, demanded, met, sentences)
+    return Verification(a.name, b.name, first, quality, demanded, met, sentences, perplexity)
 
 
 Labelled = tuple[Mapping[str, Array], Array | None]
@@ -149,10 +172,11 @@ def _batches(
         return "given", [(feeds, None) for feeds in inputs]
     if dataset is not None:
         return f"data set {dataset.name}", dataset.batches(batch, limit)
-    made: list[Labelled] = [
-        (random_inputs(a.inputs, batch=batch, sizes=sizes, ranges=a.ranges, seed=seed + i), None)
+    drawn = (
+        random_inputs(a.inputs, batch=batch, sizes=sizes, ranges=a.ranges, seed=seed + i)
         for i in range(ROUNDS)
-    ]
+    )
+    made: list[Labelled] = [(with_own_past(a, feeds), None) for feeds in drawn]
     return f"random, standard normal, seeds {seed} to {seed + ROUNDS - 1}", made
 
 
@@ -229,7 +253,9 @@ def paired_error(lost: int, won: int, n: int) -> float:
     return math.sqrt(max(0.0, lost + won - (won - lost) ** 2 / n)) / n
 
 
-def _sentences(a: str, b: str, first: SameFunction, second: QualityKept | None) -> tuple[str, ...]:
+def _sentences(
+    a: str, b: str, first: SameFunction, second: QualityKept | PerplexityKept | None
+) -> tuple[str, ...]:
     worst = max(first.outputs, key=lambda error: error.relative, default=None)
     far = f"{worst.relative:.2g}" if worst else "nothing was compared,"
     said = [
@@ -237,13 +263,7 @@ def _sentences(a: str, b: str, first: SameFunction, second: QualityKept | None) 
         f" output's scale and {first.tolerance:.2g} is rounding ({first.reason}){_ties(first)}"
     ]
     if second is not None:
-        drop = (
-            f"{b} is right on {second.accuracy_b:.2%} and {a} on {second.accuracy_a:.2%} of"
-            f" {second.n} samples: {second.difference:+.2f} points (standard error"
-            f" {second.standard_error:.2f}), {second.right_to_wrong} right became wrong and"
-            f" {second.wrong_to_right} wrong became right"
-        )
-        said.append(f"quality kept: {_answer(second)}; {drop}")
+        said.append(second.sentence(a, b))
     return tuple(said)
 
 

@@ -19,19 +19,38 @@ from torch import fx
 
 from thresher.compiler.analysis.axes import hint_of, size_of
 from thresher.compiler.analysis.sites import SDPA, Sites, dataflow
+from thresher.compiler.program import Program
 
 aten = torch.ops.aten
 Shape = Sequence[int]
 
 
-def shape_of(value: object, batch: int | None = None) -> list[int]:
-    """Concrete shape: symbolic sizes at their traced example, a symbolic leading axis at ``batch``."""
+def symbol_sizes(program: Program, named: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of symbolic axes by the graph's symbols, of those by the user's names."""
+    return {symbol: named[name] for symbol, name in program.symbols.items() if name in named}
+
+
+def shape_of(
+    value: object, batch: int | None = None, sizes: Mapping[str, int] | None = None
+) -> list[int]:
+    """Concrete shape: symbols at ``sizes`` or else at their traced example, a symbolic leading axis at
+    ``batch``.
+    """
     if not isinstance(value, torch.Tensor):
         return []
-    shape = [hint_of(s) for s in value.shape]
+    shape = [_size_at(s, sizes or {}) for s in value.shape]
     if batch is not None and shape and not isinstance(size_of(value.shape[0]), int):
         shape[0] = batch
     return shape
+
+
+def _size_at(value: int | torch.SymInt, sizes: Mapping[str, int]) -> int:
+    if isinstance(value, int) or not sizes:
+        return hint_of(value)
+    expression = value.node.expr
+    known = {s: sizes[str(s)] for s in expression.free_symbols if str(s) in sizes}
+    whole = len(known) == len(expression.free_symbols)
+    return int(expression.subs(known)) if whole else hint_of(value)
 
 
 def _linear(args: list[Shape], out: Shape) -> int:
@@ -99,34 +118,38 @@ class NodeCost:
     bytes: int
 
 
-def node_cost(node: fx.Node, batch: int = 1) -> NodeCost:
-    """Cost of one call for ``batch`` items; other symbolic sizes are those of the traced example."""
+def node_cost(node: fx.Node, batch: int = 1, sizes: Mapping[str, int] | None = None) -> NodeCost:
+    """Cost of one call for ``batch`` items.
+
+    Args:
+        sizes: of symbols, see :func:`symbol_sizes`; others are those of the traced example.
+    """
     values = [n.meta.get("val") for n in node.all_input_nodes]
     result = node.meta.get("val")
     results = list(result) if isinstance(result, (tuple, list)) else [result]
     schema = getattr(node.target, "_schema", None)
     rule = _MACS.get(node.target) or _OURS.get(schema.name if schema is not None else "")
-    shapes: list[Shape] = [_operand(a, batch) for a in node.args]
-    macs = rule(shapes, shape_of(results[0], batch)) if rule else 0
+    shapes: list[Shape] = [_operand(a, batch, sizes) for a in node.args]
+    macs = rule(shapes, shape_of(results[0], batch, sizes)) if rule else 0
     moved = sum(
-        prod(shape_of(v, batch)) * v.element_size()
+        prod(shape_of(v, batch, sizes)) * v.element_size()
         for v in [*values, *results]
         if isinstance(v, torch.Tensor)
     )
     return NodeCost(macs, moved)
 
 
-def _operand(value: object, batch: int) -> list[int]:
+def _operand(value: object, batch: int, sizes: Mapping[str, int] | None) -> list[int]:
     """What a rule sees of an operand: its shape, or a whole number as a list of one."""
     given = value.meta.get("val") if isinstance(value, fx.Node) else value
     if isinstance(given, (int, torch.SymInt)):
-        return [hint_of(given)]
-    return shape_of(given, batch)
+        return [_size_at(given, sizes or {})]
+    return shape_of(given, batch, sizes)
 
 
-def total_macs(graph: fx.Graph, batch: int = 1) -> int:
-    """MACs of a whole graph for ``batch`` items."""
-    return sum(node_cost(n, batch).macs for n in graph.nodes if n.op == "call_function")
+def total_macs(graph: fx.Graph, batch: int = 1, sizes: Mapping[str, int] | None = None) -> int:
+    """MACs of a whole graph for ``batch`` items, at ``sizes`` of symbols."""
+    return sum(node_cost(n, batch, sizes).macs for n in graph.nodes if n.op == "call_function")
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,9 @@ def find_sites(program: Program) -> Sites:
         _place(found, flow, attention)
     if not found.sites:
         if not found.refusals:
-            found.refusals.append(Refusal(attentions[0].node.name, _no_attention(program.graph)))
+            found.refusals.append(
+                Refusal(attentions[0].node.name, _no_self_attention(attentions[0]))
+            )
         return found
     found.root = _stream_root(flow, found.sites[0])
     _prefix(found, flow)
@@ -169,6 +171,13 @@ def _no_attention(graph: fx.Graph) -> str:
                 " in between (talking heads, windows), which leaves no q, k, v to reduce by"
             )
     return "no attention was found: this is not a transformer that thresher can reduce"
+
+
+def _no_self_attention(attention: Attention) -> str:
+    return (
+        f"{_where(attention.node)}sees other tokens than its own block's, such as the cache of a"
+        " decoder: a token that goes would be missing for all later ones, so none are reduced"
+    )
 
 
 def _is_self(axes: Axes, attention: Attention) -> bool:

@@ -146,19 +146,34 @@ def tweets() -> tuple[list[str], NDArray[np.float64]]:
 
     Hutto and Gilbert, "VADER", ICWSM 2014.
     """
+    rows = _rated("tweets")
+    return [text for _, _, text in rows], np.array([float(rating) for _, rating, _ in rows])
+
+
+def editorials() -> str:
+    """498 newspaper editorials, 0.55 million characters, put together from their rated sentences."""
+    articles: dict[int, list[tuple[int, str]]] = {}
+    for place, _, sentence in _rated("nytEditorialSnippets"):
+        article, number = map(int, place.split("_"))
+        articles.setdefault(article, []).append((number, sentence.strip()))
+    parts = (sorted(sentences) for _, sentences in sorted(articles.items()))
+    return "\n\n".join(" ".join(sentence for _, sentence in part) for part in parts)
+
+
+def _rated(name: str) -> list[list[str]]:
+    """Rows of number, rating and text of one of the sets in the archive."""
     archive = folder() / "vaderSentiment-0.5.zip"
     if not archive.exists():
         raise MissingRequirementError(
             f"{archive} is missing: 'pip download --no-deps vaderSentiment==0.5 -d {folder()}'"
         )
     with zipfile.ZipFile(archive) as outer:
-        name = next(n for n in outer.namelist() if n.endswith("hutto_ICWSM_2014.tar.gz"))
-        inner = io.BytesIO(outer.read(name))
+        inside = next(n for n in outer.namelist() if n.endswith("hutto_ICWSM_2014.tar.gz"))
+        inner = io.BytesIO(outer.read(inside))
     with tarfile.open(fileobj=inner, mode="r:gz") as tar:
-        member: Any = tar.extractfile("hutto_ICWSM_2014/tweets_GroundTruth.txt")
+        member: Any = tar.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
         lines = member.read().decode("latin-1").splitlines()
-    rows = [row for row in (line.split("\t") for line in lines) if len(row) == 3]
-    return [text for _, _, text in rows], np.array([float(rating) for _, rating, _ in rows])
+    return [row for row in (line.split("\t") for line in lines) if len(row) == 3]
 
 
 @dataclass(frozen=True)

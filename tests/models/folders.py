@@ -52,6 +52,18 @@ WAVE = {
     "num_conv_pos_embedding_groups": 4,
 }
 
+LANGUAGE = {
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+GROUPED = {**LANGUAGE, "intermediate_size": 48, "num_key_value_heads": 2}  # as Llama has it
+
 
 def build(cls: str, config: str, **settings: Any) -> Any:
     """A model of transformers with every parameter drawn at random, biases too."""
@@ -81,6 +93,17 @@ def words(batch: int, length: int) -> dict[str, torch.Tensor]:
     real[:, 0] = True
     ids = torch.randint(5, 50, (batch, length)) * real
     return {"input_ids": ids, "attention_mask": real.long()}
+
+
+def word_tokenizer(folder: Path) -> Path:
+    """A tokenizer without special tokens: ``w7`` is token 7."""
+    tokenizers = pytest.importorskip("tokenizers")
+    table = {"[UNK]": 0, **{f"w{number}": number for number in range(1, 120)}}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(table, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    path = folder / "tokenizer.json"
+    made.save(str(path))
+    return path
 
 
 def tokenizer(folder: Path) -> Path:
