@@ -47,7 +47,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Section:
-    """``check``: what the section shows counts as failed where it does not come to its end."""
+    """``seconds`` of ``TOTAL``; ``check``: a section that does not come to its end counts as failed."""
 
     seconds: float
     place: str
@@ -95,10 +95,11 @@ def within(name: str, section: Section, seconds: float, options: Sequence[str]) 
 
 
 def run_all(names: Sequence[str], total: float, options: Sequence[str]) -> list[Row]:
-    """All sections in order; none is given more than its budget or what is left."""
+    """All sections in order; none is given more than its budget, in proportion to ``total``, or what is left."""
     start, rows = time.monotonic(), []
     for name in names:
-        seconds = min(SECTIONS[name].seconds, total - (time.monotonic() - start))
+        left = total - (time.monotonic() - start)
+        seconds = min(SECTIONS[name].seconds * total / TOTAL, left)
         print(f"{name}: at most {seconds:.0f} s", file=sys.stderr, flush=True)
         if seconds <= 0:
             rows.append(Row(name, "not begun", note="no time was left"))

@@ -36,7 +36,7 @@ def test_a_dry_run_ends_with_one_table_and_its_json(
 @pytest.mark.slow
 def test_all_sections_dry(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    assert main(["--dry", "--seconds", "1000", "--json", str(file)]) == 0
+    assert main(["--dry", "--seconds", "5000", "--json", str(file)]) == 0
     rows = [Row(**row) for row in json.loads(file.read_text())["rows"]]
     assert {row.section for row in rows} == set(SECTIONS)
     assert [row for row in rows if row.case in ("not begun", "not to its end")] == []
