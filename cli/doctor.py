@@ -13,7 +13,6 @@ import typer
 
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
-from thresher.runtime.manifest import installed
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -111,6 +110,8 @@ def _asked_by(requirement: Requirement, extra: str) -> bool:
 
 
 def _examine(requirement: Requirement, extra: str) -> Package:
+    from thresher.runtime.manifest import installed
+
     found = installed(requirement.name)
     fits = found is not None and requirement.specifier.contains(found, prereleases=True)
     name = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from thresher.cli import options
-from thresher.cli.console import Progress, progress, show, show_json, table
+from thresher.cli.console import Progress, progress, say, show, show_json, table
 from thresher.cli.explain import REFUSED
 from thresher.cli.opening import open_data, open_program
 from thresher.cli.passes import as_json, foreseen, foresight, pass_table, refusal_table, warn
@@ -103,15 +103,16 @@ def idle_passes(recipe: Recipe, records: Sequence[PassRecord]) -> list[str]:
 def in_memory(program: Program, recipe: Recipe, tell: Progress) -> Program:
     """The Program as the recipe makes it without data, so that the target is asked about that graph.
 
-    Where a pass cannot do without, the Program as it is.
+    Where a pass cannot do without, the Program as it is, and that is said.
     """
     from thresher.compiler.contract import Context
-    from thresher.compiler.errors import ThresherError
+    from thresher.compiler.errors import UsageError
     from thresher.compiler.pipeline import optimize
 
     try:
         return optimize(program, recipe, Context(progress=tell))
-    except ThresherError:
+    except UsageError as error:
+        say(f"the target is asked about the model as it is: {error}")
         return program
 
 

@@ -19,10 +19,10 @@ from thresher.compiler.errors import MissingRequirementError, UsageError
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
-FLAVOURS = {
+FLAVOURS = {  # other packages that bring the same module
     "onnxruntime": ("onnxruntime-gpu",),
     "tensorrt": ("tensorrt-cu13", "tensorrt-cu12"),
-}  # the same module under other package names
+}
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 CALIBRATED = ("int8",)  # precisions whose ranges are observed on data

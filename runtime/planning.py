@@ -13,6 +13,7 @@ from thresher.compiler.errors import (
     UsageError,
 )
 from thresher.runtime.backends import TARGETS, Backend, Problem, backend
+from thresher.runtime.bundle import check_room
 from thresher.runtime.exporting import facts_of
 from thresher.runtime.feeds import describe
 from thresher.runtime.footprint import Footprint, footprint, largest
@@ -79,6 +80,8 @@ def outlook(
     found += _nodes(maker, model)
     specs = tuple(map(tensor_info, program.inputs))
     room = footprint(model, largest(specs, sizes.ranges, sizes.usual))
+    if room is not None:
+        check_room(room, maker)
     return Outlook(tuple(found), room)
 
 
@@ -121,7 +124,14 @@ def _nodes(maker: Backend, model: onnx.ModelProto) -> list[Trouble]:
         return []
     others = {name: set(_keys(backend(name), model)) for name in TARGETS if name != maker.target}
     return [
-        Trouble("node", p.reason, _remedy(p, others), node=p.node, op=p.op, source=p.source)
+        Trouble(
+            "node",
+            p.reason,
+            _remedy(p, others),
+            node=p.node,
+            op=p.op,
+            source=", ".join(filter(None, (p.source, p.inserted))),
+        )
         for p in problems
     ]
 
