@@ -133,7 +133,8 @@ class _Observer:
     """Runs a model in ONNX Runtime and returns tensors inside it."""
 
     def __init__(self, model: ir.Model, watched: Sequence[str], folder: Path, threads: int) -> None:
-        from thresher.runtime.backends.cpu import kernel_library, open_session, session_options
+        from thresher.runtime.backends.cpu import kernel_library
+        from thresher.runtime.backends.onnx_runtime import open_session, session_options
         from thresher.runtime.bundle import save_model
 
         self.watched = watched

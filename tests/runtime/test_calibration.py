@@ -21,7 +21,7 @@ from thresher.compiler.pipeline import optimize
 from thresher.compiler.program import Program
 from thresher.compiler.recipe import load_recipe
 from thresher.runtime import Engine, ProgramRunner, export, verify
-from thresher.runtime.backends.cpu import session_options
+from thresher.runtime.backends.onnx_runtime import session_options
 from thresher.runtime.calibration import BINS, Calibration, Magnitudes, calibrate
 from thresher.runtime.deviation import Deviations, Tolerance, tolerance
 from thresher.runtime.manifest import MODEL, TensorInfo
