@@ -39,7 +39,7 @@ class Decoder(Encoder):
 
     outputs = ()  # all of them
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
