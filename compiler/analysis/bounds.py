@@ -81,10 +81,11 @@ class ValueBounds:
         return ANYTHING if any(map(math.isnan, found)) else found  # inf - inf, 0 * inf
 
     def _cast(self, node: fx.Node) -> Bounds:
-        bounds, dtype = self.of(node.args[0]), node.meta["val"].dtype
+        source: Any = node.args[0]
+        bounds, dtype = self.of(source), node.meta["val"].dtype
         if dtype == torch.bool:
             return _truth(bounds)
-        keeps = dtype.is_floating_point or not node.args[0].meta["val"].dtype.is_floating_point
+        keeps = dtype.is_floating_point or not source.meta["val"].dtype.is_floating_point
         return bounds if keeps and dtype.itemsize >= 4 else ANYTHING
 
 

@@ -24,6 +24,9 @@ TOKENS, WIDTH = 5, 4
 class Masked(nn.Module):
     """One attention of a sequence with itself, under a mask made of it."""
 
+    ones: Tensor
+    mixed: Tensor
+
     def __init__(self, mask: Mask) -> None:
         super().__init__()
         self.mask = mask

@@ -18,10 +18,11 @@ from tests.runtime.test_tensorrt_rtx import CASES, built, sizes
 from thresher.compiler.errors import MissingRequirementError
 from thresher.compiler.pipeline import optimize
 from thresher.compiler.recipe import load_recipe
+from thresher.kernels.native import Library
 from thresher.kernels.operator import DOMAIN
 from thresher.kernels.registry import OPERATORS
 from thresher.runtime import export
-from thresher.runtime.backends import tensorrt_rtx
+from thresher.runtime.backends import tensorrt_family
 from thresher.runtime.backends.tensorrt_rtx import PLAN
 from thresher.runtime.manifest import digest
 
@@ -29,13 +30,13 @@ pytest.importorskip(
     "tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'thresher[tensorrt-rtx]'"
 )
 TARGET = "tensorrt-rtx:plugins"
-HERE = Path(tensorrt_rtx.__file__).parents[2]
+HERE = Path(tensorrt_family.__file__).parents[2]
 
 
 @pytest.fixture
 def _emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels()
-    monkeypatch.setattr(tensorrt_rtx, "CUDA", EMULATED)
+    monkeypatch.setattr(tensorrt_family, "CUDA", EMULATED)
 
 
 @pytest.mark.usefixtures("_emulated")
@@ -45,7 +46,7 @@ def test_plugins_are_built_in_place_of_bodies(tmp_path: Path) -> None:
     told = engine.manifest.built
     assert told["steps"] == "plugins thresher::BipartiteMerge 1"
     assert told["plugins"] == {"thresher::BipartiteMerge 1": len(program.ledger)}
-    library = tensorrt_rtx.Library(kind=EMULATED).file
+    library = Library(kind=EMULATED).file
     assert told["plugin library"] == digest(library)
     assert b"BipartiteMerge" in (tmp_path / "e" / PLAN).read_bytes()
     plain = built(program, tmp_path / "plain", "1..8@4", precision="fp16")
