@@ -177,7 +177,7 @@ def test_a_cache_that_cannot_be_written_stops_nobody(tmp_path: Path, place: Path
 def test_a_build_that_fails_leaves_no_entry(
     tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Compiler, folder: Path, manifest: Manifest) -> dict[str, Any]:
+    def refuse(self: Compiler, folder: Path, manifest: Manifest, tell: Tell) -> dict[str, Any]:
         raise RefusedError("no")
 
     monkeypatch.setattr(Compiler, "build", refuse)
