@@ -279,8 +279,8 @@ def test_incomplete_folders(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UsageError, match="not valid JSON"):
         load_source(source)
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "auto_map": {"x": "evil.py"}}')
-    with pytest.raises(RefusedError, match=r"'llama', and hf: reads vit, dinov2"):
+    (tmp_path / "config.json").write_text('{"model_type": "mamba", "auto_map": {"x": "evil.py"}}')
+    with pytest.raises(RefusedError, match=r"'mamba', and hf: reads vit, dinov2"):
         load_source(source)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **SIZES}))
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
