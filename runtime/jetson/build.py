@@ -108,10 +108,6 @@ def serialized(trt: Any, folder: Path, profile: dict[str, Any], workspace: int |
 
 def compiled(folder: Path, capability: str) -> list[str]:
     """Compile the plugins for one GPU; returns their libraries, relative to the folder."""
-    if not (folder / SOURCES).is_dir():
-        raise Trouble(
-            "this folder holds no plugins: leave --plugins out, the function bodies compute the same"
-        )
     place = folder / LIBRARIES
     architecture = f"-DCMAKE_CUDA_ARCHITECTURES={capability.replace('.', '')}"
     commands = (
@@ -134,9 +130,11 @@ def compiled(folder: Path, capability: str) -> list[str]:
                 f"{command[0]} cannot be run ({error.strerror}): apt install cmake"
             ) from error
         if done.returncode:
-            reason = next(
-                (line for line in done.stderr.splitlines() if "rror" in line), "no reason told"
-            )
+            said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            first = next((at for at, line in enumerate(said) if "rror" in line), 0)
+            reason = (
+                " ".join(said[first : first + 2]) or "no reason told"
+            )  # CMake's is on the second
             raise Trouble(f"the plugins cannot be compiled: {reason}")
     found = sorted(str(file.relative_to(folder)) for file in place.rglob("*.so"))
     if not found:

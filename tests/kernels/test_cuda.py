@@ -25,6 +25,7 @@ from tests.kernels.test_native import HOSTILE, KEEP, MERGE, METRIC, POSITIONS, P
 from thresher.kernels.cuda_library import CUDA, ELEMENTS, Call, Kernels, Tensor
 from thresher.kernels.native import HERE, SANITIZED, KernelError, Library
 from thresher.kernels.registry import OPERATORS
+from thresher.runtime.backends.jetson import plugin_sources
 
 ops = torch.ops.thresher
 EXTRA = SANITIZED if SWITCHED_ON else ()
@@ -302,3 +303,20 @@ def _launch_call(name: str, made: Call) -> None:
     room = np.zeros(library.workspace(operator, made), np.uint8)
     made.workspace, made.workspace_bytes = room.ctypes.data, room.size
     library.launch(operator, made)
+
+
+@pytest.mark.slow
+def test_cmake_builds_the_plugins_of_a_jetson_folder(tmp_path: Path) -> None:
+    """With the stub of TensorRT's header."""
+    if shutil.which("cmake") is None or shutil.which("nvcc") is None:
+        pytest.skip("cmake or nvcc is not installed")
+    for file in plugin_sources():
+        place = tmp_path / file.relative_to(HERE.parent)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+    stub = EMULATOR.parent / "tensorrt_stub"
+    configure = ["cmake", "-S", tmp_path / "kernels" / "tensorrt", "-B", tmp_path / "build"]
+    chosen = [f"-DTENSORRT_ROOT={stub}", "-DCMAKE_CUDA_ARCHITECTURES=87"]
+    subprocess.run([*configure, *chosen], check=True, capture_output=True)
+    subprocess.run(["cmake", "--build", tmp_path / "build"], check=True, capture_output=True)
+    assert (tmp_path / "build" / "libthresher_tensorrt.so").is_file()

@@ -39,7 +39,9 @@ def test_a_node_is_told_with_its_module_and_where_it_is_taken(
     assert {trouble.op for trouble in found.troubles} == {"Gelu"}
     first = found.troubles[0]
     assert (first.about, first.source, first.exit_code) == ("node", "blocks.0", 3)
-    assert first.remedy == "take the target cpu or cuda or tensorrt or tensorrt-rtx"
+    assert first.remedy == (
+        "take the target cpu or cuda or jetson-orin or jetson-thor or tensorrt or tensorrt-rtx"
+    )
 
 
 def odd(op: str) -> str | None:
