@@ -11,6 +11,10 @@ from thresher.kernels.keep_tokens.function import KEEP as _KEEP_TOKENS
 from thresher.kernels.operator import DOMAIN, PLUGIN, VERSION, Operator
 from thresher.kernels.prune_merge.function import OPERATOR as _PRUNE_MERGE
 from thresher.kernels.restore_tokens.function import OPERATOR as _RESTORE_TOKENS
+from thresher.kernels.sparse_gated_ffn.function import BY_ACTIVATION as _SPARSE_GATED_FFN
+from thresher.kernels.sparse_linear.function import BF16 as _SPARSE_LINEAR_BF16
+from thresher.kernels.sparse_linear.function import COMPACT as _COMPACT_SPARSE_LINEAR
+from thresher.kernels.sparse_linear.function import MASK as _SPARSE_LINEAR
 
 __all__ = ["DOMAIN", "OPERATORS", "PLUGIN", "VERSION", "Operator"]
 
@@ -25,5 +29,9 @@ OPERATORS: dict[str, Operator] = {
         _PRUNE_MERGE,
         _GATHER_TOKENS,
         _RESTORE_TOKENS,
+        _SPARSE_LINEAR,
+        _COMPACT_SPARSE_LINEAR,
+        _SPARSE_LINEAR_BF16,
+        *_SPARSE_GATED_FFN.values(),
     )
 }
