@@ -29,7 +29,8 @@ class Operator:
     ``inputs`` and ``outputs`` map names to a tensor type or to ``"T"``, which ``types`` lists;
     ``attributes`` maps names to ``int`` or ``float``.  ``body`` is ONNX text: the statements of a
     function over the inputs, which reads an attribute as ``Constant<value_int: int=@name>``.
-    Outputs that are rarely read come last, so that a model can do without them.
+    Outputs that are rarely read come last, so that a model can do without them.  A body that is not
+    ``portable`` is for ONNX Runtime: whoever inserts the operator knows the target.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Operator:
     body: str
     attributes: dict[str, type] = field(default_factory=dict)
     types: tuple[str, ...] = FLOATS
+    portable: bool = True
 
     def overload(self) -> torch._ops.OpOverload:
         """The torch operator that lowers to this one."""

@@ -28,6 +28,7 @@ COMPACT = Operator(
     inputs=_INPUTS,
     outputs={"y": "T"},
     attributes={"most_tokens": int},
+    portable=False,
     body=_KEPT
     + """
     # Channels that some token keeps.

@@ -272,8 +272,8 @@ def test_no_access_out_of_bounds_and_no_undefined_behaviour() -> None:
     if not all(Path(file).is_absolute() for file in preload):
         pytest.skip(f"{compiler} has no AddressSanitizer")
     Library(libraries.SANITIZED).build(compiler)
-    tests = ["tests/kernels/test_bodies.py", "tests/kernels/test_native.py"]
-    chosen = "native and not library_is_found"  # that one is about the ordinary library
+    tests = [f"tests/kernels/test_{name}.py" for name in ("bodies", "native", "sparse")]
+    chosen = "(native or hostile or every_size) and not library_is_found"  # that one is about the ordinary library
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "not slow", *tests, "-k", chosen],
         env={
