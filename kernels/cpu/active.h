@@ -16,9 +16,6 @@ THRESHER_INLINE bool small(T x, float threshold) {
   return std::fabs(static_cast<float>(widen(x))) <= threshold;
 }
 
-// The share of active channels from which on the runtime's own product is faster.
-inline double break_even(int64_t tokens) { return tokens == 1 ? 0.9 : tokens < 3 ? 0.6 : 0.75; }
-
 // Tokens side by side: 1, 2, 4 or MOST_TOKENS of them.
 inline int64_t side_by_side(int64_t tokens) { return tokens < 3 ? tokens : tokens < 5 ? 4 : 8; }
 

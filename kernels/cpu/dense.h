@@ -1,4 +1,4 @@
-// Products by the runtime's own kernels, for calls in which there is too little to skip.
+// Products by the runtime's own kernels, for calls in which there is nothing to skip.
 #pragma once
 
 #include "cpu/kernel.h"
@@ -38,6 +38,10 @@ class Product {
   ort::Op* op_ = nullptr;
   ort::MemoryInfo* memory_ = nullptr;
 };
+
+// From so many tokens on the runtime's product is faster than sums of rows.  With fewer it is not: it has
+// to pack the matrix in every call, as only weights of nodes of its own are packed once.
+constexpr int64_t MANY_TOKENS = 64;
 
 // Types that ONNX Runtime multiplies on every processor.
 template <class T>

@@ -57,21 +57,20 @@ struct Gated {
       int64_t tokens = 1;
       for (size_t axis = 0; axis + 1 < shape.size(); ++axis) tokens *= shape[axis];
       const float* threshold = tokens > most_tokens ? nullptr : limits.data;
-      const int64_t step = MULTIPLIED<T> ? tokens : MOST_TOKENS;
-      for (int64_t at = 0; at < tokens; at += step)
+      if (MULTIPLIED<T> && tokens >= MANY_TOKENS)
+        return many(context, layer, y, x.data, threshold, tokens);
+      for (int64_t at = 0; at < tokens; at += MOST_TOKENS)
         few(context, layer, y + at * layer.columns, x.data + at * width, threshold,
-            std::min(step, tokens - at));
+            std::min(MOST_TOKENS, tokens - at));
     }
 
     void few(const Context& context, const Layer& layer, T* y, const T* x, const float* threshold,
              int64_t tokens) const {
       Arena arena;
-      W* h = opened(context, arena, layer, x, tokens);
-      if (MULTIPLIED<T> && (!threshold || tokens > MOST_TOKENS))
-        return dense(context, arena, layer, y, x, h, threshold, tokens);
+      const auto all = active(arena, x, nullptr, tokens, layer.width);
+      W* h = sum_of_rows(context, arena, all, layer.gate, layer.neurons);
+      activate_all(context, h, tokens * layer.neurons);
       const auto neurons = active(arena, h, threshold, tokens, layer.neurons);
-      if (MULTIPLIED<T> && neurons.count > break_even(tokens) * layer.neurons)
-        return dense(context, arena, layer, y, x, h, threshold, tokens);
       W* wide = arena.take<W>(tokens * layer.width);
       for (int64_t i = 0; i < tokens * layer.width; ++i) wide[i] = widen(x[i]);
       times_products(context, neurons, layer.up, wide, layer.width);
@@ -79,36 +78,26 @@ struct Gated {
                  tokens * layer.columns);
     }
 
-    // [tokens, F]: the activated gate.
-    W* opened(const Context& context, Arena& arena, const Layer& layer, const T* x,
-              int64_t tokens) const {
-      W* h;
-      if constexpr (MULTIPLIED<T>) {
-        h = arena.take<W>(tokens * layer.neurons);
-        (*product)(context, h, x, layer.gate, tokens, layer.width, layer.neurons);
-      } else {
-        const auto all = active(arena, x, nullptr, tokens, layer.width);
-        h = sum_of_rows(context, arena, all, layer.gate, layer.neurons);
-      }
-      context.parallel(tokens * layer.neurons, GRAIN, [&](int64_t begin, int64_t end) {
-        activate<KIND>(h, begin, end);
-      });
-      return h;
-    }
-
     // Everything is multiplied, by zeros too.
-    void dense(const Context& context, Arena& arena, const Layer& layer, T* y, const T* x,
-               const W* h, const float* threshold, int64_t tokens) const {
+    void many(const Context& context, const Layer& layer, T* y, const T* x, const float* threshold,
+              int64_t tokens) const {
       if constexpr (MULTIPLIED<T>) {
-        T* hidden = arena.take<T>(tokens * layer.neurons);
+        Arena arena;
+        const int64_t size = tokens * layer.neurons;
+        T *h = arena.take<T>(size), *hidden = arena.take<T>(size);
+        (*product)(context, h, x, layer.gate, tokens, layer.width, layer.neurons);
+        activate_all(context, h, size);
         (*by_rows)(context, hidden, x, layer.up, tokens, layer.width, layer.neurons);
-        for (int64_t token = 0; token < tokens; ++token)
-          for (int64_t n = 0; n < layer.neurons; ++n) {
-            const int64_t at = token * layer.neurons + n;
-            hidden[at] = threshold && small(h[at], threshold[n]) ? 0 : hidden[at] * h[at];
-          }
+        for (int64_t i = 0; i < size; ++i)
+          hidden[i] = threshold && small(h[i], threshold[i % layer.neurons]) ? 0 : hidden[i] * h[i];
         (*product)(context, y, hidden, layer.down, tokens, layer.neurons, layer.columns);
       }
+    }
+
+    static void activate_all(const Context& context, W* values, int64_t count) {
+      context.parallel(count, GRAIN, [&](int64_t begin, int64_t end) {
+        activate<KIND>(values, begin, end);
+      });
     }
 
     const int64_t most_tokens;

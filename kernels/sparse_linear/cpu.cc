@@ -35,30 +35,28 @@ struct Linear {
     int64_t tokens = 1;
     for (size_t axis = 0; axis + 1 < shape.size(); ++axis) tokens *= shape[axis];
     const float* threshold = tokens > most_tokens ? nullptr : limits.data;
-    if (MULTIPLIES && (!threshold || tokens > MOST_TOKENS)) {
-      Arena arena;
-      return dense(context, arena, y, x.data, weight.data, threshold, tokens, width, columns);
-    }
+    if (MULTIPLIES && tokens >= MANY_TOKENS)
+      return many(context, y, x, weight, threshold, tokens, columns);
     for (int64_t at = 0; at < tokens; at += MOST_TOKENS) {
       const int64_t count = std::min(MOST_TOKENS, tokens - at);
       Arena arena;
       const auto channels = active(arena, x.data + at * width, threshold, count, width);
-      if (MULTIPLIES && channels.count > break_even(count) * width)
-        return dense(context, arena, y, x.data, weight.data, threshold, tokens, width, columns);
       end_sum<T>(y + at * columns, sum_of_rows(context, arena, channels, weight.data, columns),
                  count * columns);
     }
   }
 
   // Everything is multiplied, by zeros too.
-  void dense(const Context& context, Arena& arena, T* y, const T* x, const S* weight,
-             const float* threshold, int64_t tokens, int64_t width, int64_t columns) const {
+  void many(const Context& context, T* y, const Tensor<T>& x, const Tensor<S>& weight,
+            const float* threshold, int64_t tokens, int64_t columns) const {
     if constexpr (MULTIPLIES) {
-      if (!threshold) return (*product)(context, y, x, weight, tokens, width, columns);
-      T* kept = arena.take<T>(tokens * width);
-      for (int64_t i = 0; i < tokens * width; ++i)
-        kept[i] = small(x[i], threshold[i % width]) ? 0 : x[i];
-      (*product)(context, y, kept, weight, tokens, width, columns);
+      const int64_t width = x.shape.back(), size = tokens * width;
+      if (!threshold) return (*product)(context, y, x.data, weight.data, tokens, width, columns);
+      Arena arena;
+      T* kept = arena.take<T>(size);
+      for (int64_t i = 0; i < size; ++i)
+        kept[i] = small(x.data[i], threshold[i % width]) ? 0 : x.data[i];
+      (*product)(context, y, kept, weight.data, tokens, width, columns);
     }
   }
 

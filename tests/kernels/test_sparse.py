@@ -24,7 +24,7 @@ from thresher.runtime import Engine, export
 ops = torch.ops.thresher
 ONNX = ("onnxruntime", "openvino", "native")
 NAMES = {"silu": "SparseSwiGLU", "gelu": "SparseGeGLU", "relu": "SparseReGLU"}
-LEADING = [(1,), (1, 1), (2,), (3,), (2, 4), (9,), (4, 1, 5)]
+LEADING = [(1,), (1, 1), (2,), (3,), (2, 4), (9,), (8, 1, 9)]
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11}  # half a last place
 FAST = settings(
     max_examples=40, deadline=None, derandomize=True,
@@ -149,6 +149,19 @@ def test_with_more_tokens_nothing_is_dropped(back_end: str) -> None:
         for most in (-1, 0, 3, 2**62):
             case = layer((tokens,), 20, 20, 0.9, "float32")._replace(most_tokens=most)
             close(linear(back_end, case), case)
+
+
+@everywhere
+def test_many_tokens_are_thresholded_too_where_that_is_wanted(back_end: str) -> None:
+    case = layer((5, 14), 20, 33, 0.6, "float32")._replace(most_tokens=70)
+    close(linear(back_end, case), case)
+    rng = np.random.default_rng(0)
+    given_ = {
+        n: rng.standard_normal(s).astype(np.float32) / 4
+        for n, s in (("x", (70, 16)), ("gate", (16, 32)), ("up", (32, 16)), ("down", (32, 9)))
+    } | {"threshold": np.full(32, 0.05, np.float32)}
+    expected = oracle.sparse_gated_ffn(*given_.values(), activation="silu", most_tokens=70)
+    assert_allclose(gated(back_end, "silu", 70, given_), expected, atol=1e-5)
 
 
 @everywhere
