@@ -130,7 +130,10 @@ THRESHER_VECTORISED void times_active(const Active<Wide<S>>& channels, int64_t b
     for (int64_t token = 0; token < channels.tokens; ++token) {
       Wide<S> product[ROWS];
       dots<S, ROWS>(product, rows, next, x + token * width, width);
-      for (int64_t r = 0; r < count; ++r) channels.value[(at + r) * step + token] *= product[r];
+      for (int64_t r = 0; r < count; ++r) {
+        Wide<S>& value = channels.value[(at + r) * step + token];
+        value = value != 0 ? value * product[r] : 0;  // a dropped neuron's product may overflow
+      }
     }
   }
 }

@@ -41,7 +41,7 @@ class Product {
 
 // From so many tokens on the runtime's product is faster than sums of rows.  With fewer it is not: it has
 // to pack the matrix in every call, as only weights of nodes of its own are packed once.
-constexpr int64_t MANY_TOKENS = 64;
+constexpr int64_t MANY_TOKENS = 16;
 
 // Types that ONNX Runtime multiplies on every processor.
 template <class T>

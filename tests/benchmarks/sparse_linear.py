@@ -107,7 +107,8 @@ def calls(case: Case, threads: int, megabytes: int) -> tuple[list[Callable[[], A
 
     limits = [float(np.quantile(np.abs(rng.standard_normal(10**6)), s)) for s in SPARSITIES]
     thresholds = [np.full(case.inputs, limit, np.float32) for limit in limits]
-    found = [partial(call, dense), *(partial(call, sparse, threshold=t) for t in thresholds)]
+    found: list[Callable[[], Any]] = [partial(call, dense)]
+    found += [partial(call, sparse, threshold=threshold) for threshold in thresholds]
     return found, count
 
 
