@@ -38,7 +38,8 @@ class Operator:
     function over the inputs, which reads an attribute as ``Constant<value_int: int=@name>``.
     Outputs that are rarely read come last, so that a model can do without them.  ``shapes`` has the
     axes of each output: ``x0`` is the first axis of x, ``x2+`` all of its axes from the third on, and
-    ``keep`` the value of the input of that name.
+    ``keep`` the value of the input of that name; without it there is no TensorRT plugin.  A body that
+    is not ``portable`` is for ONNX Runtime: whoever inserts the operator knows the target.
     """
 
     name: str
@@ -46,9 +47,10 @@ class Operator:
     inputs: dict[str, str]
     outputs: dict[str, str]
     body: str
-    shapes: dict[str, str]
+    shapes: dict[str, str] = field(default_factory=dict)
     attributes: dict[str, type] = field(default_factory=dict)
     types: tuple[str, ...] = FLOATS
+    portable: bool = True
 
     @property
     def counts(self) -> tuple[str, ...]:
@@ -58,7 +60,9 @@ class Operator:
 
     @property
     def plugin(self) -> dict[str, Any]:
-        """The attributes for TensorRT, but for the number of outputs."""
+        """The attributes for TensorRT, but for the number of outputs; none without a plugin."""
+        if not self.shapes:
+            return {}
         places = [at for at, name in enumerate(self.inputs) if name in self.counts]
         return {**PLUGIN, SHAPE_INPUTS: places} if places else dict(PLUGIN)
 

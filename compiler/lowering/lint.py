@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from thresher.compiler.errors import RefusedError
-from thresher.kernels.registry import DOMAIN
+from thresher.kernels.registry import DOMAIN, OPERATORS
 
 _SIZED = "its output length depends on the data, which TensorRT refuses"
 FORBIDDEN = {"NonZero": _SIZED, "Compress": _SIZED, "Unique": _SIZED}
@@ -16,9 +16,13 @@ KNOWN = ("", DOMAIN)
 
 
 def problems(model: ir.Model) -> Iterator[str]:
-    """Every broken rule, as a phrase that names the node; branches and bodies included."""
+    """Every broken rule, as a phrase that names the node; branches and portable bodies included."""
     owners: list[tuple[str, ir.Graph | ir.Function]] = [("", model.graph)]
-    owners += [(f" in the body of {f.name}", f) for f in model.functions.values()]
+    owners += [
+        (f" in the body of {f.name}", f)
+        for f in model.functions.values()
+        if f.domain != DOMAIN or OPERATORS[f.name].portable
+    ]
     for owner, graph in owners:
         for node in ir.traversal.RecursiveGraphIterator(graph):
             reason = broken(node)

@@ -27,6 +27,10 @@ from thresher.compiler.surgery import Rewriter
 aten = torch.ops.aten
 LOWERING = "lower"  # what the nodes made here are noted with
 HIDDEN = -1e4  # logit of a masked key: finite in float16, zero after softmax
+_THRESHOLDS = {  # the argument that stays float32, beside tokens and weights of any precision
+    torch.ops.thresher.sparse_linear.default: 2,
+    torch.ops.thresher.sparse_gated_ffn.default: 4,
+}
 _CHECKS = (
     aten._assert_tensor_metadata.default,
     aten._assert_scalar.default,
@@ -71,7 +75,7 @@ class _Lowering:
             self.half
             and tensor is not None
             and is_float(node)
-            and not all(user in self.islands for user in node.users)
+            and not all(user in self.islands or _limits(user, node) for user in node.users)
         ):
             spec = self._spec(node)
             half = tensor.detach().half()
@@ -110,6 +114,11 @@ class _Lowering:
             self.rewriter.call_like(node, (whole, shape), {}, aten.view.default)
         elif node.target is torch.ops.thresher.class_attention.default:
             self._class_attention(node)
+        elif self.half and node.target in _THRESHOLDS:
+            for operand in node.all_input_nodes:
+                wanted = torch.float32 if _limits(node, operand) else torch.float16
+                replace[operand] = self._cast(self.rewriter.map[operand], wanted)
+            self.rewriter.copy(node, replace)
         else:
             self.rewriter.copy(node, replace)
 
@@ -189,6 +198,11 @@ class _Lowering:
             else:
                 self.biases[mask] = self._cast(new, torch.float32)
         return self.biases[mask]
+
+
+def _limits(user: fx.Node, node: fx.Node) -> bool:
+    """Whether ``node`` is the thresholds of ``user``."""
+    return user.target in _THRESHOLDS and user.args[_THRESHOLDS[user.target]] is node
 
 
 def _options(node: fx.Node) -> dict[str, Any]:

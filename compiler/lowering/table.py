@@ -11,6 +11,7 @@ from onnxscript import values
 from onnxscript.onnx_opset import opset20 as op
 
 from thresher.kernels.registry import DOMAIN, OPERATORS, VERSION
+from thresher.kernels.sparse_gated_ffn.function import BY_ACTIVATION
 
 
 @cache
@@ -59,6 +60,21 @@ def _restore_tokens(x: Any, slot: Any, aside: Any) -> Any:
     return _operator("RestoreTokens")(x, slot, aside)
 
 
+def _sparse_linear(
+    x: Any, weight: Any, threshold: Any, most_tokens: int, compact: bool = False
+) -> Any:
+    narrow = weight.dtype != x.dtype
+    name = "SparseLinearBf16" if narrow else "CompactSparseLinear" if compact else "SparseLinear"
+    return _operator(name)(x, weight, threshold, most_tokens=most_tokens)
+
+
+def _sparse_gated_ffn(
+    x: Any, gate: Any, up: Any, down: Any, threshold: Any, activation: str, most_tokens: int
+) -> Any:
+    layer = _operator(BY_ACTIVATION[activation].name)
+    return layer(x, gate, up, down, threshold, most_tokens=most_tokens)
+
+
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The exporter's custom translation table."""
     import thresher.kernels.ops  # noqa: F401
@@ -71,6 +87,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         ours.prune_merge.default: _prune_merge,
         ours.gather_tokens.default: _gather_tokens,
         ours.restore_tokens.default: _restore_tokens,
+        ours.sparse_linear.default: _sparse_linear,
+        ours.sparse_gated_ffn.default: _sparse_gated_ffn,
         torch.sym_max: lambda a, b: op.Max(a, b),
         torch.sym_min: lambda a, b: op.Min(a, b),
     }

@@ -56,6 +56,9 @@ class Attributes {
   int64_t integer(const char* name) const;
   float number(const char* name) const;
 
+  const Api& api() const { return api_; }  // lives as long as the kernel
+  const ort::KernelInfo* info() const { return info_; }
+
  private:
   const Api& api_;
   const ort::KernelInfo* info_;
@@ -83,6 +86,7 @@ class Context {
     const void* data = read(index, shape);
     return {static_cast<const T*>(data), std::move(shape)};
   }
+  const ort::KernelContext* handle() const { return context_; }
   // The one number in an input.
   int64_t scalar(size_t index) const;
   // Null for an output that nobody reads.

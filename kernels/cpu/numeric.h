@@ -105,6 +105,25 @@ THRESHER_INLINE Vector<W> load(const W* from) {
   return *reinterpret_cast<const Vector<W>*>(from);
 }
 template <class W>
+THRESHER_INLINE void store(W* to, const Vector<W>& v) {
+  *reinterpret_cast<Vector<W>*>(to) = v;
+}
+// LANES elements of any type, widened.
+THRESHER_INLINE Vector<float> load_wide(const float* from) { return load(from); }
+THRESHER_INLINE Vector<double> load_wide(const double* from) { return load(from); }
+template <class T>
+THRESHER_INLINE Vector<float> load_wide(const T* from) {
+  Vector<uint32_t> bits = __builtin_convertvector(
+      load(reinterpret_cast<const uint16_t*>(from)), Vector<uint32_t>);
+  if constexpr (ELEMENT<T> == ort::BFLOAT16) return bits_as<Vector<float>>(bits << 16);
+  const Vector<uint32_t> magnitude = bits & 0x7fffu;  // as in widen(Half)
+  const Vector<float> scaled = bits_as<Vector<float>>(magnitude << 13) * 0x1p112f;
+  const Vector<uint32_t> special = magnitude >= 0x7c00u ? Vector<uint32_t>{} + 0x7f800000u
+                                                        : Vector<uint32_t>{};
+  return bits_as<Vector<float>>(bits_as<Vector<uint32_t>>(scaled) | special |
+                                (bits & 0x8000u) << 16);
+}
+template <class W>
 THRESHER_INLINE W lane_sum(const Vector<W>& v) {
   W sum = 0;
   for (int lane = 0; lane < LANES; ++lane) sum += v[lane];

@@ -20,6 +20,9 @@ struct KernelInfo;
 struct KernelContext;
 struct CustomOpDomain;
 struct SessionOptions;
+struct Op;  // an operator of the runtime's own
+struct OpAttribute;
+struct MemoryInfo;
 
 using Table = const void* const*;
 
@@ -35,21 +38,31 @@ enum Slot : size_t {
   CREATE_CUSTOM_OP_DOMAIN = 26,
   CUSTOM_OP_DOMAIN_ADD = 27,
   ADD_CUSTOM_OP_DOMAIN = 28,
+  CREATE_TENSOR_WITH_DATA = 49,
   GET_TENSOR_MUTABLE_DATA = 51,
   GET_DIMENSIONS_COUNT = 61,
   GET_DIMENSIONS = 62,
   GET_TENSOR_TYPE_AND_SHAPE = 65,
+  CREATE_CPU_MEMORY_INFO = 69,
   GET_ATTRIBUTE_FLOAT = 85,
   GET_ATTRIBUTE_INT64 = 86,
   GET_OUTPUT_COUNT = 89,
   GET_INPUT = 90,
   GET_OUTPUT = 91,
   RELEASE_STATUS = 93,
+  RELEASE_MEMORY_INFO = 94,
+  RELEASE_VALUE = 96,
   RELEASE_SHAPE_INFO = 99,
+  CREATE_OP_ATTRIBUTE = 211,
+  RELEASE_OP_ATTRIBUTE = 212,
+  CREATE_OP = 213,
+  INVOKE_OP = 214,
+  RELEASE_OP = 215,
   PARALLEL_FOR = 274,
 };
 
 constexpr int INVALID_ARGUMENT = 2;  // the code of every error of ours
+enum AttributeType : int { ATTRIBUTE_INT = 1, ATTRIBUTE_FLOAT = 3 };
 enum Characteristic : int { REQUIRED = 0, OPTIONAL = 1 };
 
 // Element types, by ONNX's numbers.

@@ -26,7 +26,8 @@ from thresher.runtime.backends.onnx_runtime import session_options
 Array = NDArray[Any]
 OPSET = 20
 SWITCHED_ON = "THRESHER_TEST_SANITIZED" in os.environ  # the tests again, in a process of their own
-TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+BFLOAT16 = "tensor(bfloat16)"
+TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, BFLOAT16: np.float32}
 
 
 @cache
@@ -55,7 +56,7 @@ def model(
     name: str, ranks: tuple[int, ...], token_type: str, attributes: tuple[tuple[str, Any], ...],
     outputs: int | None = None,
 ) -> onnx.ModelProto:  # fmt: skip
-    """One node with every axis of every input symbolic."""
+    """One node with every axis of every input symbolic; bfloat16 inputs are cast from float32."""
     operator = OPERATORS[name]
     tokens = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(token_type))
 
@@ -74,15 +75,20 @@ def model(
         for n, t in wanted
         for rank in [ranks[0] if n == "y" else 2]
     ]
+    narrow = [n for n, t in operator.inputs.items() if t == BFLOAT16]
+    casts = [
+        onnx.helper.make_node("Cast", [n], [f"{n}_bf16"], to=onnx.TensorProto.BFLOAT16)
+        for n in narrow
+    ]
     node = onnx.helper.make_node(
         name,
-        list(operator.inputs),
+        [f"{n}_bf16" if n in narrow else n for n in operator.inputs],
         [n for n, _ in wanted],
         domain=DOMAIN,
         **dict(attributes),
         **PLUGIN,
     )
-    graph = onnx.helper.make_graph([node], name, inputs, results)
+    graph = onnx.helper.make_graph([*casts, node], name, inputs, results)
     opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, VERSION)]
     made = onnx.helper.make_model(
         graph, opset_imports=opsets, functions=[operator.function(OPSET, outputs)], ir_version=10

@@ -176,3 +176,33 @@ def prune_merge(
             for c in range(width):
                 y[b, j, c] = sum(float(x[b, m, c]) / len(group) for m in group)
     return Merged(y, out_size, slot, kept, margin)
+
+
+def sparse_linear(x: Array, weight: Array, threshold: Array, most_tokens: int) -> Array:
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    y = np.zeros((len(rows), weight.shape[1]))
+    for b, row in enumerate(rows):
+        for i, value in enumerate(row):
+            if len(rows) > most_tokens or not abs(value) <= threshold[i]:
+                y[b] += float(value) * weight[i].astype(float)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def activated(x: float, activation: str) -> float:
+    if activation == "silu":
+        return x / (1 + math.exp(-x))
+    return x * (1 + math.erf(x / math.sqrt(2))) / 2 if activation == "gelu" else max(x, 0.0)
+
+
+def sparse_gated_ffn(
+    x: Array, gate: Array, up: Array, down: Array, threshold: Array, activation: str,
+    most_tokens: int,
+) -> Array:  # fmt: skip
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(float)
+    y = np.zeros((len(rows), down.shape[1]))
+    for b, row in enumerate(rows):
+        for n, limit in enumerate(threshold):
+            h = activated(float(row @ gate[:, n].astype(float)), activation)
+            if len(rows) > most_tokens or not abs(h) <= limit:
+                y[b] += h * float(row @ up[n].astype(float)) * down[n].astype(float)
+    return y.reshape(*x.shape[:-1], -1)

@@ -273,9 +273,11 @@ def test_no_access_out_of_bounds_and_no_undefined_behaviour() -> None:
     if not all(Path(file).is_absolute() for file in preload):
         pytest.skip(f"{compiler} has no AddressSanitizer")
     Library(libraries.SANITIZED).build(compiler)
-    tests = [f"tests/kernels/test_{name}.py" for name in ("bodies", "native", "cuda")]
+    tests = [f"tests/kernels/test_{name}.py" for name in ("bodies", "native", "cuda", "sparse")]
     # The others are about the ordinary library and programs of their own.
-    chosen = "(native or cuda) and not (library_is_found or emulator or cpp)"
+    chosen = (
+        "(native or cuda or hostile or every_size) and not (library_is_found or emulator or cpp)"
+    )
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "not slow", *tests, "-k", chosen],
         env={

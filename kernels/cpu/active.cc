@@ -1,0 +1,188 @@
+#include "cpu/active.h"
+
+namespace thresher {
+namespace {
+
+constexpr int64_t PANEL = 8192;         // sums that stay in the first cache
+constexpr int64_t PART_BYTES = 1 << 19;  // of rows that are worth a thread of their own
+constexpr int64_t MOST_PARTS = 8;
+constexpr int64_t AHEAD = 512;  // bytes between what is read and what is fetched
+
+// Rows that are read side by side.
+template <class S, int ROWS>
+struct Rows {
+  const S* at[ROWS];
+};
+
+THRESHER_INLINE void fetch(uintptr_t address) {
+  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 3);
+}
+
+// Calls body(i) for [0, width) in steps of LANES and fetches what comes AHEAD: at first of these
+// rows, at last of the `next`.  Returns the first element that fills no vector.
+template <class S, int ROWS, class Body>
+THRESHER_INLINE int64_t along(const Rows<S, ROWS>& rows, const Rows<S, ROWS>& next, int64_t width,
+                              const Body& body) {
+  const int64_t whole = width / LANES * LANES;
+  const int64_t turn = std::max<int64_t>(0, whole - AHEAD / int64_t{sizeof(S)});
+  int64_t i = 0;
+  for (const bool own : {true, false}) {
+    uintptr_t ahead[ROWS];
+    for (int r = 0; r < ROWS; ++r)
+      ahead[r] = own ? reinterpret_cast<uintptr_t>(rows.at[r]) + AHEAD
+                     : reinterpret_cast<uintptr_t>(next.at[r]) - turn * sizeof(S);
+    for (const int64_t end = own ? turn : whole; i < end; i += LANES) {
+      for (int r = 0; r < ROWS; ++r) fetch(ahead[r] + static_cast<uintptr_t>(i) * sizeof(S));
+      body(i);
+    }
+  }
+  return whole;
+}
+
+// sum[token] += value[row][token] * row, for ROWS rows and TOKENS of `stacked` tokens.
+template <class S, int ROWS, int TOKENS>
+THRESHER_INLINE void add_rows(Wide<S>* sum, int64_t stride, const Rows<S, ROWS>& rows,
+                              const Rows<S, ROWS>& next, const Wide<S>* values, int64_t stacked,
+                              int64_t width) {
+  using W = Wide<S>;
+  W value[ROWS * TOKENS];
+  for (int r = 0; r < ROWS; ++r)
+    for (int token = 0; token < TOKENS; ++token)
+      value[r * TOKENS + token] = values[r * stacked + token];
+  int64_t i = along(rows, next, width, [&](int64_t at) __attribute__((always_inline)) {
+    Vector<W> row[ROWS];
+    for (int r = 0; r < ROWS; ++r) row[r] = load_wide(rows.at[r] + at);
+    for (int token = 0; token < TOKENS; ++token) {
+      Vector<W> total = load(sum + token * stride + at);
+      for (int r = 0; r < ROWS; ++r) total += value[r * TOKENS + token] * row[r];
+      store(sum + token * stride + at, total);
+    }
+  });
+  for (; i < width; ++i)
+    for (int token = 0; token < TOKENS; ++token)
+      for (int r = 0; r < ROWS; ++r)
+        sum[token * stride + i] += value[r * TOKENS + token] * widen(rows.at[r][i]);
+}
+
+// The same for the active rows [begin, end), columns [0, width) from `matrix` on, all tokens.
+template <class S, int TOKENS>
+THRESHER_VECTORISED void add_active(Wide<S>* sum, int64_t stride, const Active<Wide<S>>& channels,
+                                    int64_t begin, int64_t end, const S* matrix, int64_t columns,
+                                    int64_t width) {
+  constexpr int ROWS = TOKENS == 1 ? 8 : 4;  // streams at once; more keep the memory busier
+  const int64_t stacked = side_by_side(channels.tokens);
+  const auto row = [&](int64_t at) {
+    return matrix + channels.index[at < end ? at : end - 1] * columns;
+  };
+  for (int64_t token = 0; token < stacked; ++token)
+    std::fill(sum + token * stride, sum + token * stride + width, Wide<S>(0));
+  int64_t at = begin;
+  for (; at + ROWS <= end; at += ROWS) {
+    Rows<S, ROWS> rows, next;
+    for (int r = 0; r < ROWS; ++r) rows.at[r] = row(at + r), next.at[r] = row(at + ROWS + r);
+    for (int64_t token = 0; token < stacked; token += TOKENS)
+      add_rows<S, ROWS, TOKENS>(sum + token * stride, stride, rows, next,
+                                channels.value + at * stacked + token, stacked, width);
+  }
+  for (; at < end; ++at)
+    for (int64_t token = 0; token < stacked; token += TOKENS)
+      add_rows<S, 1, TOKENS>(sum + token * stride, stride, {{row(at)}}, {{row(at + 1)}},
+                             channels.value + at * stacked + token, stacked, width);
+}
+
+template <class S>
+void add_active(Wide<S>* sum, int64_t stride, const Active<Wide<S>>& channels, int64_t begin,
+                int64_t end, const S* matrix, int64_t columns, int64_t width) {
+  const auto add = channels.tokens == 1   ? add_active<S, 1>
+                   : channels.tokens == 2 ? add_active<S, 2>
+                                          : add_active<S, 4>;
+  add(sum, stride, channels, begin, end, matrix, columns, width);
+}
+
+// to[r] = row[r] . x
+template <class S, int ROWS>
+THRESHER_INLINE void dots(Wide<S>* to, const Rows<S, ROWS>& rows, const Rows<S, ROWS>& next,
+                          const Wide<S>* x, int64_t width) {
+  using W = Wide<S>;
+  Vector<W> sums[ROWS] = {};
+  int64_t i = along(rows, next, width, [&](int64_t at) __attribute__((always_inline)) {
+    const Vector<W> part = load(x + at);
+    for (int r = 0; r < ROWS; ++r) sums[r] += part * load_wide(rows.at[r] + at);
+  });
+  for (int r = 0; r < ROWS; ++r) {
+    to[r] = lane_sum<W>(sums[r]);
+    for (int64_t rest = i; rest < width; ++rest) to[r] += x[rest] * widen(rows.at[r][rest]);
+  }
+}
+
+template <class S>
+THRESHER_VECTORISED void times_active(const Active<Wide<S>>& channels, int64_t begin, int64_t end,
+                                      const S* matrix, const Wide<S>* x, int64_t width) {
+  constexpr int ROWS = 8;
+  const int64_t step = side_by_side(channels.tokens);
+  const auto row = [&](int64_t at) {
+    return matrix + channels.index[at < end ? at : end - 1] * width;
+  };
+  for (int64_t at = begin; at < end; at += ROWS) {
+    Rows<S, ROWS> rows, next;
+    for (int r = 0; r < ROWS; ++r) rows.at[r] = row(at + r), next.at[r] = row(at + ROWS + r);
+    const int64_t count = std::min<int64_t>(ROWS, end - at);
+    for (int64_t token = 0; token < channels.tokens; ++token) {
+      Wide<S> product[ROWS];
+      dots<S, ROWS>(product, rows, next, x + token * width, width);
+      for (int64_t r = 0; r < count; ++r) {
+        Wide<S>& value = channels.value[(at + r) * step + token];
+        value = value != 0 ? value * product[r] : 0;  // a dropped neuron's product may overflow
+      }
+    }
+  }
+}
+
+}  // namespace
+
+template <class S>
+Wide<S>* sum_of_rows(const Context& context, Arena& arena, const Active<Wide<S>>& channels,
+                     const S* matrix, int64_t columns) {
+  const int64_t stacked = side_by_side(channels.tokens), size = stacked * columns;
+  const int64_t panel = PANEL / stacked, panels = (columns + panel - 1) / panel;
+  const int64_t bytes = channels.count * columns * int64_t{sizeof(S)};
+  const int64_t worth = std::min(MOST_PARTS, bytes / PART_BYTES);
+  // Narrow matrices are split by rows too; sums do not depend on the number of threads.
+  const int64_t splits = std::max<int64_t>(1, worth / std::max<int64_t>(panels, 1));
+  Wide<S>* sums = arena.take<Wide<S>>(splits * size);
+  const int64_t tasks = panels * splits;
+  context.parallel(tasks, worth < 2 ? tasks : 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t split = task / panels, from = task % panels * panel;
+      add_active(sums + split * size + from, columns, channels, channels.count * split / splits,
+                 channels.count * (split + 1) / splits, matrix + from, columns,
+                 std::min(panel, columns - from));
+    }
+  });
+  for (int64_t split = 1; split < splits; ++split)
+    for (int64_t i = 0; i < size; ++i) sums[i] += sums[split * size + i];
+  return sums;
+}
+
+template <class S>
+void times_products(const Context& context, const Active<Wide<S>>& channels, const S* matrix,
+                    const Wide<S>* x, int64_t width) {
+  const int64_t row = std::max<int64_t>(1, width * int64_t{sizeof(S)});
+  const int64_t worth = std::min(MOST_PARTS, channels.count * row / PART_BYTES);
+  context.parallel(channels.count, channels.count / std::max<int64_t>(worth, 1),
+                   [&](int64_t begin, int64_t end) {
+                     times_active(channels, begin, end, matrix, x, width);
+                   });
+}
+
+#define THRESHER_INSTANTIATE(S)                                                                  \
+  template Wide<S>* sum_of_rows<S>(const Context&, Arena&, const Active<Wide<S>>&, const S*,     \
+                                   int64_t);                                                     \
+  template void times_products<S>(const Context&, const Active<Wide<S>>&, const S*,              \
+                                  const Wide<S>*, int64_t)
+THRESHER_INSTANTIATE(float);
+THRESHER_INSTANTIATE(Half);
+THRESHER_INSTANTIATE(BFloat16);
+THRESHER_INSTANTIATE(double);
+
+}  // namespace thresher

@@ -1,0 +1,34 @@
+"""``sparse_gated_ffn`` in standard ONNX operators: one operator for each activation."""
+
+from __future__ import annotations
+
+from thresher.kernels.body import thresholded
+from thresher.kernels.operator import Operator
+
+
+def _gated(name: str, activate: str) -> Operator:
+    """The operator whose ``activate`` makes ``h`` of ``logits``."""
+    return Operator(
+        name=name,
+        torch_name="sparse_gated_ffn",
+        inputs={"x": "T", "gate": "T", "up": "T", "down": "T", "threshold": "tensor(float)"},
+        outputs={"y": "T"},
+        attributes={"most_tokens": int},
+        body="    logits = MatMul (x, gate)\n"
+        + activate
+        + thresholded("h", "x")
+        + """
+    columns = Transpose <perm = [1, 0]> (up)
+    opened = MatMul (x, columns)
+    product = Mul (h, opened)
+    kept = Where (dropped, zero, product)
+    y = MatMul (kept, down)
+""",
+    )
+
+
+BY_ACTIVATION = {
+    "silu": _gated("SparseSwiGLU", "    s = Sigmoid (logits)\n    h = Mul (logits, s)\n"),
+    "gelu": _gated("SparseGeGLU", "    h = Gelu (logits)\n"),
+    "relu": _gated("SparseReGLU", "    h = Relu (logits)\n"),
+}

@@ -1,0 +1,1 @@
+"""A linear layer that skips the weights of small inputs."""
