@@ -12,6 +12,8 @@ import typer
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
 from thresher.cli.opening import open_program
+from thresher.cli.sparsity import draw as draw_sparsity
+from thresher.cli.sparsity import measure, show_report
 from thresher.compiler.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +31,13 @@ def inspect(
     graph: Annotated[
         bool, typer.Option("--graph", help="Print the graph, one line for each node, instead.")
     ] = False,
+    sparsity: Annotated[
+        bool,
+        typer.Option("--sparsity", help="Measure activation sparsity on --data; -o draws it."),
+    ] = False,
+    data: options.Data = None,
+    limit: options.Limit = None,
+    seed: Annotated[int, typer.Option(help="Of the halves of the data.")] = 0,
     weights: options.Weights = None,
     resolution: options.Resolution = None,
     length: options.Length = None,
@@ -37,33 +46,48 @@ def inspect(
 ) -> None:
     """Show sites, refusals, token counts and cost; with --image, draw which patches survive.
 
+    With --sparsity, measure on --data which hidden neurons contribute nothing, and say what
+    leaving them out is worth on each target.
+
     The picture has a panel for every block that changes the tokens: dropped patches are greyed out,
     patches that became one token have one colour.
     """
-    if (image is None) != (output is None):
+    if sparsity != (data is not None):
+        raise UsageError("--sparsity and --data go together: give the data to measure on")
+    if sparsity and (image is not None or graph):
+        raise UsageError("--sparsity is a report of its own: leave out --image and --graph")
+    if not sparsity and (image is None) != (output is None):
         raise UsageError(
             "--image and -o go together: give the image to follow and the PNG to write"
         )
     with progress() as tell:
         program = open_program(source, options.wishes(weights, resolution, length), tell)
-        if graph:
+        if data is not None:
+            found = measure(program, data, limit, seed, tell)
+            if output is not None:
+                draw_sparsity(found, output)
+        elif graph:
             print(program.text(), end="")
             return
-        if image is not None and output is not None:
+        elif image is not None and output is not None:
             tell("following the tokens", 0, 0)
             stages = picture(program, image, output)
-            data: dict[str, Any] = {"picture": str(output), "stages": stages}
+            told: dict[str, Any] = {"picture": str(output), "stages": stages}
         else:
-            data = anatomy(program)
+            told = anatomy(program)
+    if data is not None:
+        told = {"sparsity": found.to_json(), **({"picture": str(output)} if output else {})}
     if json:
-        show_json("inspect", {"source": source, **data})
+        show_json("inspect", {"source": source, **told})
+    elif data is not None:
+        show_report(source, found)
     elif output is not None:
         title = f"{image} through {source}"
         words = {"alive": "patches alive", "merged": "merged into others", "dropped": "dropped"}
         _show_rows(title, stages, layer="block", tokens="tokens", **words)
         show(f"written: {output}")
     else:
-        _show(source, data)
+        _show(source, told)
 
 
 def picture(program: Program, image: Path, output: Path) -> list[dict[str, int]]:
