@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from thresher.cli.console import Progress, show, table
 from thresher.cli.opening import open_data
@@ -43,12 +43,19 @@ def show_report(source: str, report: Report) -> None:
         )
         for layer in report.layers
     ]
-    show(table(f"Activation sparsity of {source} on {report.items} items of {report.data}", head, rows, narrow=True))  # fmt: skip
+    title = f"Activation sparsity of {source} on {report.items} items of {report.data}"
+    show(table(title, head, rows, narrow=True))
     points = [
-        (f"{p.asked:g} %", f"{p.cett:.4f}", f"{p.reached:.2f} %", f"{p.held_out:.2f} %",
-         f"{p.sparsity:.1%}", "" if p.met else "not reached: the loss rises in steps")
+        (
+            f"{p.asked:g} %",
+            f"{p.cett:.4f}",
+            f"{p.reached:.2f} %",
+            f"{p.held_out:.2f} %",
+            f"{p.sparsity:.1%}",
+            "" if p.met else "not reached: the loss rises in steps",
+        )
         for p in report.points
-    ]  # fmt: skip
+    ]
     columns = ("rise", "CETT", "on calibration data", "held out", "sparsity", "")
     show(table(f"Rise of the {report.meaning}", columns, points))
     show(*(verdict.sentence for verdict in report.verdicts))
@@ -59,23 +66,25 @@ def draw(report: Report, path: Path) -> None:
     from thresher.compiler.files import atomic_file
     from thresher.runtime.charts import LIGHT, TALL, figure_of, png
 
-    figure, panels = figure_of([TALL, TALL], LIGHT)
-    numbers = [layer.layer for layer in report.layers]
-    style: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": LIGHT.text}
+    figure, (sparse, needed) = figure_of([TALL, TALL], LIGHT)
+    blocks, ink = [layer.layer for layer in report.layers], LIGHT.candidate
     for point, alpha in zip(report.points, (1.0, 0.7, 0.45), strict=False):
         shares = [100 * layer.sparsity[point.asked] for layer in report.layers]
-        panels[0].plot(numbers, shares, "o-", color=LIGHT.candidate, alpha=alpha, label=f"{point.asked:g} % worse")  # fmt: skip
+        label = f"{point.asked:g} % worse"
+        sparse.plot(blocks, shares, "o-", color=ink, alpha=alpha, label=label)
     zeros = [100 * layer.exact_zeros for layer in report.layers]
-    panels[0].plot(numbers, zeros, "s--", color=LIGHT.baseline, label="exact zeros")
-    panels[0].set(
-        xlabel="block", ylabel="neurons not needed by a token, %", ylim=(0, 100), xticks=numbers
-    )
-    panels[0].legend(**style)
-    for layer in report.layers:
-        sizes, needed = list(layer.union), [100 * share for share in layer.union.values()]
-        panels[1].plot(sizes, needed, "o-", color=LIGHT.candidate, alpha=0.3 + 0.7 * layer.layer / max(1, len(numbers)))  # fmt: skip
-    panels[1].set(xscale="log", xlabel="tokens at once", ylabel="neurons that any of them needs, %", ylim=(0, 100))  # fmt: skip
-    panels[1].set_title(f"at {report.points[0].asked:g} % worse, darker: later blocks", loc="left", fontsize=10)  # fmt: skip
+    sparse.plot(blocks, zeros, "s--", color=LIGHT.baseline, label="exact zeros")
+    sparse.set(xlabel="network", ylabel="neurons that a token does not need, %", ylim=(0, 102))
+    sparse.legend(frameon=False, fontsize=8, labelcolor=LIGHT.text)
+    for place, layer in enumerate(report.layers, 1):
+        shares = [100 * share for share in layer.union.values()]
+        shade = 0.3 + 0.7 * place / len(blocks)
+        needed.plot(list(layer.union), shares, "o-", color=ink, alpha=shade)
+    ticks = sorted({size for layer in report.layers for size in layer.union})
+    needed.set(xscale="log", ylabel="neurons that any of them needs, %", ylim=(0, 102))
+    needed.set_xticks(ticks, [str(size) for size in ticks], minor=False)
+    needed.minorticks_off()
+    needed.set_xlabel(f"tokens at once, at {report.points[0].asked:g} % worse; darker is later")
     figure.set_facecolor("white")
     with atomic_file(path) as partial:
         partial.write_bytes(png(figure, transparent=False))

@@ -97,19 +97,21 @@ class Context:
 class Calibration:
     """What a pass measured on data: tensors by name, to be written to ``file`` beside the recipe.
 
-    ``digest`` is that of the weights they were measured on, and goes into the file's metadata.
+    ``digest`` is that of the weights they were measured on; it and ``facts`` (the options that they
+    answer to) go into the file's metadata.
     """
 
     file: str
     digest: str
     tensors: Mapping[str, Tensor]
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write the file, the same bytes for the same tensors."""
         from safetensors.torch import save_file
 
         whole = {name: tensor.contiguous() for name, tensor in sorted(self.tensors.items())}
-        save_file(whole, folder / self.file, {"digest": self.digest})
+        save_file(whole, folder / self.file, {**self.facts, "digest": self.digest})
 
 
 @dataclass(frozen=True)

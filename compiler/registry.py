@@ -23,6 +23,7 @@ BUILT_IN = {
     "evit": "thresher.passes.tokens.methods:Evit",
     "random": "thresher.passes.tokens.methods:RandomDrop",
     "tome": "thresher.passes.tokens.methods:Tome",
+    "sparsity": "thresher.passes.sparsity.skip:Sparsity",
     "topk-norm": "thresher.passes.tokens.methods:TopkNorm",
 }
 

@@ -18,6 +18,7 @@ from thresher.kernels.gather_tokens import reference as _gather
 from thresher.kernels.keep_tokens import reference as _keep
 from thresher.kernels.prune_merge import reference as _prune_merge
 from thresher.kernels.restore_tokens import reference as _restore
+from thresher.kernels.sparse_linear import reference as _sparse_linear
 
 NAMESPACE = "thresher"
 Function = Callable[..., Any]
@@ -92,3 +93,8 @@ _register(
 )
 _register(_gather.gather_tokens, _gather.fake, "(Tensor x, Tensor index) -> Tensor")
 _register(_restore.restore_tokens, _restore.fake, "(Tensor x, Tensor slot, Tensor aside) -> Tensor")
+_register(
+    _sparse_linear.sparse_linear,
+    _sparse_linear.fake,
+    "(Tensor x, Tensor weight, Tensor threshold, int most_tokens) -> Tensor",
+)

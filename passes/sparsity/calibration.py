@@ -127,11 +127,13 @@ def _resume(
     return int(state["done"])
 
 
-def read(path: Path, digest: str, name: str) -> dict[str, Tensor]:
+def read(
+    path: Path, digest: str, name: str, facts: Mapping[str, str] | None = None
+) -> dict[str, Tensor]:
     """The tensors of a calibration that was saved beside a recipe.
 
     Raises:
-        UsageError: there is no such file, it is damaged, or belongs to other weights.
+        UsageError: there is no such file, it is damaged, or belongs to other weights or options.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -142,15 +144,22 @@ def read(path: Path, digest: str, name: str) -> dict[str, Tensor]:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            found = (file.metadata() or {}).get(DIGEST)
+            told = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise UsageError(
             f"pass {name!r}: {path} is no calibration that can be read: {error}"
         ) from error
-    if found != digest:
+    if told.get(DIGEST) != digest:
         raise UsageError(
             f"pass {name!r}: the calibration {path} was made on other weights than these: use the"
             " checkpoint that it was made on, or calibrate anew with --data DATA"
         )
+    for key, value in (facts or {}).items():
+        if told.get(key) != value:
+            raise UsageError(
+                f"pass {name!r}: the calibration {path} was made with {key}={told.get(key)} and not"
+                f" {key}={value}: leave that option as it was, or calibrate anew with --data DATA and"
+                " calibration=null"
+            )
     return tensors

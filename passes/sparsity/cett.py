@@ -40,6 +40,13 @@ class Curve:
             return float(self.eps[first[0]] * cett / rising[0]) if rising[0] > 0 else 0.0
         return float(np.exp(np.interp(cett, rising, np.log(self.eps[first]))))
 
+    def sparse(self, share: float) -> float:
+        """The eps at which this share of the neurons is dropped."""
+        rising, first = np.unique(self.sparsity, return_index=True)
+        if share <= 0:
+            return 0.0
+        return float(np.exp(np.interp(share, rising, np.log(self.eps[first]))))
+
 
 class Cett:
     """Tabulates CETT over a stream of hidden rows ``[T, H]``; at most :data:`ROWS` of them.
@@ -101,17 +108,18 @@ class Union:
     """Share of neurons that any of M tokens in a row needs, over a stream of rows ``[T, H]``.
 
     Args:
-        threshold: ``[H]``; a neuron is needed where ``|h_i|`` is not below it.
+        threshold: ``[H]``; a neuron is needed where ``|h_i - shift|`` is above it.
+        shift: subtracted first.
         sizes: the M; a group never reaches over two batches, and a shorter rest is left out.
     """
 
-    def __init__(self, threshold: Tensor, sizes: tuple[int, ...]) -> None:
-        self.threshold, self.sizes = threshold, sizes
+    def __init__(self, threshold: Tensor, sizes: tuple[int, ...], shift: float = 0.0) -> None:
+        self.threshold, self.sizes, self.shift = threshold, sizes, shift
         self.needed, self.groups = torch.zeros(2, len(sizes), dtype=torch.float64)
 
     def add(self, rows: Tensor) -> None:
         """Take ``[T, H]`` more rows."""
-        active = rows.abs() >= self.threshold
+        active = (rows - self.shift).abs() > self.threshold
         for index, size in enumerate(self.sizes):
             groups = len(active) // size
             if groups:

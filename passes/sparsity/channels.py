@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from thresher.compiler.analysis.cost import node_cost, total_macs
 from thresher.compiler.contract import Calibration, Context, Options, Pass, PassResult
-from thresher.compiler.errors import UsageError, VerdictError
+from thresher.compiler.errors import VerdictError
 from thresher.compiler.program import Program, Refusal, provenance
 from thresher.passes.sparsity import calibration, cut
 from thresher.passes.sparsity.cut import Channels, Cuts
@@ -46,7 +46,7 @@ class ChannelOptions(Options):
             description="what a neuron is worth: its variance, the variance that it brings into the"
             " output, or its mean size"
         ),
-    ] = "output"
+    ] = "variance"
     spread: Annotated[
         Literal["even", "free"],
         Field(description="the same share in every network, or one ranking over all of them"),

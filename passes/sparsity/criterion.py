@@ -81,7 +81,7 @@ def choose(program: Program, data: Dataset) -> Criterion:
     if logits is None:
         return Criterion("error")
     words = len(shapes[logits]) == 3 and "input_ids" in {n.name for n in program.input_nodes()}
-    if words and _is_causal(program):
+    if words and is_causal(program):
         return Criterion("perplexity", logits)
     labelled = data.labels is not None and np.issubdtype(data.labels.dtype, np.integer)
     if labelled and len(shapes[logits]) == 2:
@@ -89,8 +89,10 @@ def choose(program: Program, data: Dataset) -> Criterion:
     return Criterion("divergence", logits)
 
 
-def _is_causal(program: Program) -> bool:
-    """Whether every attention hides what comes later, said by a flag or done by a mask of two sizes."""
+def is_causal(program: Program) -> bool:
+    """Whether it is a decoder with a cache, or every attention is said to hide what comes later."""
+    if any(spec.name.startswith("present.") for spec in program.outputs):
+        return True
     attentions = [n for n in program.graph.nodes if n.target is SDPA]
     flags = [bool(n.kwargs.get("is_causal", len(n.args) > 5 and n.args[5])) for n in attentions]
     return bool(flags) and all(flags)
@@ -119,17 +121,21 @@ class Judge:
         """By which share the model is worse with these taps."""
         return self.criterion.rise(self._loss(taps), self.dense)
 
+    def rise_of(self, changed: Program) -> float:
+        """By which share another Program is worse than the dense one."""
+        return self.criterion.rise(self._loss({}, Tapped(changed)), self.dense)
+
     def _take(self, items: Sequence[int]) -> tuple[dict[str, Tensor], Tensor | None]:
         arrays, labels = self.data.take(items)
         known = self.criterion.kind == "cross-entropy" and labels is not None
         target = torch.from_numpy(np.asarray(labels)).long() if known else None
         return {name: torch.from_numpy(array) for name, array in arrays.items()}, target
 
-    def _loss(self, taps: Taps) -> float:
-        total = weight = 0.0
+    def _loss(self, taps: Taps, changed: Tapped | None = None) -> float:
+        runner, total, weight = changed or self.tapped, 0.0, 0.0
         for number, items in enumerate(self.batches):
             inputs, labels = self._take(items)
-            found = self.tapped.outputs(inputs, taps)
+            found = runner.outputs(inputs, taps)
             dense = self._dense[number] if self._dense else {}
             loss, count = self.criterion.loss(found, dense, labels, inputs)
             total, weight = total + loss, weight + count

@@ -71,7 +71,7 @@ class _Cutting:
             self._shrink(linear)
 
     def run(self) -> ExportedProgram:
-        inputs, made = set(self.program.input_nodes()), {}
+        inputs, made = set(self.program.input_nodes()), dict[str, fx.Node]()
         for node in self.program.graph.nodes:
             if node.op == "output":
                 continue
@@ -93,7 +93,7 @@ class _Cutting:
 
     def _shrink(self, linear: fx.Node) -> None:
         weight = self._stored(operand(linear, 1)).detach()
-        bias_at = _bias(linear)
+        bias_at = bias_of(linear)
         bias = None if bias_at is None else self._stored(bias_at).detach()
         columns, rows = self.columns.get(linear), self.rows.get(linear)
         if columns is not None:
@@ -135,7 +135,7 @@ class _Cutting:
         if node in self.gathered:
             name = f"channels_of_{operand(node, 0).name}"
             x = self._selected(x, made[name])
-        bias_at = _bias(node)
+        bias_at = bias_of(node)
         bias = made[self.biases[node]] if node in self.biases else None
         if bias_at is not None:
             bias = self.rewriter.map[bias_at]
@@ -164,7 +164,8 @@ class _Cutting:
         return None
 
 
-def _bias(linear: fx.Node) -> fx.Node | None:
+def bias_of(linear: fx.Node) -> fx.Node | None:
+    """The bias of a linear, if it has one."""
     found = linear.args[2] if len(linear.args) > 2 else linear.kwargs.get("bias")
     return found if isinstance(found, fx.Node) else None
 

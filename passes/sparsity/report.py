@@ -131,7 +131,7 @@ def report(program: Program, context: Context, *, items: int = ITEMS) -> Report:
         )
         for i, (f, w) in enumerate(zip(found.ffns, weights, strict=True))
     )
-    tokens = _tokens(program)
+    tokens = item_tokens(program)
     return Report(
         data.name,
         len(ours),
@@ -140,7 +140,7 @@ def report(program: Program, context: Context, *, items: int = ITEMS) -> Report:
         tokens,
         layers,
         tuple(points),
-        tuple(_verdicts(layers, tokens)),
+        tuple(_verdicts(layers, tokens, criterion.is_causal(program))),
         tuple(found.refusals),
     )
 
@@ -193,7 +193,8 @@ def _points(
 
 
 def _norms(table: Cett) -> Tensor:
-    return table.norms.clamp(min=1e-30)
+    norms: Tensor = table.norms.clamp(min=1e-30)
+    return norms
 
 
 def _at(curve: Curve, eps: float) -> float:
@@ -205,19 +206,20 @@ def _at(curve: Curve, eps: float) -> float:
     return float(np.interp(np.log(eps), np.log(curve.eps), curve.sparsity))
 
 
-def _tokens(program: Program) -> int:
+def item_tokens(program: Program) -> int:
     """Tokens of one item as traced, 1 where no token axis is known."""
     sites = find_sites(program)
     return hint_of(sites.tokens) if sites.token is not None and sites.tokens else 1
 
 
-def _verdicts(layers: Sequence[Layer], tokens: int) -> list[Verdict]:
-    """Decoding token by token is bound by the weights that are read, whole items by arithmetic."""
+def _verdicts(layers: Sequence[Layer], tokens: int, decodes: bool) -> list[Verdict]:
+    """A decoder's step is bound by the weights that it reads, a whole item by arithmetic."""
     found = []
-    for target in (*payoff.KERNELS, "openvino", "tensorrt-rtx"):
-        decode = {layer.path: (layer.weights, layer.union) for layer in layers}
-        whole = {layer.path: (layer.macs, layer.union) for layer in layers}
-        found.append(payoff.verdict(target, 1, decode))
+    for target in (*payoff.KERNELS, *payoff.DENSE_ONLY):
+        if decodes:
+            steps = {layer.path: (layer.weights, layer.union) for layer in layers}
+            found.append(payoff.verdict(target, 1, steps))
         if tokens > 1:
+            whole = {layer.path: (layer.macs, layer.union) for layer in layers}
             found.append(payoff.verdict(target, tokens, whole))
     return found

@@ -226,9 +226,11 @@ def _source(node: fx.Node) -> Source | None:
         linear, pieces = operand(split, 0), split.meta["val"]
         if linear.target is LINEAR and _is_last(split, 2) and isinstance(node.args[1], int):
             return Source(linear, sum(int(p.shape[-1]) for p in pieces[: node.args[1]]))
-    if node.target is aten.slice.Tensor and operand(node, 0).target is LINEAR:
-        if _is_last(node, 1) and (len(node.args) < 5 or node.args[4] == 1):
-            return Source(operand(node, 0), int(node.args[2] or 0))  # type: ignore[arg-type]
+    if node.target is not aten.slice.Tensor or operand(node, 0).target is not LINEAR:
+        return None
+    stepless = len(node.args) < 5 or node.args[4] == 1
+    if stepless and _is_last(node, 1):
+        return Source(operand(node, 0), int(node.args[2] or 0))  # type: ignore[arg-type]
     return None
 
 
