@@ -10,7 +10,7 @@ from thresher.cli.opening import open_data
 
 if TYPE_CHECKING:
     from thresher.compiler.program import Program
-    from thresher.passes.sparsity.report import Report
+    from thresher.passes.sparsity.report import Point, Report
 
 
 def measure(program: Program, data: str, items: int | None, seed: int, tell: Progress) -> Report:
@@ -52,13 +52,20 @@ def show_report(source: str, report: Report) -> None:
             f"{p.reached:.2f} %",
             f"{p.held_out:.2f} %",
             f"{p.sparsity:.1%}",
-            "" if p.met else "not reached: the loss rises in steps",
+            _shortfall(p),
         )
         for p in report.points
     ]
     columns = ("rise", "CETT", "on calibration data", "held out", "sparsity", "")
     show(table(f"Rise of the {report.meaning}", columns, points))
     show(*(verdict.sentence for verdict in report.verdicts))
+
+
+def _shortfall(point: Point) -> str:
+    """Why a rise was not reached."""
+    if point.met:
+        return ""
+    return "not even without all neurons" if point.cett >= 1 else "the loss rises in steps"
 
 
 def draw(report: Report, path: Path) -> None:

@@ -18,7 +18,6 @@ from thresher.compiler.contract import Context, Dataset
 from thresher.compiler.errors import UsageError
 from thresher.compiler.program import Program
 from thresher.passes.sparsity.tap import Tap, Tapped
-from thresher.passes.sparsity.weights import weights_of
 from thresher.passes.tokens.learning import checkpoint
 
 SAVE_EVERY = 50  # batches between checkpoints
@@ -38,12 +37,12 @@ class Collector(Protocol):
         """Go on from these sums."""
 
 
-def weights_digest(program: Program, linears: Sequence[fx.Node]) -> str:
-    """SHA-256 of the weights of some linears, in order."""
+def weights_digest(program: Program) -> str:
+    """SHA-256 of all weights of a Program, by name."""
     digest = hashlib.sha256()
-    for weight in weights_of(program, linears):
-        digest.update(f"{weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name, weight in sorted(program.exported.state_dict.items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

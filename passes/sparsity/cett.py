@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,35 +17,37 @@ from torch import Tensor
 
 POINTS = 64  # thresholds at which a layer is tabulated
 ROWS = 4096  # tokens of a layer that are looked at for the table
-DECADES = 5.0  # the table reaches so far down from the largest contribution
+ABOVE, DECADES = 16, 7.0  # the table ends above the largest contribution of the first rows, so long
+Column: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
 class Curve:
     """CETT and sparsity of one layer over rising thresholds, each ``[POINTS]`` float64."""
 
-    eps: np.ndarray[Any, np.dtype[np.float64]]
-    cett: np.ndarray[Any, np.dtype[np.float64]]
-    sparsity: np.ndarray[Any, np.dtype[np.float64]]
+    eps: Column
+    cett: Column
+    sparsity: Column
 
     def threshold(self, cett: float) -> float:
-        """The eps at which the layer reaches a CETT; 0 for none, at most the last of the table.
-
-        Between points eps is interpolated in its logarithm.
-        """
-        if cett <= 0:
-            return 0.0
-        rising, first = np.unique(self.cett, return_index=True)
-        if cett <= rising[0]:
-            return float(self.eps[first[0]] * cett / rising[0]) if rising[0] > 0 else 0.0
-        return float(np.exp(np.interp(cett, rising, np.log(self.eps[first]))))
+        """The eps at which the layer reaches a CETT; 0 for none, at most the last of the table."""
+        return _reached(self.eps, self.cett, cett)
 
     def sparse(self, share: float) -> float:
         """The eps at which this share of the neurons is dropped."""
-        rising, first = np.unique(self.sparsity, return_index=True)
-        if share <= 0:
-            return 0.0
-        return float(np.exp(np.interp(share, rising, np.log(self.eps[first]))))
+        return _reached(self.eps, self.sparsity, share)
+
+
+def _reached(eps: Column, values: Column, wanted: float) -> float:
+    """Where a rising column reaches a value: between two rows by the logarithm of eps, below the first by share."""
+    if wanted <= 0:
+        return 0.0
+    row = min(int(np.searchsorted(values, wanted)), len(values) - 1)
+    if row == 0:
+        return float(eps[0] * wanted / values[0])
+    low, high = values[row - 1], values[row]
+    share = min(1.0, (wanted - low) / (high - low)) if high > low else 1.0
+    return float(eps[row - 1] * (eps[row] / eps[row - 1]) ** share)
 
 
 class Cett:
@@ -72,7 +74,7 @@ class Cett:
             return
         sizes = rows.abs() * self.norms
         if not self.eps.any():
-            top = max(float(sizes.max()), 1e-30) * 2
+            top = max(float(sizes.max()), 1e-30) * ABOVE
             self.eps = torch.logspace(-DECADES, 0, POINTS, dtype=torch.float64) * top
         whole = (rows @ self.weight.T).norm(dim=1).clamp(min=1e-30)
         for index, eps in enumerate(self.eps.tolist()):
@@ -123,7 +125,7 @@ class Union:
         for index, size in enumerate(self.sizes):
             groups = len(active) // size
             if groups:
-                any_of = active[: groups * size].unflatten(0, (groups, size)).any(dim=1)
+                any_of = active[: groups * size].reshape(groups, size, -1).any(dim=1)
                 self.needed[index] += any_of.double().mean(dim=1).sum()
                 self.groups[index] += groups
 

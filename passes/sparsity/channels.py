@@ -126,7 +126,7 @@ class ChannelPruning(Pass[ChannelOptions]):
                 "ideal": dense / macs,
             },
             self.options.model_copy(update={"calibration": Path(FILE)}),
-            Calibration(FILE, self._digest(program, ffns), measured),
+            Calibration(FILE, calibration.weights_digest(program), measured),
         )
 
     # --- measuring ----------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class ChannelPruning(Pass[ChannelOptions]):
         self, program: Program, context: Context, ffns: Sequence[FFN], inputs: Sequence[Input]
     ) -> dict[str, Tensor]:
         """Means, variances and magnitudes by ``"moment.layer.kind"``, float32."""
-        digest = self._digest(program, ffns)
+        digest = calibration.weights_digest(program)
         if self.options.calibration is not None:
             return calibration.read(self.options.calibration, digest, self.name)
         data = context.data
@@ -150,9 +150,6 @@ class ChannelPruning(Pass[ChannelOptions]):
             for name, (_, sums) in moments.items()
             for kind, tensor in sums.tensors().items()
         }
-
-    def _digest(self, program: Program, ffns: Sequence[FFN]) -> str:
-        return calibration.weights_digest(program, [n for f in ffns for n in (*f.linears, f.down)])
 
     # --- choosing -----------------------------------------------------------------------------
 

@@ -104,7 +104,7 @@ def report(program: Program, context: Context, *, items: int = ITEMS) -> Report:
     downs = [ffn.down for ffn in found.ffns]
     weights = weights_of(program, downs)
     tables = {f.hidden: Cett(w) for f, w in zip(found.ffns, weights, strict=True)}
-    digest = calibration.weights_digest(program, downs)
+    digest = calibration.weights_digest(program)
     calibration.collect(program, context, ours, tables, "sparsity", {"digest": digest})
     judged = criterion.choose(program, data)
     points, eps = _points(program, context, found.ffns, tables, ours, held)

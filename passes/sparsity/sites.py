@@ -15,11 +15,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+import thresher.kernels.ops  # noqa: F401  (registers the operators)
 from thresher.compiler.analysis.sites import SDPA
 from thresher.compiler.program import Program, Refusal, module_path
 
 aten = torch.ops.aten
 LINEAR = aten.linear.default
+SPARSE = torch.ops.thresher.sparse_linear.default
 SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
 _NORMS = (aten.layer_norm.default, aten.rms_norm.default)
 _ADDS = (aten.add.Tensor, aten.add_.Tensor)
@@ -323,7 +325,7 @@ def _reaches(linear: fx.Node, attentions: dict[fx.Node, int], *, backward: bool)
         node = stack.pop()
         if node in attentions:
             return node
-        if node in seen or node.target is LINEAR:
+        if node in seen or node.target in (LINEAR, SPARSE):
             continue
         seen.add(node)
         stack += node.all_input_nodes if backward else list(node.users)

@@ -120,7 +120,7 @@ class Sparsity(Pass[SparsityOptions]):
             chosen = [entry for entry in chosen if gates[entry.layer] is not None]
         if not chosen:
             return PassResult(program, len(found.inputs), 0, tuple(refused))
-        digest = calibration.weights_digest(program, [n for e in chosen for n in e.linears])
+        digest = calibration.weights_digest(program)
         if self.options.calibration is not None:
             path = self.options.calibration
             tensors = calibration.read(path, digest, self.name, self.options.facts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.compiler.toys import TOKENS, WIDTH, Block
-from tests.passes.sparsity.toys import HIDDEN, ITEMS, Gated, noise, toy
+from tests.compiler.toys import TOKENS, WIDTH
+from tests.passes.sparsity.toys import HIDDEN, ITEMS, noise, toy
 from thresher.compiler import pipeline
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.errors import RefusedError, UsageError, VerdictError
@@ -22,11 +22,6 @@ from thresher.passes.sparsity.channels import ChannelOptions, ChannelPruning
 from thresher.passes.sparsity.sites import find
 from thresher.passes.sparsity.tap import Tapped
 
-BLOCKS: dict[str, Callable[[], Block]] = {
-    "plain": Block,
-    "gated": Gated,
-    "fused": lambda: Gated(fused=True),
-}
 DATA = Context(data=noise(), batch=5)
 
 
@@ -43,10 +38,10 @@ def hidden_rows(program: Program) -> list[Tensor]:
     return [torch.cat(r).flatten(0, 1).double() for r in rows.values()]
 
 
-@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize("kind", ["plain", "gated", "fused"])
 @pytest.mark.parametrize("fold", [True, False])
 def test_it_equals_the_model_with_neurons_held_at_their_mean(kind: str, fold: bool) -> None:
-    program = toy(BLOCKS[kind](), BLOCKS[kind]())
+    program = toy(kind, kind)
     result = run(program, ratio=0.25, fold=fold)
     assert (result.matched, result.applied) == (2, 2)
     assert [tuple(n) for n in result.details["neurons"].values()] == [(HIDDEN, 24)] * 2
@@ -70,7 +65,7 @@ def test_it_equals_the_model_with_neurons_held_at_their_mean(kind: str, fold: bo
 
 
 def test_inputs_are_gathered_once_and_fold_too() -> None:
-    program = toy(Gated())
+    program = toy("gated")
     result = run(program, ratio=0.0, inputs=0.5)
     picks = [n for n in result.program.graph.nodes if "index_select" in str(n.target)]
     assert len(picks) == 1
@@ -94,13 +89,13 @@ def test_inputs_are_gathered_once_and_fold_too() -> None:
 
 
 def test_a_dynamic_length_stays() -> None:
-    result = run(toy(Block(), dynamic=True, pool="mean"), ratio=0.5)
+    result = run(toy("plain", dynamic=True, pool="mean"), ratio=0.5)
     for tokens in (3, 17):
         assert result.program.run({"x": torch.randn(2, tokens, WIDTH)})["output"].shape == (2, 4)
 
 
 def test_a_second_run_changes_nothing() -> None:
-    first = run(toy(Block()), ratio=0.5)
+    first = run(toy("plain"), ratio=0.5)
     second = run(first.program, ratio=0.5)
     assert (second.matched, second.applied, second.program) == (1, 0, first.program)
     assert "was cut already" in second.refused[0].reason
@@ -108,14 +103,14 @@ def test_a_second_run_changes_nothing() -> None:
 
 @pytest.mark.parametrize("spread", ["even", "free"])
 def test_a_budget_is_met_and_never_exceeded(spread: str) -> None:
-    details = run(toy(Block(), Block()), flops=0.8, spread=spread, multiple=2).details
+    details = run(toy("plain", "plain"), flops=0.8, spread=spread, multiple=2).details
     assert 0.74 < details["macs"] / details["dense_macs"] <= 0.8
     assert all(left % 2 == 0 for _, left in details["neurons"].values())
 
 
 def test_what_cannot_be_met_is_a_verdict() -> None:
     with pytest.raises(VerdictError, match=r"flops=0.2 cannot be met: .* is left without them"):
-        run(toy(Block()), flops=0.2)
+        run(toy("plain"), flops=0.2)
 
 
 @pytest.mark.parametrize(
@@ -128,13 +123,13 @@ def test_what_cannot_be_met_is_a_verdict() -> None:
 )
 def test_data_that_will_not_do(context: Context, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        run(toy(Block()), context)
+        run(toy("plain"), context)
 
 
 def test_a_model_without_networks_is_refused() -> None:
     recipe = parse_recipe("passes: [channels]", "test")
     with pytest.raises(RefusedError, match="normalises over the neurons"):
-        pipeline.run(toy(Gated(norm=True)), recipe, DATA)
+        pipeline.run(toy("normed"), recipe, DATA)
 
 
 def weights(program: Program) -> Mapping[str, Tensor]:
@@ -142,7 +137,7 @@ def weights(program: Program) -> Mapping[str, Tensor]:
 
 
 def test_a_saved_calibration_makes_the_same_graph(tmp_path: Path) -> None:
-    program = toy(Gated(fused=True))
+    program = toy("fused")
     first = run(program, ratio=0.4)
     assert first.calibration is not None
     first.calibration.write(tmp_path)
@@ -155,7 +150,7 @@ def test_a_saved_calibration_makes_the_same_graph(tmp_path: Path) -> None:
     pairs = zip(weights(first.program).items(), weights(again.program).items(), strict=True)
     assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
     with torch.no_grad():
-        other = toy(Gated(fused=True))
+        other = toy.__wrapped__("fused")
         next(iter(v for k, v in weights(other).items() if "both.weight" in k)).add_(1e-3)
     with pytest.raises(UsageError, match="was made on other weights than these"):
         run(other, Context(), ratio=0.4, calibration=file)
@@ -168,7 +163,7 @@ def test_a_saved_calibration_makes_the_same_graph(tmp_path: Path) -> None:
 
 def test_it_goes_with_token_merging() -> None:
     text = "passes: [{channels: {ratio: 0.25}}, {tome: {r: 2}}]"
-    made = pipeline.run(toy(Block(), Block()), parse_recipe(text, "test"), DATA)
+    made = pipeline.run(toy("plain", "plain"), parse_recipe(text, "test"), DATA)
     assert [record.applied for record in made.history] == [2, 2]
     assert made.history[1].details["dense_macs"] == made.history[0].details["macs"]
     assert made.run({"x": torch.randn(2, TOKENS, WIDTH)})["output"].shape == (2, 4)
@@ -183,7 +178,7 @@ def test_a_stopped_calibration_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
         if done == 3:
             raise KeyboardInterrupt
 
-    program, context = toy(Block()), replace(DATA, checkpoints=tmp_path)
+    program, context = toy("plain"), replace(DATA, checkpoints=tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run(program, replace(context, progress=stop))
     seen: list[int] = []

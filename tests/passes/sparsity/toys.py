@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -48,14 +51,24 @@ class Causal(nn.Module):
         return {"logits": self.head(self.block(self.words(input_ids)))}
 
 
-def toy(*blocks: Block, dynamic: bool = False, pool: str = "class") -> Program:
-    """A toy, the same in every call for the same blocks."""
+BLOCKS: dict[str, Callable[[], Block]] = {
+    "plain": Block,
+    "gated": Gated,
+    "fused": lambda: Gated(fused=True),
+    "normed": lambda: Gated(norm=True),
+    "shown": lambda: Gated(shown=True),
+}
+
+
+@cache
+def toy(*kinds: str, dynamic: bool = False, pool: str = "class") -> Program:
+    """A transformer of these blocks, traced once; with random weights that are not tiny."""
     torch.manual_seed(1)
-    made = Toy(*blocks, pool=pool).double()
+    made = Toy(*(BLOCKS[kind]() for kind in kinds), pool=pool)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(torch.randn(parameter.shape) * 0.3)
-    return traced(made.float(), dynamic=dynamic)
+    return traced(made, dynamic=dynamic)
 
 
 def noise(items: int = ITEMS, value: float | None = None) -> Dataset:
