@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from tests.cli.conftest import SOURCE, Cli, Made, listing
 
 REPORT = ("inspect", SOURCE, "--sparsity", "--data")
 
 
 def test_the_report(cli: Cli, made: Made, tmp_path: Path) -> None:
-    picture = tmp_path / "sparsity.png"
-    done = cli(*REPORT, made.data, "-o", picture, "--json")
-    assert (done.code, done.err) == (2, done.err)  # 12 items are too few for two halves
-    assert "calibration needs at least 16" in done.err
-    assert not picture.exists()
+    picture, data = tmp_path / "sparsity.png", tmp_path / "images.npz"
+    pixels = np.random.default_rng(1).integers(0, 256, (24, 24, 24, 3), np.uint8)
+    np.savez(data, images=pixels, labels=np.arange(24) % 4)
+    done = cli(*REPORT, data, "-o", picture)
+    assert (done.code, done.err) == (0, "")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "on 12 items" in done.out
+    assert "cpu, 37 tokens at once: does not pay" in done.out
+    assert "calibration needs at least 16" in cli(*REPORT, made.data).err
 
 
 def test_demands_go_together(failed: Callable[..., str], made: Made) -> None:
@@ -23,9 +29,7 @@ def test_demands_go_together(failed: Callable[..., str], made: Made) -> None:
     assert "a report of its own" in failed(2, *REPORT, made.data, "--graph")
 
 
-def test_channels_are_cut_and_cut_again_without_data(
-    cli: Cli, made: Made, tmp_path: Path
-) -> None:
+def test_channels_are_cut_and_cut_again_without_data(cli: Cli, made: Made, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     asked = ("optimize", SOURCE, "--recipe", "channels", "--set", "ratio=0.25", "--learn-data")
     assert cli(*asked, made.data, "-o", first).code == 0
