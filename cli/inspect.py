@@ -12,6 +12,8 @@ import typer
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
 from thresher.cli.opening import axis_sizes, open_program
+from thresher.cli.sparsity import draw as draw_sparsity
+from thresher.cli.sparsity import measure, show_report
 from thresher.compiler.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +31,13 @@ def inspect(
     graph: Annotated[
         bool, typer.Option("--graph", help="Print the graph, one line for each node, instead.")
     ] = False,
+    sparsity: Annotated[
+        bool,
+        typer.Option("--sparsity", help="Measure activation sparsity on --data; -o draws it."),
+    ] = False,
+    data: options.Data = None,
+    limit: options.Limit = None,
+    seed: Annotated[int, typer.Option(help="Of the halves of the data.")] = 0,
     size: options.Size = None,
     weights: options.Weights = None,
     resolution: options.Resolution = None,
@@ -41,33 +50,48 @@ def inspect(
     Costs are those of --size, by default of the sizes that the model was traced at, and for causal
     language models of one step behind 256 tokens (--size past=256 --size sequence=1).
 
+    With --sparsity, measure on --data which hidden neurons contribute nothing, and say what
+    leaving them out is worth on each target.
+
     The picture has a panel for every block that changes the tokens: dropped patches are greyed out,
     patches that became one token have one colour.
     """
-    if (image is None) != (output is None):
+    if sparsity != (data is not None):
+        raise UsageError("--sparsity and --data go together: give the data to measure on")
+    if sparsity and (image is not None or graph):
+        raise UsageError("--sparsity is a report of its own: leave out --image and --graph")
+    if not sparsity and (image is None) != (output is None):
         raise UsageError(
             "--image and -o go together: give the image to follow and the PNG to write"
         )
     with progress() as tell:
         program = open_program(source, options.wishes(weights, resolution, length), tell)
-        if graph:
+        if data is not None:
+            found = measure(program, data, limit, seed, tell)
+            told: dict[str, Any] = {"sparsity": found.to_json()}
+            if output is not None:
+                draw_sparsity(found, output)
+                told["picture"] = str(output)
+        elif graph:
             print(program.text(), end="")
             return
-        if image is not None and output is not None:
+        elif image is not None and output is not None:
             tell("following the tokens", 0, 0)
             stages = picture(program, image, output)
-            data: dict[str, Any] = {"picture": str(output), "stages": stages}
+            told = {"picture": str(output), "stages": stages}
         else:
-            data = anatomy(program, axis_sizes(size))
+            told = anatomy(program, axis_sizes(size))
     if json:
-        show_json("inspect", {"source": source, **data})
+        show_json("inspect", {"source": source, **told})
+    elif data is not None:
+        show_report(source, found)
     elif output is not None:
         title = f"{image} through {source}"
         words = {"alive": "patches alive", "merged": "merged into others", "dropped": "dropped"}
         _show_rows(title, stages, layer="block", tokens="tokens", **words)
         show(f"written: {output}")
     else:
-        _show(source, data)
+        _show(source, told)
 
 
 def picture(program: Program, image: Path, output: Path) -> list[dict[str, int]]:

@@ -17,6 +17,7 @@ from thresher.cli.passes import as_json, foreseen, foresight, pass_table, warn
 from thresher.compiler.errors import UsageError, VerdictError
 
 if TYPE_CHECKING:
+    from thresher.compiler.contract import Calibration
     from thresher.compiler.pipeline import PassReport
     from thresher.compiler.program import Program
     from thresher.compiler.recipe import Recipe
@@ -65,7 +66,7 @@ def optimize(
         from thresher.compiler.contract import Context
         from thresher.compiler.files import check_free
         from thresher.compiler.pipeline import run
-        from thresher.compiler.recipe import load_recipe
+        from thresher.compiler.recipe import LearnedOn, load_recipe
         from thresher.runtime.backends import backend
 
         check_free(output, overwrite=overwrite)
@@ -85,9 +86,9 @@ def optimize(
             reduced = run(dense, chosen, context, observe=reports.append)
         if workers.rank() != 0:
             return  # the first process of a torchrun writes for all
-        if learned_on is not None:
-            ran = [report.record.options for report in reports]
-            chosen = chosen.decided(ran, learned_on.name, source)
+        ran = [report.record.options for report in reports]
+        told = None if learned_on is None else LearnedOn(learned_on.name, source)
+        chosen = chosen.decided(ran, told)
         quality = None
         if dataset is not None:
             count = limit or (None if max_drop is not None else GLANCE)
@@ -95,18 +96,28 @@ def optimize(
             watched = Watched(dataset, count, tell, classify=classify)
             quality = _compare(dense, reduced, watched, count, max_drop, threads)
         tell(f"writing {output}", 0, 0)
-        save(reduced, chosen, output, overwrite=overwrite)
+        measured = [report.calibration for report in reports if report.calibration is not None]
+        save(reduced, chosen, output, measured, overwrite=overwrite)
         shutil.rmtree(unfinished, ignore_errors=True)
     _print(source, output, chosen, reduced, reports, quality, as_data=json)
 
 
-def save(program: Program, recipe: Recipe, output: Path, *, overwrite: bool) -> None:
-    """Write the Program and the resolved recipe, whole or not at all."""
+def save(
+    program: Program,
+    recipe: Recipe,
+    output: Path,
+    measured: Sequence[Calibration] = (),
+    *,
+    overwrite: bool,
+) -> None:
+    """Write the Program, the resolved recipe and its calibrations, whole or not at all."""
     from thresher.compiler.files import atomic_folder
 
     with atomic_folder(output, overwrite=overwrite) as partial:
         program.write(partial)
         (partial / RECIPE).write_text(recipe.to_yaml())
+        for calibration in measured:
+            calibration.write(partial)
         for record in program.history:
             if "learning" in record.details:
                 from thresher.cli.learning_chart import draw

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, cast
@@ -30,6 +30,7 @@ from thresher.compiler.program import Program, Refusal
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
 KEBAB = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 RESERVED = frozenset({"allow_zero"})  # words of the recipe, so no option may be called so
@@ -93,13 +94,35 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """What a pass measured on data: tensors by name, to be written to ``file`` beside the recipe.
+
+    ``digest`` is that of the weights they were measured on; it and ``facts`` (the options that they
+    answer to) go into the file's metadata.
+    """
+
+    file: str
+    digest: str
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write the file, the same bytes for the same tensors."""
+        from safetensors.torch import save_file
+
+        whole = {name: tensor.contiguous() for name, tensor in sorted(self.tensors.items())}
+        save_file(whole, folder / self.file, {**self.facts, "digest": self.digest})
+
+
+@dataclass(frozen=True)
 class PassResult:
     """What a pass did: ``matched`` places recognised, ``applied`` of them changed.
 
     ``details`` is plain data (it is saved with the Program); a sentence under ``"note"`` is shown to
     the user.  A pass that decided something by data says so in ``options``, with which it would do
-    the same again without data; they go into the history and the saved recipe.  ``applied == 0`` means exactly that
-    ``program`` is the object that came in.
+    the same again without data; they go into the history and the saved recipe, and what would be too much
+    for them goes into a ``calibration``.  ``applied == 0`` means exactly that ``program`` is the
+    object that came in.
     """
 
     program: Program
@@ -108,6 +131,7 @@ class PassResult:
     refused: tuple[Refusal, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
     options: Options | None = None
+    calibration: Calibration | None = None
 
 
 class Pass(ABC, Generic[O_co]):

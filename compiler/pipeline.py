@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from thresher.compiler import registry, spec
-from thresher.compiler.contract import Context, ContractError, Pass, PassResult
+from thresher.compiler.contract import Calibration, Context, ContractError, Pass, PassResult
 from thresher.compiler.dumps import Dumps
 from thresher.compiler.errors import RefusedError, ThresherError, UsageError
 from thresher.compiler.program import PassRecord, Program, Refusal
@@ -31,6 +31,7 @@ class PassReport:
         verify_seconds: what checking the result took.
         ops: operators whose number of calls changed, and by how much.
         program: the Program behind the pass.
+        calibration: what the pass measured on data, to be kept beside the recipe.
     """
 
     number: int
@@ -39,6 +40,7 @@ class PassReport:
     verify_seconds: float
     ops: dict[str, int]
     program: Program
+    calibration: Calibration | None = None
 
 
 Observer = Callable[[PassReport], None]
@@ -104,14 +106,15 @@ def run_passes(
         context.progress(f"pass {one.name}", number - 1, total)
         if dumps is not None:
             dumps.before(number, one, program)
-        after, record = _apply(one, program, context)
+        after, result = _apply(one, program, context)
+        record = after.history[-1]
         if dumps is not None:
             dumps.after(number, record, after)
         _demand_effect(one, record, program)
         seconds = _verify(one, after, source) if record.applied else 0.0
         if observe is not None:
             delta = op_delta(program, after)
-            observe(PassReport(number, total, record, seconds, delta, after))
+            observe(PassReport(number, total, record, seconds, delta, after, result.calibration))
         program = after
         if not one.keeps_outputs:
             source = program
@@ -175,7 +178,7 @@ def _check_data(passes: Sequence[Pass[Any]], context: Context) -> None:
         one.demand_data(context)
 
 
-def _apply(one: Pass[Any], program: Program, context: Context) -> tuple[Program, PassRecord]:
+def _apply(one: Pass[Any], program: Program, context: Context) -> tuple[Program, PassResult]:
     start = perf_counter()
     try:
         result = one(program, context)
@@ -190,7 +193,7 @@ def _apply(one: Pass[Any], program: Program, context: Context) -> tuple[Program,
             f"pass {one.name!r} failed with {type(error).__name__}: {error} ({_ran(program)})"
         ) from error
     record = _record(one, result, perf_counter() - start)
-    return replace(result.program, history=(*program.history, record)), record
+    return replace(result.program, history=(*program.history, record)), result
 
 
 def _verify(one: Pass[Any], program: Program, source: Program) -> float:

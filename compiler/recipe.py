@@ -57,6 +57,12 @@ class RecipePass:
         given = {name: getattr(self.options, name) for name in said}
         return replace(self, options=type(self.options)(**given, **{MULTIPLE: multiple}))
 
+    def beside(self, folder: Path) -> RecipePass:
+        """With relative paths among the options taken from ``folder``."""
+        said = {name: getattr(self.options, name) for name in self.options.model_fields_set}
+        files = {name: folder / value for name, value in said.items() if isinstance(value, Path)}
+        return replace(self, options=self.options.model_copy(update=files)) if files else self
+
     def plain(self) -> dict[str, Any] | str:
         """The form in a recipe, with defaults written out unless they are null."""
         fields = type(self.options).model_fields
@@ -69,7 +75,7 @@ class RecipePass:
 
 @dataclass(frozen=True)
 class LearnedOn:
-    """The data and the model that a recipe's token counts were learned on."""
+    """The data and the model that a recipe's numbers were learned on."""
 
     data: str
     model: str
@@ -77,7 +83,7 @@ class LearnedOn:
     def warning(self) -> str:
         """What to tell everyone who uses the recipe (OpenGVLab/DiffRate, issue 2)."""
         return (
-            f"these token counts were learned on {self.data} for {self.model}: on other data or another"
+            f"its numbers were learned on {self.data} for {self.model}: on other data or another"
             " model they do not transfer blindly, so verify them on yours"
         )
 
@@ -102,15 +108,19 @@ class Recipe:
         learned = {} if self.learned_on is None else {"learned_on": asdict(self.learned_on)}
         return {"name": self.name, "summary": self.summary, **learned, "passes": passes}
 
-    def decided(self, options: Sequence[Mapping[str, Any]], data: str, model: str) -> Recipe:
-        """The same recipe with the options that its passes went by, and what they were learned on."""
+    def decided(self, options: Sequence[Mapping[str, Any]], learned_on: LearnedOn | None) -> Recipe:
+        """The same recipe with the options that its passes went by, and what they were learned on, if anew."""
         passes = tuple(
             replace(entry, options=type(entry.options).model_validate(given))
             for entry, given in zip(self.passes, options, strict=True)
         )
         if passes == self.passes:
             return self
-        return replace(self, passes=passes, learned_on=LearnedOn(data, model))
+        return replace(self, passes=passes, learned_on=learned_on or self.learned_on)
+
+    def beside(self, folder: Path) -> Recipe:
+        """The same recipe with the files that its options name looked for in ``folder``."""
+        return replace(self, passes=tuple(entry.beside(folder) for entry in self.passes))
 
     def rounding(self, multiple: int) -> Recipe:
         """The same recipe with its token counts rounded up, where it neither says how nor lists counts."""
@@ -154,7 +164,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UsageError(f"cannot read the recipe {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"cannot read the recipe {path}: it is not UTF-8 text") from error
-    return parse_recipe(text, str(path), overrides)
+    return parse_recipe(text, str(path), overrides).beside(path.parent)
 
 
 def parse_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:

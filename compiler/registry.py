@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 GROUP = "thresher.passes"
 BUILT_IN = {
+    "channels": "thresher.passes.sparsity.channels:ChannelPruning",
     "cleanup": "thresher.passes.cleanup:Cleanup",
     "diffrate": "thresher.passes.tokens.diffrate:DiffRate",
     "evit": "thresher.passes.tokens.methods:Evit",
     "random": "thresher.passes.tokens.methods:RandomDrop",
     "tome": "thresher.passes.tokens.methods:Tome",
+    "sparsity": "thresher.passes.sparsity.skip:Sparsity",
     "topk-norm": "thresher.passes.tokens.methods:TopkNorm",
 }
 

@@ -92,6 +92,11 @@ def _keep_tokens(args: list[Shape], out: Shape) -> int:
     return prod(args[0]) - prod(out)
 
 
+def _sparse_linear(args: list[Shape], out: Shape) -> int:
+    """As if dense: what is skipped depends on the input."""
+    return prod(out) * args[1][0]
+
+
 _MACS: dict[object, Callable[[list[Shape], Shape], int]] = {
     aten.linear.default: _linear,
     aten.matmul.default: _matmul,
@@ -107,6 +112,7 @@ _OURS = {
     "thresher::class_attention": _class_attention,
     "thresher::keep_tokens": _keep_tokens,
     "thresher::prune_merge": _prune_merge,
+    "thresher::sparse_linear": _sparse_linear,
 }
 
 

@@ -24,8 +24,8 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 def on_gpu(reference: Function) -> Function:
     """What an operator does with CUDA tensors.
 
-    The reference runs where there is no Triton or no kernel in it, where ``THRESHER_KERNELS=off``, and for element types
-    that the kernels do not compute in (double and complex numbers).
+    The reference runs where there is no Triton or no kernel in it, where ``THRESHER_KERNELS=off``,
+    and for element types that the kernels do not compute in (double and complex numbers).
     """
 
     @functools.wraps(reference)

@@ -57,7 +57,7 @@ def test_counts_learned_on_other_data_are_flagged_in_one_sentence(cli: Cli, tmp_
         assert done.code == 0
         assert "37 37 26 17" in done.out
         assert len(done.err.splitlines()) == 1
-        assert "learned: these token counts were learned on ImageNet-1k for deit_x" in done.err
+        assert "learned: its numbers were learned on ImageNet-1k for deit_x" in done.err
         assert "do not transfer blindly" in done.err
     saved = yaml.safe_load((tmp_path / "a" / "recipe.yaml").read_text())
     assert saved["learned_on"] == {"data": "ImageNet-1k", "model": "deit_x"}

@@ -68,14 +68,19 @@ def pooled() -> nn.Module:
     return _told(Pooled)
 
 
+def reseeded() -> nn.Module:
+    """The transformer with other weights."""
+    return _told(ToyViT, seed=1)
+
+
 def convolutions() -> nn.Module:
     """The network that is no transformer."""
     return _told(Convolutions)
 
 
-def _told(kind: type[nn.Module]) -> nn.Module:
+def _told(kind: type[nn.Module], seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = kind()
     spec = ModelSpec(
         example={"x": torch.zeros(2, 3, SIDE, SIDE)},

@@ -1,0 +1,164 @@
+"""What was measured on data, kept so that the same graph can be made again without it.
+
+The tensors lie in one safetensors file beside the saved recipe, with the digest of the weights that
+they were measured on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, fx
+
+from thresher.compiler.contract import Context, Dataset
+from thresher.compiler.errors import UsageError
+from thresher.compiler.program import Program
+from thresher.passes.sparsity.tap import Tap, Tapped
+from thresher.passes.tokens.learning import checkpoint
+
+SAVE_EVERY = 50  # batches between checkpoints
+DIGEST = "digest"
+
+
+class Collector(Protocol):
+    """Sums over the rows of one node's value."""
+
+    def add(self, rows: Tensor) -> None:
+        """Take ``[T, C]`` more rows."""
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums so far."""
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from these sums."""
+
+
+def weights_digest(program: Program) -> str:
+    """SHA-256 of all weights of a Program, by name."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(program.exported.state_dict.items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def chosen_items(data: Dataset, limit: int, least: int = 1) -> list[int]:
+    """Numbers of at most ``limit`` items, spread evenly over the data.
+
+    Raises:
+        UsageError: there are fewer than ``least``.
+    """
+    total = min(len(data), limit)
+    if total < least:
+        raise UsageError(
+            f"{data.name} has {len(data)} items and calibration needs at least {least}: give more data"
+        )
+    return [index * len(data) // total for index in range(total)]
+
+
+def collect(
+    program: Program,
+    context: Context,
+    items: Sequence[int],
+    collectors: Mapping[fx.Node, Collector],
+    name: str,
+    fingerprint: Mapping[str, object],
+) -> None:
+    """Run the Program on some items of the data and show every collector its node's rows.
+
+    Rows of padding are left out.  With ``context.checkpoints`` the sums are saved now and then, and
+    a stopped calibration goes on from there.
+
+    Raises:
+        UsageError: a value that is no number came up, or a checkpoint of another run is in the way.
+    """
+    data = context.data
+    assert data is not None
+    path = None if context.checkpoints is None else context.checkpoints / f"{name}.pt"
+    identity = {**fingerprint, "data": data.name, "items": len(items), "batch": context.batch}
+    batches = [items[i : i + context.batch] for i in range(0, len(items), context.batch)]
+    tapped, done = Tapped(program), _resume(path, identity, collectors)
+
+    def tap(node: fx.Node, collector: Collector) -> Tap:
+        def see(value: Tensor) -> None:
+            rows = tapped.rows(value)
+            if not torch.isfinite(rows).all():
+                raise UsageError(
+                    f"calibration on {data.name}: {node.name} has values that are no finite numbers, so"
+                    " nothing can be measured there: mend the data or the weights"
+                )
+            collector.add(rows)
+
+        return see
+
+    taps = {node: tap(node, collector) for node, collector in collectors.items()}
+    for number in range(done, len(batches)):
+        context.progress(f"calibrating {name}", number, len(batches))
+        arrays, _ = data.take(batches[number])
+        tapped.outputs({key: torch.from_numpy(array) for key, array in arrays.items()}, taps)
+        if path is not None and (number + 1) % SAVE_EVERY == 0:
+            _save(path, identity, collectors, number + 1)
+
+
+def _save(
+    path: Path,
+    identity: Mapping[str, object],
+    collectors: Mapping[fx.Node, Collector],
+    done: int,
+) -> None:
+    states = {node.name: collector.state() for node, collector in collectors.items()}
+    checkpoint.save(path, identity, {"done": done, "states": states})
+
+
+def _resume(
+    path: Path | None, identity: Mapping[str, object], collectors: Mapping[fx.Node, Collector]
+) -> int:
+    """Batches that are done already."""
+    state = None if path is None else checkpoint.load(path, identity)
+    if state is None:
+        return 0
+    for node, collector in collectors.items():
+        collector.restore(state["states"][node.name])
+    return int(state["done"])
+
+
+def read(
+    path: Path, digest: str, name: str, facts: Mapping[str, str] | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a calibration that was saved beside a recipe.
+
+    Raises:
+        UsageError: there is no such file, it is damaged, or belongs to other weights or options.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UsageError(
+            f"pass {name!r}: there is no calibration {path}: give --data DATA to make one, or copy the"
+            " file that lies beside the recipe"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UsageError(
+            f"pass {name!r}: {path} is no calibration that can be read: {error}"
+        ) from error
+    if told.get(DIGEST) != digest:
+        raise UsageError(
+            f"pass {name!r}: the calibration {path} was made on other weights than these: use the"
+            " checkpoint that it was made on, or calibrate anew with --data DATA"
+        )
+    for key, value in (facts or {}).items():
+        if told.get(key) != value:
+            raise UsageError(
+                f"pass {name!r}: the calibration {path} was made with {key}={told.get(key)} and not"
+                f" {key}={value}: leave that option as it was, or calibrate anew with --data DATA and"
+                " calibration=null"
+            )
+    return tensors

@@ -1,0 +1,225 @@
+"""The report of activation sparsity: how sparse each layer is at a given loss, and what that is worth."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from thresher.compiler.analysis.axes import hint_of
+from thresher.compiler.analysis.cost import node_cost, total_macs
+from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.contract import Context
+from thresher.compiler.errors import RefusedError
+from thresher.compiler.program import Program, Refusal
+from thresher.passes.sparsity import calibration, criterion, payoff
+from thresher.passes.sparsity.cett import Cett, Curve, Union
+from thresher.passes.sparsity.criterion import Judge
+from thresher.passes.sparsity.payoff import Verdict
+from thresher.passes.sparsity.sites import FFN, find
+from thresher.passes.sparsity.tap import Tap, Taps
+from thresher.passes.sparsity.weights import weights_of
+
+RISES = (1.0, 5.0, 10.0)  # per cent
+MANY = (1, 2, 4, 8, 16, 64)  # tokens at once
+LEAST_ITEMS = 8
+ITEMS = 128  # of each half, by default
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One feed-forward network; ``sparsity`` and ``eps`` by rise, ``union`` by M at the smallest rise.
+
+    ``weights`` and ``macs`` are the shares of the model's parameters and multiply-accumulates that
+    the down projection holds: what a mask on the hidden neurons can skip.
+    """
+
+    layer: int
+    path: str
+    neurons: int
+    exact_zeros: float
+    sparsity: dict[float, float]
+    eps: dict[float, float]
+    union: dict[int, float]
+    weights: float
+    macs: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """One rise: asked for and reached on the calibration data, and seen on held-out data; in per cent."""
+
+    asked: float
+    cett: float
+    reached: float
+    held_out: float
+    sparsity: float
+
+    @property
+    def met(self) -> bool:
+        """Whether it was reached to within the tolerance."""
+        return abs(self.reached - self.asked) <= 100 * criterion.TOLERANCE * 1.001
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is told about one model on some data."""
+
+    data: str
+    items: int
+    criterion: str
+    meaning: str
+    tokens: int
+    layers: tuple[Layer, ...]
+    points: tuple[Point, ...]
+    verdicts: tuple[Verdict, ...]
+    refused: tuple[Refusal, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        verdicts = [asdict(v) | {"pays": v.pays} for v in self.verdicts]
+        points = [asdict(p) | {"met": p.met} for p in self.points]
+        return asdict(self) | {"verdicts": verdicts, "points": points}
+
+
+def report(program: Program, context: Context, *, items: int = ITEMS) -> Report:
+    """Measure a Program on data: one half calibrates, the other is held out.
+
+    Raises:
+        RefusedError: there is no feed-forward network to measure.
+        UsageError: there is too little data, or it gives values that are no numbers.
+    """
+    found, data = find(program), context.data
+    assert data is not None
+    if not found.ffns:
+        raise RefusedError(f"{program.info.source} cannot be measured: {found.refusals[0].reason}")
+    chosen = calibration.chosen_items(data, 2 * items, 2 * LEAST_ITEMS)
+    random.Random(context.seed).shuffle(chosen)
+    half = (len(chosen) + 1) // 2
+    ours, held = sorted(chosen[:half]), sorted(chosen[half:])
+    downs = [ffn.down for ffn in found.ffns]
+    weights = weights_of(program, downs)
+    tables = {f.hidden: Cett(w) for f, w in zip(found.ffns, weights, strict=True)}
+    digest = calibration.weights_digest(program)
+    calibration.collect(program, context, ours, tables, "sparsity", {"digest": digest})
+    judged = criterion.choose(program, data)
+    points, eps = _points(program, context, found.ffns, tables, ours, held)
+    union = {
+        f.hidden: Union(eps[RISES[0]][i] / _norms(tables[f.hidden]), MANY)
+        for i, f in enumerate(found.ffns)
+    }
+    calibration.collect(
+        program, context, ours, union, "union", {"digest": digest, "cett": points[0].cett}
+    )
+    parameters = sum(p.numel() for p in program.exported.state_dict.values())
+    macs = total_macs(program.graph)
+    layers = tuple(
+        Layer(
+            f.layer,
+            f.path,
+            f.width,
+            tables[f.hidden].exact_zeros,
+            {p: _at(tables[f.hidden].curve(), eps[p][i]) for p in RISES},
+            {p: eps[p][i] for p in RISES},
+            union[f.hidden].shares(),
+            w.numel() / parameters,
+            node_cost(f.down).macs / macs,
+        )
+        for i, (f, w) in enumerate(zip(found.ffns, weights, strict=True))
+    )
+    tokens = item_tokens(program)
+    return Report(
+        data.name,
+        len(ours),
+        judged.kind,
+        judged.meaning,
+        tokens,
+        layers,
+        tuple(points),
+        tuple(_verdicts(layers, tokens, criterion.is_causal(program))),
+        tuple(found.refusals),
+    )
+
+
+def taps(program: Program, ffns: Sequence[FFN], eps: Sequence[float]) -> Taps:
+    """Taps that zero each hidden value whose contribution is shorter than its layer's eps."""
+
+    def drop(threshold: Tensor) -> Tap:
+        return lambda hidden: torch.where(hidden.abs() < threshold, 0.0, hidden)
+
+    weights = weights_of(program, [ffn.down for ffn in ffns])
+    made: dict[fx.Node, Tap] = {}
+    for ffn, weight, least in zip(ffns, weights, eps, strict=True):
+        norms = weight.float().norm(dim=0).clamp(min=1e-30)
+        made[ffn.hidden] = drop((least / norms).to(weight.dtype))
+    return made
+
+
+def _points(
+    program: Program,
+    context: Context,
+    ffns: Sequence[FFN],
+    tables: Mapping[fx.Node, Cett],
+    ours: Sequence[int],
+    held: Sequence[int],
+) -> tuple[list[Point], dict[float, list[float]]]:
+    """For each rise the common CETT at which it is reached, and the layers' eps there."""
+    data = context.data
+    assert data is not None
+    judged = criterion.choose(program, data)
+    curves = [tables[ffn.hidden].curve() for ffn in ffns]
+    judge, held_out = (Judge(program, data, some, judged, context.batch) for some in (ours, held))
+
+    def thresholds(cett: float) -> list[float]:
+        return [curve.threshold(cett) for curve in curves]
+
+    def rise(cett: float) -> float:
+        context.progress("searching thresholds", len(known), 0)
+        return judge.rise(taps(program, ffns, thresholds(cett)))
+
+    known: dict[float, float] = {}
+    points, eps = [], {}
+    for p in RISES:
+        cett, reached = criterion.largest(rise, p / 100, known=known)
+        eps[p] = thresholds(cett)
+        seen = held_out.rise(taps(program, ffns, eps[p]))
+        shares = [_at(curve, e) for curve, e in zip(curves, eps[p], strict=True)]
+        points.append(Point(p, cett, 100 * reached, 100 * seen, sum(shares) / len(shares)))
+    return points, eps
+
+
+def _norms(table: Cett) -> Tensor:
+    norms: Tensor = table.norms.clamp(min=1e-30)
+    return norms
+
+
+def _at(curve: Curve, eps: float) -> float:
+    """Sparsity of a layer at a threshold, interpolated in the table."""
+    import numpy as np
+
+    if eps <= 0:
+        return 0.0
+    return float(np.interp(np.log(eps), np.log(curve.eps), curve.sparsity))
+
+
+def item_tokens(program: Program) -> int:
+    """Tokens of one item as traced, 1 where no token axis is known."""
+    sites = find_sites(program)
+    return hint_of(sites.tokens) if sites.token is not None and sites.tokens else 1
+
+
+def _verdicts(layers: Sequence[Layer], tokens: int, decodes: bool) -> list[Verdict]:
+    """A decoder's step is bound by the weights that it reads, a whole item by arithmetic."""
+    found = []
+    for target in (*payoff.KERNELS, *payoff.DENSE_ONLY):
+        if decodes:
+            steps = {layer.path: (layer.weights, layer.union) for layer in layers}
+            found.append(payoff.verdict(target, 1, steps))
+        if tokens > 1:
+            whole = {layer.path: (layer.macs, layer.union) for layer in layers}
+            found.append(payoff.verdict(target, tokens, whole))
+    return found

@@ -1,0 +1,51 @@
+"""A Program run with an ear on some of its nodes, or a hand in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx
+
+import thresher.kernels.ops  # noqa: F401  (registers the operators that the graph may call)
+from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.program import Program
+from thresher.passes.tokens.sizes import visible
+
+Tap: TypeAlias = Callable[[Tensor], Tensor | None]
+Taps: TypeAlias = Mapping[fx.Node, Tap]
+
+
+class Tapped(fx.Interpreter):
+    """Runs a Program eagerly; a tap sees a node's value and may return another in its place."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program.exported.graph_module)
+        self.program = program
+        self._padding = find_sites(program).padding
+        self._alive: Tensor | None = None
+        self._taps: Taps = {}
+
+    def outputs(self, inputs: Mapping[str, Tensor], taps: Taps) -> dict[str, Tensor]:
+        """Outputs by name."""
+        self._taps, self._alive = taps, None
+        with torch.inference_mode():
+            results: Sequence[Tensor] = self.run(*self.program.placeholder_values(inputs))
+        return dict(zip([spec.name for spec in self.program.outputs], results, strict=True))
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n is self._padding:
+            self._alive = visible(value) > 0
+        tap = self._taps.get(n)
+        changed = None if tap is None else tap(value)
+        return value if changed is None else changed
+
+    def rows(self, value: Tensor) -> Tensor:
+        """``[..., C] -> [T, C]`` float32 or wider: the vectors of all tokens that are no padding."""
+        alive = self._alive
+        wide = value.to(torch.promote_types(value.dtype, torch.float32))
+        if alive is None or tuple(value.shape[:-1]) != tuple(alive.shape):
+            return wide.reshape(-1, value.shape[-1])
+        return wide[alive]

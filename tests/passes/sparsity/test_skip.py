@@ -1,0 +1,193 @@
+"""Thresholds: masks are those of the definitions, and a place where they cannot pay is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.compiler.toys import TOKENS, WIDTH
+from tests.passes.sparsity.toys import Causal, noise, sentences, toy
+from thresher.compiler.contract import Context, PassResult
+from thresher.compiler.errors import RefusedError, UsageError
+from thresher.compiler.program import Program, SourceInfo
+from thresher.compiler.trace import trace
+from thresher.passes.sparsity.insert import Skip, insert
+from thresher.passes.sparsity.sites import find
+from thresher.passes.sparsity.skip import Sparsity, SparsityOptions
+from thresher.passes.sparsity.tap import Tapped
+
+MANY = 10_000
+DATA = Context(data=noise(), batch=5)
+
+
+def run(program: Program, context: Context = DATA, **options: Any) -> PassResult:
+    given = {"allow": True, "most_tokens": MANY} | options
+    return Sparsity(SparsityOptions(**given))(program, context)
+
+
+def causal() -> Program:
+    torch.manual_seed(0)
+    example = {"input_ids": torch.zeros(2, 12, dtype=torch.int64)}
+    axes = {"input_ids": {0: "batch", 1: "length"}}
+    return trace(Causal(), example, dynamic=axes, info=SourceInfo("toy"))
+
+
+def seen(program: Program) -> dict[str, Tensor]:
+    """Rows of every site over the data."""
+    rows: dict[str, Tensor] = {}
+    taps = {e.node: (lambda v, n=e.name: rows.update({n: v})) for e in find(program).inputs}
+    arrays, _ = noise().take(range(24))
+    Tapped(program).outputs({k: torch.from_numpy(v) for k, v in arrays.items()}, taps)
+    return {name: value.flatten(0, 1).double() for name, value in rows.items()}
+
+
+def test_it_fires_at_every_linear() -> None:
+    result = run(toy("plain", "plain"), sparsity=0.5)
+    assert (result.matched, result.applied) == (8, 8)
+    targets = [str(n.target) for n in result.program.graph.nodes]
+    assert sum("sparse_linear" in t for t in targets) == 8
+    assert sum("aten.linear" in t for t in targets) == 1  # the head
+    assert run(toy("plain"), sites=("out", "down")).applied == 2
+
+
+@pytest.mark.parametrize("method", ["teal", "wina", "scap"])
+def test_so_many_inputs_are_skipped(method: str) -> None:
+    program = toy("gated", "plain")
+    result = run(program, method=method, sparsity=0.4)
+    assert result.calibration is not None
+    tensors = result.calibration.tensors
+    for entry in find(program).inputs:
+        rows = seen(program)[entry.name] - float(tensors.get(f"shift.{entry.name}", 0.0))
+        threshold = tensors[f"threshold.{entry.name}"]
+        share = float((rows.abs() <= threshold).double().mean())
+        assert share == pytest.approx(0.4, abs=4e-3)
+        if method == "wina":
+            squares = [_weight(program, n).square().sum(0) for n in entry.linears]
+            norms = torch.stack(squares).sum(0)
+            product = threshold * norms.sqrt()
+            torch.testing.assert_close(product, product[:1].expand_as(product), rtol=1e-4, atol=0)
+
+
+def _weight(program: Program, linear: Any) -> Tensor:
+    from thresher.passes.sparsity.weights import weights_of
+
+    return weights_of(program, [linear])[0]
+
+
+def test_cett_drops_what_the_definition_drops() -> None:
+    program = toy("plain")
+    result = run(program, method="cett", sparsity=0.6)
+    assert result.calibration is not None
+    (ffn,) = find(program).ffns
+    (name,) = result.calibration.tensors
+    threshold = result.calibration.tensors[name]
+    sizes = seen(program)["0.down"].abs() * _weight(program, ffn.down).double().norm(dim=0)
+    eps = float((threshold * _weight(program, ffn.down).norm(dim=0)).max())
+    assert float((sizes < eps).double().mean()) == pytest.approx(0.6, abs=0.02)
+    x = torch.randn(2, TOKENS, WIDTH)
+    tap = {ffn.hidden: lambda h: torch.where(h.abs() <= threshold, 0.0, h)}
+    want = Tapped(program).outputs({"x": x}, tap)["output"]
+    torch.testing.assert_close(result.program.run({"x": x})["output"], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [1, MANY])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_cats_drops_by_the_gate_where_there_are_few_tokens(most: int, dynamic: bool) -> None:
+    program = toy("gated", dynamic=dynamic, pool="mean")
+    result = run(program, method="cats", sparsity=0.5, most_tokens=most)
+    assert result.calibration is not None
+    (ffn,) = find(program).ffns
+    (threshold,) = result.calibration.tensors.values()
+    gate: list[Tensor] = []
+    tapped, x = Tapped(program), torch.randn(2, TOKENS, WIDTH)
+    assert ffn.gate is not None
+
+    def drop(hidden: Tensor) -> Tensor | None:
+        return None if most == 1 else torch.where(gate[0].abs() <= threshold, 0.0, hidden)
+
+    want = tapped.outputs({"x": x}, {ffn.gate: gate.append, ffn.hidden: drop})["output"]
+    torch.testing.assert_close(result.program.run({"x": x})["output"], want, rtol=1e-4, atol=1e-5)
+
+
+def test_many_tokens_run_dense_and_few_do_not() -> None:
+    program = toy("plain", dynamic=True, pool="mean")
+    changed = run(program, sparsity=0.9, most_tokens=4).program
+    for tokens, same in ((8, True), (2, False)):
+        x = torch.randn(1, tokens, WIDTH)
+        dense, skipped = (p.run({"x": x})["output"] for p in (program, changed))
+        assert torch.allclose(dense, skipped, rtol=1e-4, atol=1e-5) is same
+
+
+def test_a_threshold_of_zero_is_dense_to_the_bit() -> None:
+    program = toy("plain")
+    linears = {e.linears: e.node.meta["val"].shape[-1] for e in find(program).inputs}
+    skips = {group: Skip(torch.zeros(width)) for group, width in linears.items()}
+    x = torch.randn(2, TOKENS, WIDTH)
+    outputs = []
+    for most in (0, MANY):
+        exported = insert(program, skips, most, "sparsity")
+        outputs.append(replace(program, exported=exported).run({"x": x})["output"])
+    assert torch.equal(*outputs)
+
+
+def test_nan_comes_through() -> None:
+    result = run(toy("plain"), sparsity=0.5)
+    x = torch.randn(1, TOKENS, WIDTH)
+    x[0, 3, 2] = torch.nan
+    assert result.program.run({"x": x})["output"].isnan().all()
+
+
+def test_where_it_cannot_pay_it_is_refused_with_the_arithmetic() -> None:
+    said = (
+        r"takes 10 tokens at once: .* 50% for 1, .* 100% for 64 tokens together; cpu, 10 tokens at"
+        r" once: does not pay: .*; use the pass channels"
+    )
+    with pytest.raises(RefusedError, match=said):
+        run(toy("plain", "plain"), sparsity=0.5, allow=False, most_tokens=1)
+
+
+def test_a_decoder_is_taken() -> None:
+    context = Context(data=sentences(), batch=4)
+    result = run(causal(), context, sparsity=0.8, allow=False, most_tokens=1)
+    assert result.applied == 4
+    assert result.details["union"]["0.down"][1] == pytest.approx(0.2, abs=0.03)
+
+
+@pytest.mark.parametrize("method", ["teal", "cett"])
+def test_a_rise_is_met(method: str) -> None:
+    result = run(toy("plain"), method=method, rise=5.0)
+    assert result.details["rise"] == pytest.approx(5.0, abs=0.05)
+    assert result.details["judged by"] == "error"
+
+
+def test_a_second_run_changes_nothing() -> None:
+    first = run(toy("plain"), sparsity=0.5)
+    second = run(first.program, sparsity=0.5)
+    assert (second.applied, second.program) == (0, first.program)
+
+
+def test_a_saved_calibration_makes_the_same_graph(tmp_path: Path) -> None:
+    program = toy("plain")
+    first = run(program, sparsity=0.5, method="scap")
+    assert first.calibration is not None
+    first.calibration.write(tmp_path)
+    file = tmp_path / first.calibration.file
+    again = run(program, Context(), sparsity=0.5, method="scap", calibration=file)
+    assert again.program.text() == first.program.text()
+    for name, tensor in first.program.exported.constants.items():
+        assert torch.equal(tensor, again.program.exported.constants[name])
+    with pytest.raises(UsageError, match=r"made with sparsity=0.5 and not sparsity=0.6"):
+        run(program, Context(), sparsity=0.6, method="scap", calibration=file)
+
+
+def test_cats_needs_a_gate() -> None:
+    result = run(toy("plain"), method="cats")
+    assert (result.applied, len(result.refused)) == (0, 1)
+    assert "has no gate to decide by" in result.refused[0].reason
+    with pytest.raises(ValueError, match="method cats is made for sites"):
+        SparsityOptions(method="cats", sites=("up",))
