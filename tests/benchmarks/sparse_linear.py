@@ -23,7 +23,7 @@ import onnx.numpy_helper
 from tests.benchmarks.common import say
 from thresher.kernels.native import Library
 from thresher.kernels.registry import DOMAIN, VERSION
-from thresher.runtime.backends.cpu import PROVIDER, session_options
+from thresher.runtime.backends.onnx_runtime import CPU, session_options
 from thresher.runtime.conditions import conditions, load_average
 from thresher.runtime.measure import Plan, interleave, warm_up
 from thresher.runtime.stats import paired_ratio
@@ -97,7 +97,7 @@ def calls(case: Case, threads: int, megabytes: int) -> tuple[list[Callable[[], A
     )
     dense, sparse = (
         ort.InferenceSession(
-            layers(case, name, count), session_options(threads, library), providers=[PROVIDER]
+            layers(case, name, count), session_options(threads, library), providers=[CPU]
         )
         for name in (MATMUL, case.operator)
     )

@@ -315,8 +315,9 @@ def test_cmake_builds_the_plugins_of_a_jetson_folder(tmp_path: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, place)
     stub = EMULATOR.parent / "tensorrt_stub"
-    configure = ["cmake", "-S", tmp_path / "kernels" / "tensorrt", "-B", tmp_path / "build"]
+    source, place = tmp_path / "kernels" / "tensorrt", tmp_path / "build"
+    configure = ["cmake", "-S", str(source), "-B", str(place)]
     chosen = [f"-DTENSORRT_ROOT={stub}", "-DCMAKE_CUDA_ARCHITECTURES=87"]
     subprocess.run([*configure, *chosen], check=True, capture_output=True)
-    subprocess.run(["cmake", "--build", tmp_path / "build"], check=True, capture_output=True)
-    assert (tmp_path / "build" / "libthresher_tensorrt.so").is_file()
+    subprocess.run(["cmake", "--build", str(place)], check=True, capture_output=True)
+    assert (place / "libthresher_tensorrt.so").is_file()

@@ -244,7 +244,7 @@ def test_every_size_of_rows_and_parts() -> None:
     import onnxruntime as ort
 
     from tests.kernels.back_ends import model
-    from thresher.runtime.backends.cpu import session_options
+    from thresher.runtime.backends.onnx_runtime import session_options
 
     for tokens, width, columns in ((1, 1203, 9001), (2, 700, 4501), (3, 999, 2113), (8, 515, 1031)):
         case = layer((tokens,), width, columns, 0.55, "float32")
