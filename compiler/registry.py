@@ -20,6 +20,7 @@ BUILT_IN = {
     "cleanup": "thresher.passes.cleanup:Cleanup",
     "diffrate": "thresher.passes.tokens.diffrate:DiffRate",
     "evit": "thresher.passes.tokens.methods:Evit",
+    "max-min": "thresher.passes.tokens.methods:MaxMin",
     "random": "thresher.passes.tokens.methods:RandomDrop",
     "tome": "thresher.passes.tokens.methods:Tome",
     "topk-norm": "thresher.passes.tokens.methods:TopkNorm",

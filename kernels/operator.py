@@ -38,7 +38,8 @@ class Operator:
     function over the inputs, which reads an attribute as ``Constant<value_int: int=@name>``.
     Outputs that are rarely read come last, so that a model can do without them.  ``shapes`` has the
     axes of each output: ``x0`` is the first axis of x, ``x2+`` all of its axes from the third on, and
-    ``keep`` the value of the input of that name.
+    ``keep`` the value of the input of that name.  ``gpu``: there are Triton and CUDA kernels; without
+    them the definition runs on CUDA tensors, and TensorRT takes the body.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Operator:
     shapes: dict[str, str]
     attributes: dict[str, type] = field(default_factory=dict)
     types: tuple[str, ...] = FLOATS
+    gpu: bool = True
 
     @property
     def counts(self) -> tuple[str, ...]:
@@ -59,6 +61,8 @@ class Operator:
     @property
     def plugin(self) -> dict[str, Any]:
         """The attributes for TensorRT, but for the number of outputs."""
+        if not self.gpu:
+            return {}
         places = [at for at, name in enumerate(self.inputs) if name in self.counts]
         return {**PLUGIN, SHAPE_INPUTS: places} if places else dict(PLUGIN)
 
@@ -132,9 +136,17 @@ class Operator:
         live, nodes = set(wanted), []
         for node in reversed(function.node):
             if live.intersection(node.output):
-                live.update(node.input)
+                live.update(_read(node))
                 node.name = f"{self.name}/{node.output[0]}"
                 nodes.append(node)
         del function.node[:]
         function.node.extend(reversed(nodes))
         return function
+
+
+def _read(node: onnx.NodeProto) -> set[str]:
+    """Names that a node reads, those that its subgraphs take from around them among them."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        names.update(name for inner in attribute.g.node for name in _read(inner))
+    return names

@@ -11,8 +11,9 @@ from thresher.kernels.keep_tokens.function import KEEP as _KEEP_TOKENS
 from thresher.kernels.operator import DOMAIN, OUTPUTS, PLUGIN, VERSION, Operator
 from thresher.kernels.prune_merge.function import OPERATOR as _PRUNE_MERGE
 from thresher.kernels.restore_tokens.function import OPERATOR as _RESTORE_TOKENS
+from thresher.kernels.select_diverse.function import OPERATOR as _SELECT_DIVERSE
 
-__all__ = ["DOMAIN", "OPERATORS", "OUTPUTS", "PLUGIN", "VERSION", "Operator"]
+__all__ = ["DOMAIN", "ON_GPU", "OPERATORS", "OUTPUTS", "PLUGIN", "VERSION", "Operator"]
 
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
@@ -25,5 +26,8 @@ OPERATORS: dict[str, Operator] = {
         _PRUNE_MERGE,
         _GATHER_TOKENS,
         _RESTORE_TOKENS,
+        _SELECT_DIVERSE,
     )
 }
+ON_GPU = {name: operator for name, operator in OPERATORS.items() if operator.gpu}
+"""Those with Triton and CUDA kernels, which TensorRT takes as plugins."""

@@ -92,6 +92,12 @@ def _keep_tokens(args: list[Shape], out: Shape) -> int:
     return prod(args[0]) - prod(out)
 
 
+def _select_diverse(args: list[Shape], out: Shape) -> int:
+    """Similarity of all pairs; the prefix, which is left out, is counted."""
+    batch, tokens, width = args[0]
+    return batch * tokens * tokens * width
+
+
 _MACS: dict[object, Callable[[list[Shape], Shape], int]] = {
     aten.linear.default: _linear,
     aten.matmul.default: _matmul,
@@ -107,6 +113,7 @@ _OURS = {
     "thresher::class_attention": _class_attention,
     "thresher::keep_tokens": _keep_tokens,
     "thresher::prune_merge": _prune_merge,
+    "thresher::select_diverse": _select_diverse,
 }
 
 

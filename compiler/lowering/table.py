@@ -51,6 +51,11 @@ def _prune_merge(x: Any, size: Any, score: Any, pruned: Any, keep: Any, protecte
     return y, out_size, slot, kept
 
 
+def _select_diverse(x: Any, size: Any, keep: Any, protected: int) -> Any:
+    y, kept, slot = _operator("SelectDiverse")(x, size, _count(keep), protected=protected)
+    return y, slot, kept
+
+
 def _gather_tokens(x: Any, index: Any) -> Any:
     return _operator("GatherTokens")(x, index)
 
@@ -69,6 +74,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         ours.class_attention.default: _class_attention,
         ours.keep_tokens.default: _keep_tokens,
         ours.prune_merge.default: _prune_merge,
+        ours.select_diverse.default: _select_diverse,
         ours.gather_tokens.default: _gather_tokens,
         ours.restore_tokens.default: _restore_tokens,
         torch.sym_max: lambda a, b: op.Max(a, b),

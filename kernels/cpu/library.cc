@@ -9,6 +9,7 @@ void add_gather_tokens(const Library& library);
 void add_keep_tokens(const Library& library);
 void add_prune_merge(const Library& library);
 void add_restore_tokens(const Library& library);
+void add_select_diverse(const Library& library);
 
 namespace {
 
@@ -25,6 +26,7 @@ ort::CustomOpDomain* domain(const Api& api) {
     add_keep_tokens(library);
     add_prune_merge(library);
     add_restore_tokens(library);
+    add_select_diverse(library);
     return domain;
   }();
   return made;

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 def on_gpu(reference: Function) -> Function:
     """What an operator does with CUDA tensors.
 
-    The reference runs where there is no Triton, where ``THRESHER_KERNELS=off``, and for element types
+    The reference runs where there are no kernels or no Triton, where ``THRESHER_KERNELS=off``, and for element types
     that the kernels do not compute in (double and complex numbers).
     """
 
@@ -41,12 +42,15 @@ def on_gpu(reference: Function) -> Function:
 
 @functools.cache
 def kernels(operator: str) -> Function | None:
-    """The Triton implementation of an operator by its torch name; None without Triton."""
+    """The Triton implementation of an operator by its torch name; None without any, or without Triton."""
     try:
         importlib.import_module("triton")
     except ImportError:
         return None
-    found: Function = getattr(importlib.import_module(f"thresher.kernels.{operator}.gpu"), operator)
+    name = f"thresher.kernels.{operator}.gpu"
+    if importlib.util.find_spec(name) is None:
+        return None
+    found: Function = getattr(importlib.import_module(name), operator)
     return found
 
 

@@ -18,7 +18,7 @@ from thresher.passes.tokens.budget import Schedule, resolve
 from thresher.passes.tokens.options import TokenOptions, schedule
 from thresher.passes.tokens.reduce import Reduction
 from thresher.passes.tokens.score import ClassAttention, Norm, Random, Scorer
-from thresher.passes.tokens.step import Keep, Merge, Step
+from thresher.passes.tokens.step import Diverse, Keep, Merge, Step
 
 T_co = TypeVar("T_co", bound=TokenOptions, covariant=True)
 
@@ -134,6 +134,12 @@ class TomeOptions(TokenOptions):
         ),
     ] = "index"
 
+    combine: Annotated[
+        Literal["mean", "mlerp"],
+        Field(description="what merged tokens become: their mean, or one with the length of the"
+            " longest of them (ToFu's MLERP)"),
+    ] = "mean"  # fmt: skip
+
 
 class Tome(TokenReduction[TomeOptions]):
     """Token merging: the most similar pairs of tokens become their size-weighted mean.
@@ -149,7 +155,8 @@ class Tome(TokenReduction[TomeOptions]):
     by_share = False
 
     def step(self, sites: Sites) -> Step:
-        return Merge(by_index=sites.protected > 0 or self.options.order == "index")
+        by_index = sites.protected > 0 or self.options.order == "index"
+        return Merge(by_index, preserves_norm=self.options.combine == "mlerp")
 
     @property
     def proportional(self) -> bool:
@@ -215,3 +222,18 @@ class RandomDrop(ScoreReduction[RandomOptions]):
 
     def scorer(self) -> Scorer:
         return Random(self.options.seed)
+
+
+class MaxMin(TokenReduction[TokenOptions]):
+    """Keep tokens that lie far from each other, whatever attends to them.
+
+    Alvar et al., "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", CVPR
+    2025, which prunes the projected output of a vision encoder; here the stream of a block is what
+    is compared.  Training-free, and needs no class token.
+    """
+
+    name = "max-min"
+    summary = "keep tokens that lie far from each other (greedy max-min, as in DivPrune)"
+
+    def step(self, sites: Sites) -> Step:
+        return Diverse()

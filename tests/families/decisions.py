@@ -15,7 +15,7 @@ from torch import Tensor
 
 EPSILON = 1e-12
 
-Method = Literal["tome", "evit", "topk-norm", "random", "diffrate"]
+Method = Literal["tome", "evit", "topk-norm", "random", "diffrate", "max-min"]
 
 Score = Callable[[int, Tensor], Tensor]
 """(layer, positions int64 [n] in the current sequence) -> score [n]; larger stays."""
@@ -99,6 +99,36 @@ def keep(
     return Step(
         sequence=[sequence[i] for i in stays],
         dropped=[sequence[i] for i in ranked[count:]],
+    )
+
+
+def diverse(
+    sequence: Sequence[int], x: Tensor, sizes: Sequence[float], prefix: int, count: int
+) -> Step:
+    """Max-min: one token after the other, each as far as can be from the nearest that stays.
+
+    The first is the one whose nearest other token is farthest; padding (size 0) comes last.
+    """
+    real = [i for i in range(prefix, len(sequence)) if sizes[i] > 0]
+    padding = [i for i in range(prefix, len(sequence)) if sizes[i] <= 0]
+
+    def distance(i: int, j: int) -> float:
+        lengths = float(x[i].norm() * x[j].norm())
+        return 1.0 - (float(x[i] @ x[j]) / lengths if lengths else 0.0)
+
+    apart = {(i, j): distance(i, j) for i in real for j in real if i != j}
+    picked: list[int] = []
+    while len(picked) < min(count, len(real)):
+        left = [i for i in real if i not in picked]
+        room = {
+            i: min((apart[i, j] for j in picked or real if j != i), default=float("inf"))
+            for i in left
+        }
+        picked.append(max(left, key=lambda i: (room[i], -i)))
+    picked = sorted(picked + padding[: count - len(picked)])
+    return Step(
+        sequence=[sequence[i] for i in [*range(prefix), *picked]],
+        dropped=[sequence[i] for i in range(prefix, len(sequence)) if i not in picked],
     )
 
 

@@ -176,3 +176,43 @@ def prune_merge(
             for c in range(width):
                 y[b, j, c] = sum(float(x[b, m, c]) / len(group) for m in group)
     return Merged(y, out_size, slot, kept, margin)
+
+
+class Selected(NamedTuple):
+    """Results of :func:`select_diverse`, and the smallest gap between similarities it decided by."""
+
+    y: Array
+    slot: Array
+    kept: Array
+    margin: float
+
+
+def select_diverse(x: Array, size: Array, keep: int, protected: int) -> Selected:
+    """Distances to the picked tokens are found anew in every round."""
+    batch, tokens, width = x.shape
+    y = np.zeros((batch, keep, width))
+    slot, kept = np.full((batch, tokens), -1), np.full((batch, keep), -7)
+    margin = math.inf
+    for b in range(batch):
+        units = [unit([float(v) for v in row]) for row in x[b]]
+        real = [n for n in range(protected, tokens) if size[b, n] != 0]
+        picked: list[int] = []
+        while len(picked) < min(keep - protected, len(real)):
+            gaps = {}
+            for n in real:
+                if n in picked:
+                    continue
+                others = picked or [m for m in real if m != n]
+                cosines = [
+                    sum(p * q for p, q in zip(units[n], units[m], strict=True)) for m in others
+                ]
+                gaps[n] = min((1 - cosine for cosine in cosines), default=math.inf)
+            best = max(gaps, key=lambda n: (gaps[n], -n))
+            if math.isfinite(gaps[best]):
+                margin = min(margin, gap(list(gaps.values()), gaps[best]))
+            picked.append(best)
+        padding = [n for n in range(protected, tokens) if size[b, n] == 0]
+        picked += padding[: keep - protected - len(picked)]
+        for j, n in enumerate([*range(protected), *sorted(picked)]):
+            kept[b, j], slot[b, n], y[b, j] = n, j, x[b, n]
+    return Selected(y, slot, kept, margin)

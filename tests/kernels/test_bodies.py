@@ -15,9 +15,11 @@ import thresher.kernels.ops  # noqa: F401
 from tests.kernels import oracle, triton_back_end
 from tests.kernels.back_ends import OPSET, library, run
 from tests.kernels.cases import (
+    DiverseCase,
     KeepCase,
     MergeCase,
     PruneMergeCase,
+    diverse_cases,
     keep_cases,
     merge_cases,
     prune_merge_cases,
@@ -40,6 +42,9 @@ FAST = settings(
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
 )  # fmt: skip
 everywhere = pytest.mark.parametrize("back_end", BACK_ENDS)
+without_gpu = pytest.mark.parametrize(
+    "back_end", BACK_ENDS[:3]
+)  # operators that have no such kernels
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +68,13 @@ def keep_on(back_end: str, case: KeepCase) -> list[Any]:
     arguments = {"x": x, "score": score, "keep": np.array(keep)}
     name = "FuseTokens" if fuse else "KeepTokens"
     y, kept, slot = run(back_end, name, arguments, protected=protected)
+    return [y, slot, kept]
+
+
+def diverse_on(back_end: str, case: DiverseCase) -> list[Any]:
+    x, size, keep, protected = case
+    arguments = {"x": x, "size": size, "keep": np.array(keep)}
+    y, kept, slot = run(back_end, "SelectDiverse", arguments, protected=protected)
     return [y, slot, kept]
 
 
@@ -120,6 +132,30 @@ def test_keep_half(back_end: str, case: KeepCase) -> None:
     assert y.dtype == np.float16
     assert_array_equal(slot, expected[1])
     assert_allclose(y, expected[0], atol=HALF * scale(expected[0]))
+
+
+@without_gpu
+@FAST
+@given(case=diverse_cases())
+def test_select_diverse(back_end: str, case: DiverseCase) -> None:
+    expected = oracle.select_diverse(*case)
+    assume(expected.margin > MARGIN)
+    y, slot, kept = diverse_on(back_end, case)
+    assert_array_equal(slot, expected.slot)
+    assert_array_equal(kept, expected.kept)
+    assert_array_equal(y, expected.y)
+
+
+@without_gpu
+@FAST
+@given(case=diverse_cases(dtype="float16"))
+def test_select_diverse_half(back_end: str, case: DiverseCase) -> None:
+    expected = oracle.select_diverse(*case)
+    assume(expected.margin > MARGIN)
+    y, slot, _ = diverse_on(back_end, case)
+    assert y.dtype == np.float16
+    assert_array_equal(slot, expected.slot)
+    assert_array_equal(y, expected.y)
 
 
 @everywhere
@@ -180,7 +216,15 @@ def test_restore(back_end: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["BipartiteMerge", "RankedBipartiteMerge", "KeepTokens", "FuseTokens", "PruneMerge"]
+    "name",
+    [
+        "BipartiteMerge",
+        "RankedBipartiteMerge",
+        "KeepTokens",
+        "FuseTokens",
+        "PruneMerge",
+        "SelectDiverse",
+    ],
 )
 def test_outputs_that_nobody_reads_cost_nothing(name: str) -> None:
     operator = OPERATORS[name]
@@ -188,7 +232,8 @@ def test_outputs_that_nobody_reads_cost_nothing(name: str) -> None:
     assert sizes == sorted(sizes)
     assert sizes[-2] < sizes[-1]  # the map of slots is the dear one
     short = operator.function(OPSET, 1)
-    read = {name for node in short.node for name in node.input} | {"y"}
+    nodes = [*short.node, *(n for node in short.node for a in node.attribute for n in a.g.node)]
+    read = {name for node in nodes for name in node.input} | {"y"}
     assert all(read.intersection(node.output) for node in short.node)
 
 

@@ -232,7 +232,7 @@ def test_every_operator_has_a_kernel_for_cuda_tensors() -> None:
     for operator in OPERATORS.values():
         name = f"thresher::{operator.torch_name}"
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
-        assert dispatch.kernels(operator.torch_name) is not None
+        assert (dispatch.kernels(operator.torch_name) is not None) == operator.gpu
 
 
 def test_importing_the_operators_imports_no_triton() -> None:
