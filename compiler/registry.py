@@ -21,6 +21,7 @@ BUILT_IN = {
     "diffrate": "thresher.passes.tokens.diffrate:DiffRate",
     "evit": "thresher.passes.tokens.methods:Evit",
     "max-min": "thresher.passes.tokens.methods:MaxMin",
+    "pitome": "thresher.passes.tokens.methods:Pitome",
     "random": "thresher.passes.tokens.methods:RandomDrop",
     "tome": "thresher.passes.tokens.methods:Tome",
     "topk-norm": "thresher.passes.tokens.methods:TopkNorm",

@@ -18,6 +18,7 @@ from thresher.kernels.gather_tokens import reference as _gather
 from thresher.kernels.gpu.dispatch import on_gpu
 from thresher.kernels.keep_tokens import reference as _keep
 from thresher.kernels.prune_merge import reference as _prune_merge
+from thresher.kernels.redundant_merge import reference as _redundant
 from thresher.kernels.restore_tokens import reference as _restore
 from thresher.kernels.select_diverse import reference as _diverse
 
@@ -99,4 +100,10 @@ _register(
     _diverse.select_diverse,
     _diverse.fake,
     "(Tensor x, Tensor size, SymInt keep, int protected) -> (Tensor y, Tensor slot, Tensor kept)",
+)
+_register(
+    _redundant.redundant_merge,
+    _redundant.fake,
+    "(Tensor x, Tensor size, Tensor metric, Tensor score, SymInt keep, int protected)"
+    " -> (Tensor y, Tensor out_size, Tensor slot, Tensor kept)",
 )

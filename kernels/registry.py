@@ -10,6 +10,7 @@ from thresher.kernels.keep_tokens.function import FUSE as _FUSE_TOKENS
 from thresher.kernels.keep_tokens.function import KEEP as _KEEP_TOKENS
 from thresher.kernels.operator import DOMAIN, OUTPUTS, PLUGIN, VERSION, Operator
 from thresher.kernels.prune_merge.function import OPERATOR as _PRUNE_MERGE
+from thresher.kernels.redundant_merge.function import OPERATOR as _REDUNDANT_MERGE
 from thresher.kernels.restore_tokens.function import OPERATOR as _RESTORE_TOKENS
 from thresher.kernels.select_diverse.function import OPERATOR as _SELECT_DIVERSE
 
@@ -27,6 +28,7 @@ OPERATORS: dict[str, Operator] = {
         _GATHER_TOKENS,
         _RESTORE_TOKENS,
         _SELECT_DIVERSE,
+        _REDUNDANT_MERGE,
     )
 }
 ON_GPU = {name: operator for name, operator in OPERATORS.items() if operator.gpu}

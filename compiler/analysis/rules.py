@@ -506,7 +506,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
             "thresher::bipartite_merge", "thresher::keep_tokens", "thresher::prune_merge",
-            "thresher::select_diverse",
+            "thresher::select_diverse", "thresher::redundant_merge",
         ),
         _reduced,
     ),

@@ -1,8 +1,9 @@
 """Selection and combination: what one reduction step does with N tokens to leave fewer.
 
-A step emits one ``thresher`` node.  ``Merge`` matches tokens in pairs and averages them, ``Keep``
-ranks them by a score and drops the rest or fuses it into one token, ``Diverse`` keeps tokens that
-lie far apart, ``PruneMerge`` drops the lowest-ranked and merges the next ones into those that stay.
+A step emits one ``thresher`` node that moves tokens.  ``Merge`` matches tokens in pairs and averages
+them, ``MergeRedundant`` does so with the highest-scored ones only.  ``Keep`` ranks tokens by a score
+and drops the rest or fuses it into one token, ``Diverse`` keeps tokens that lie far apart.
+``PruneMerge`` drops the lowest-ranked and merges the next ones into those that stay.
 """
 
 from __future__ import annotations
@@ -159,6 +160,35 @@ class Diverse(Step):
             torch.ops.thresher.select_diverse.default, site.x, size, keep, site.protected
         )
         return _selected(site, node)
+
+
+@dataclass(frozen=True)
+class MergeRedundant(Step):
+    """The tokens of highest score merge among themselves, the others stay as they are.
+
+    PiToMe (Tran et al., NeurIPS 2024), section 3.2, with its energy as the score.
+    """
+
+    scorer: Scorer
+
+    @property
+    def merges(self) -> bool:
+        return True
+
+    def objection(self, sites: Sites) -> str | None:
+        return self.scorer.objection(sites)
+
+    def limits(self, protected: int) -> Limits:
+        return Limits(protected, halves=True)
+
+    def emit(self, site: SiteView, keep: Size, pruned: int | None) -> StepResult:
+        assert site.size is not None
+        node = site.emit(
+            torch.ops.thresher.redundant_merge.default, site.x, site.size, site.k,
+            self.scorer.emit(site), keep, site.protected,
+        )  # fmt: skip
+        x, size, slot, kept = site.rewriter.outputs(node)
+        return StepResult(node, x, size, slot, kept, 2, 3)
 
 
 @dataclass(frozen=True)

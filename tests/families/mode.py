@@ -11,7 +11,17 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .decisions import Method, Score, Step, diverse, keep, merge, positions, prune_merge
+from .decisions import (
+    Method,
+    Score,
+    Step,
+    diverse,
+    keep,
+    merge,
+    merge_redundant,
+    positions,
+    prune_merge,
+)
 
 _ADDS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 _NORMS = {"layer_norm"}
@@ -200,6 +210,12 @@ class Reduction(TorchFunctionMode):
             pruned = n if self.class_token is None else n - (n - target) // 2
             return prune_merge(
                 sequence, ranking[b, sequence], x[sequence], sizes, prefix, pruned, target
+            )
+        if self.method == "pitome":
+            margin = 0.9 - 0.9 * layer / len(self.counts or ())
+            goes = len(sequence) - target
+            return merge_redundant(
+                sequence, attended.metric[b, sequence], sizes, prefix, goes, margin
             )
         if self.method == "max-min":
             return diverse(sequence, x[sequence], sizes, prefix, target - prefix)

@@ -67,6 +67,9 @@ def shortened_logits(
         state = replace(state, x=state.x + _scale(block, 1) * update)
         if target < state.x.shape[1] and method == "tome":
             state = merge_step(state, key, state.x.shape[1] - target, prefix, mlerp)
+        elif target < state.x.shape[1] and method == "pitome":
+            margin = 0.9 * (1 - layer / len(counts))
+            state = energy_step(state, key, state.x.shape[1] - target, prefix, margin)
         elif target < state.x.shape[1] and method == "diffrate":
             n = state.x.shape[1]
             pruned = n - (n - target) // 2 if classed else n
@@ -192,6 +195,24 @@ def merge_step(state: State, key: Tensor, count: int, prefix: int, mlerp: bool =
         _take(state.place, kept),
         moved.gather(1, state.slot),
     )
+
+
+def energy_step(state: State, key: Tensor, count: int, prefix: int, margin: float) -> State:
+    """PiToMe on a whole batch without padding; ``key [B, n, d]``."""
+    n = key.shape[1]
+    unit = torch.nn.functional.normalize(key, dim=-1)
+    cosine = unit @ unit.transpose(1, 2)
+    pool = cosine[:, prefix:, prefix:]
+    energy = torch.where(pool < margin, torch.expm1(pool - margin), pool).mean(dim=-1)
+    order = energy.argsort(dim=-1, descending=True, stable=True) + prefix
+    a, b = order[:, 0 : 2 * count : 2], order[:, 1 : 2 * count : 2]
+    between = torch.stack([c[i][:, j] for c, i, j in zip(cosine, a, b, strict=True)])
+    owner = torch.arange(n).repeat(len(key), 1).scatter(1, a, b.gather(1, between.argmax(dim=-1)))
+    members = torch.nn.functional.one_hot(owner, n).double().transpose(1, 2) * state.size[:, None]
+    kept = torch.stack([row.unique() for row in owner])
+    x = (members @ state.x) / members.sum(dim=-1, keepdim=True).clamp_min(1e-9)
+    moved = _places(kept, n).gather(1, owner).gather(1, state.slot)
+    return State(_take(x, kept), _take(members.sum(dim=-1), kept), _take(state.place, kept), moved)
 
 
 def prune_merge_step(state: State, score: Tensor, pruned: int, target: int, prefix: int) -> State:

@@ -23,6 +23,8 @@ from thresher.passes.tokens.methods import (
     Evit,
     EvitOptions,
     MaxMin,
+    Pitome,
+    PitomeOptions,
     RandomDrop,
     RandomOptions,
     Tome,
@@ -43,6 +45,7 @@ METHODS: dict[str, Callable[[Budget], Any]] = {
     "diffrate": lambda b: DiffRate(DiffRateOptions(**b)),
     "topk-norm": lambda b: TopkNorm(TokenOptions(**b)),
     "random": lambda b: RandomDrop(RandomOptions(**b)),
+    "pitome": lambda b: Pitome(PitomeOptions(**b)),
     "max-min": lambda b: MaxMin(TokenOptions(**b)),
 }
 FAMILIES = [entry.name for entry in REDUCIBLE]
@@ -66,7 +69,9 @@ def reduce(
 def budget_of(name: str, method: str) -> Budget:
     """A few tokens at every block, so that later decisions build on earlier ones."""
     return (
-        {"r": 3} if method.startswith(("tome", "diffrate")) else {"keep": 0.75, "layers": (0, 1, 2)}
+        {"r": 3}
+        if method.startswith(("tome", "diffrate", "pitome"))
+        else {"keep": 0.75, "layers": (0, 1, 2)}
     )
 
 
@@ -90,7 +95,7 @@ def test_the_analysis_sees_what_a_reader_sees(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_nothing_to_remove_is_bit_equal(name: str, method: str) -> None:
-    budget = {"r": 0} if method.startswith(("tome", "diffrate")) else {"keep": 1.0}
+    budget = {"r": 0} if method.startswith(("tome", "diffrate", "pitome")) else {"keep": 1.0}
     dense, result = reduce(name, method, **budget)
     if refused_here(name, method, result):
         return

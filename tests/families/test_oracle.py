@@ -9,14 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from .decisions import Method, diverse, hash_score, keep, merge, prune_merge
+from .decisions import Method, diverse, hash_score, keep, merge, merge_redundant, prune_merge
 from .entry import Entry
 from .oracle import Reduced, reduced_outputs
 from .shorten import shortened_logits
 from .shorten_text import shortened_bert, shortened_modernbert
 from .zoo import BY_NAME, ENTRIES, REDUCIBLE
 
-METHODS: tuple[Method, ...] = ("tome", "evit", "topk-norm", "random", "diffrate", "max-min")
+METHODS: tuple[Method, ...] = (
+    "tome",
+    "evit",
+    "topk-norm",
+    "random",
+    "diffrate",
+    "max-min",
+    "pitome",
+)
 WALKED = [  # timm models that the second oracle can walk
     entry
     for entry in REDUCIBLE
@@ -24,7 +32,7 @@ WALKED = [  # timm models that the second oracle can walk
 ]
 PADDED = [entry for entry in REDUCIBLE if entry.real is not None]
 SHARP = "timm:vit_small_patch14_reg4_dinov2"  # the one family of every day for these
-SELDOM = ("max-min", "tome-mlerp")
+SELDOM = ("max-min", "pitome", "tome-mlerp")
 VARIANTS = (*METHODS, "evit-fuse", "tome-mlerp", "tome-unweighted")
 
 
@@ -290,6 +298,18 @@ def test_pruning_and_merging_by_hand() -> None:
     step = prune_merge(range(20, 26), score, x, padded, prefix=1, pruned=4, count=3)
     assert step.sequence == [20, 22, 23]
     assert (step.merged, step.dropped) == ({24: 23}, [21, 25])
+
+
+def test_merging_the_redundant_by_hand() -> None:
+    directions = torch.tensor([3.0, 0.0, 4.0, 90.0, 6.0, 180.0, 1.0]).deg2rad()
+    metric = torch.stack([directions.cos(), directions.sin()], dim=1)
+    # behind the prefix 14 has the highest energy, then 12, 16 and 11; 13 and 15 are like no other
+    step = merge_redundant(range(10, 17), metric, [1.0] * 7, prefix=1, count=2, margin=0.5)
+    assert step.merged == {14: 12, 16: 11}
+    assert step.sequence == [10, 11, 12, 13, 15]
+    padded = [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0]
+    step = merge_redundant(range(10, 17), metric, padded, prefix=1, count=1, margin=0.5)
+    assert list(step.merged) == [13]  # padding first, and into a real token
 
 
 def test_max_min_by_hand() -> None:

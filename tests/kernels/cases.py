@@ -173,3 +173,28 @@ def diverse_cases(draw: st.DrawFn, dtype: str = "float32") -> DiverseCase:
     elif kind == "all padding":
         size[:] = 0
     return DiverseCase(x.astype(dtype), size.astype(np.float32), keep, protected)
+
+
+class RedundantCase(NamedTuple):
+    """Arguments of ``redundant_merge``, in order."""
+
+    x: Array
+    size: Array
+    metric: Array
+    score: Array
+    keep: int
+    protected: int
+
+
+@st.composite
+def redundant_cases(draw: st.DrawFn, dtype: str = "float32") -> RedundantCase:
+    case = draw(merge_cases(dtype=dtype).filter(lambda one: one.x.shape[1] > one.protected))
+    tokens = case.x.shape[1]
+    keep = draw(st.integers(tokens - (tokens - case.protected) // 2, tokens))
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    score = rng.uniform(-1, 1, case.size.shape)
+    if draw(st.booleans()):
+        score = np.round(score * 2) / 2  # ties
+    return RedundantCase(
+        case.x, case.size, case.metric, score.astype(np.float32), keep, case.protected
+    )

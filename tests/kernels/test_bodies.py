@@ -19,10 +19,12 @@ from tests.kernels.cases import (
     KeepCase,
     MergeCase,
     PruneMergeCase,
+    RedundantCase,
     diverse_cases,
     keep_cases,
     merge_cases,
     prune_merge_cases,
+    redundant_cases,
 )
 from tests.kernels.emulated import kernels
 from tests.kernels.test_definitions import HALF, MARGIN, SINGLE, scale, tensors
@@ -42,6 +44,7 @@ FAST = settings(
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
 )  # fmt: skip
 everywhere = pytest.mark.parametrize("back_end", BACK_ENDS)
+bodies = pytest.mark.parametrize("back_end", BACK_ENDS[:2])  # operators without kernels
 without_gpu = pytest.mark.parametrize(
     "back_end", BACK_ENDS[:3]
 )  # operators that have no such kernels
@@ -76,6 +79,13 @@ def diverse_on(back_end: str, case: DiverseCase) -> list[Any]:
     arguments = {"x": x, "size": size, "keep": np.array(keep)}
     y, kept, slot = run(back_end, "SelectDiverse", arguments, protected=protected)
     return [y, slot, kept]
+
+
+def redundant_on(back_end: str, case: RedundantCase) -> list[Any]:
+    x, size, metric, score, keep, protected = case
+    arguments = {"x": x, "size": size, "metric": metric, "score": score, "keep": np.array(keep)}
+    y, out_size, kept, slot = run(back_end, "RedundantMerge", arguments, protected=protected)
+    return [y, out_size, slot, kept]
 
 
 def prune_merge_on(back_end: str, case: PruneMergeCase) -> list[Any]:
@@ -158,6 +168,31 @@ def test_select_diverse_half(back_end: str, case: DiverseCase) -> None:
     assert_array_equal(y, expected.y)
 
 
+@bodies
+@FAST
+@given(case=redundant_cases())
+def test_redundant_merge(back_end: str, case: RedundantCase) -> None:
+    expected = oracle.redundant_merge(*case)
+    assume(expected.margin > MARGIN)
+    y, size, slot, kept = redundant_on(back_end, case)
+    assert_array_equal(slot, expected.slot)
+    assert_array_equal(kept, expected.kept)
+    assert_allclose(size, expected.out_size, rtol=SINGLE)
+    assert_allclose(y, expected.y, atol=SINGLE * scale(case.x))
+
+
+@bodies
+@FAST
+@given(case=redundant_cases(dtype="float16"))
+def test_redundant_merge_half(back_end: str, case: RedundantCase) -> None:
+    expected = oracle.redundant_merge(*case)
+    assume(expected.margin > MARGIN)
+    y, _, slot, _ = redundant_on(back_end, case)
+    assert y.dtype == np.float16
+    assert_array_equal(slot, expected.slot)
+    assert_allclose(y, expected.y, atol=HALF * scale(case.x))
+
+
 @everywhere
 @FAST
 @given(case=prune_merge_cases())
@@ -224,6 +259,7 @@ def test_restore(back_end: str, dtype: str) -> None:
         "FuseTokens",
         "PruneMerge",
         "SelectDiverse",
+        "RedundantMerge",
     ],
 )
 def test_outputs_that_nobody_reads_cost_nothing(name: str) -> None:

@@ -19,11 +19,13 @@ from tests.kernels.cases import (
     KeepCase,
     MergeCase,
     PruneMergeCase,
+    RedundantCase,
     diverse_cases,
     fewest,
     keep_cases,
     merge_cases,
     prune_merge_cases,
+    redundant_cases,
 )
 
 ops = torch.ops.thresher
@@ -110,6 +112,28 @@ def test_what_is_left_out_is_no_farther_than_the_last_pick(case: DiverseCase) ->
         if len(picks) > 1 and rest:
             apart = min(float(distance[b, i, j]) for i in picks for j in picks if i != j)
             assert float(distance[b][rest][:, picks].amin(1).max()) <= apart + 1e-9
+
+
+@FAST
+@given(redundant_cases())
+def test_redundant_merge(case: RedundantCase) -> None:
+    expected = oracle.redundant_merge(*case)
+    assume(expected.margin > MARGIN)
+    y, out_size, slot, kept = ops.redundant_merge(*tensors(*case[:4]), *case[4:])
+    assert_array_equal(slot, expected.slot)
+    assert_array_equal(kept, expected.kept)
+    assert_allclose(out_size, expected.out_size, rtol=SINGLE)
+    assert_allclose(y, expected.y, atol=SINGLE * scale(case.x))
+
+
+@FAST
+@given(redundant_cases())
+def test_redundant_merge_in_double_precision_is_the_oracle(case: RedundantCase) -> None:
+    arrays = [a.astype(np.float64) for a in case[:4]]
+    expected = oracle.redundant_merge(*arrays, *case[4:])
+    assume(expected.margin > 1e-12)
+    y, *_ = ops.redundant_merge(*tensors(*arrays), *case[4:])
+    assert_allclose(y, expected.y, atol=1e-14 * scale(case.x))
 
 
 @FAST
