@@ -44,6 +44,7 @@ template <class W>
 W close_row(W* cosine, const float* size, int64_t count, int64_t self) {
   W nearest = static_cast<W>(-PADDING);
   for (int64_t i = 0; i < count; ++i) {
+    if (cosine[i] != cosine[i]) cosine[i] = static_cast<W>(-PADDING);  // NaN has no order
     if (size[i] == 0)
       cosine[i] = static_cast<W>(PADDING);
     else if (i != self)

@@ -129,10 +129,10 @@ def test_redundant_merge(case: RedundantCase) -> None:
 @FAST
 @given(redundant_cases())
 def test_redundant_merge_in_double_precision_is_the_oracle(case: RedundantCase) -> None:
-    arrays = [a.astype(np.float64) for a in case[:4]]
-    expected = oracle.redundant_merge(*arrays, *case[4:])
+    x, size, metric, score = (a.astype(np.float64) for a in case[:4])
+    expected = oracle.redundant_merge(x, size, metric, score, *case[4:])
     assume(expected.margin > 1e-12)
-    y, *_ = ops.redundant_merge(*tensors(*arrays), *case[4:])
+    y, *_ = ops.redundant_merge(*tensors(x, size, metric, score), *case[4:])
     assert_allclose(y, expected.y, atol=1e-14 * scale(case.x))
 
 

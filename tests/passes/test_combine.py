@@ -42,9 +42,9 @@ def test_means_get_the_length_of_their_longest_member(
             if len(group) < 2:
                 assert torch.equal(found[b, j], y[b, j])
                 continue
-            longest = max(np.linalg.norm(exact[b, n]) for n in group)
+            longest = max(float(np.linalg.norm(exact[b, n])) for n in group)
             mean = y[b, j].double().numpy()
-            length = np.linalg.norm(mean)
+            length = float(np.linalg.norm(mean))
             wanted = mean / length * longest if length else mean
             error = np.abs(found[b, j].double().numpy() - wanted).max()
             assert error <= 4 * torch.finfo(dtype).eps * max(longest, 1)
