@@ -21,6 +21,8 @@ BUILT_IN = {
     "cleanup": "thresher.passes.cleanup:Cleanup",
     "diffrate": "thresher.passes.tokens.diffrate:DiffRate",
     "evit": "thresher.passes.tokens.methods:Evit",
+    "max-min": "thresher.passes.tokens.methods:MaxMin",
+    "pitome": "thresher.passes.tokens.methods:Pitome",
     "random": "thresher.passes.tokens.methods:RandomDrop",
     "tome": "thresher.passes.tokens.methods:Tome",
     "sparsity": "thresher.passes.sparsity.skip:Sparsity",

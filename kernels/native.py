@@ -1,4 +1,4 @@
-"""Native kernels: shared libraries of all operators, built where they run, and optional.
+"""Native kernels: shared libraries of the operators, built where they run, and optional.
 
 ONNX Runtime loads the one for CPUs as a library of custom operators; without it the function bodies
 run.  A library is cached under a digest of its sources and how they are compiled, so another version

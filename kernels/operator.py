@@ -38,8 +38,9 @@ class Operator:
     function over the inputs, which reads an attribute as ``Constant<value_int: int=@name>``.
     Outputs that are rarely read come last, so that a model can do without them.  ``shapes`` has the
     axes of each output: ``x0`` is the first axis of x, ``x2+`` all of its axes from the third on, and
-    ``keep`` the value of the input of that name; without it there is no TensorRT plugin.  A body that
-    is not ``portable`` is for ONNX Runtime: whoever inserts the operator knows the target.
+    ``keep`` the value of the input of that name.  ``gpu``: there are Triton and CUDA kernels, which
+    need the shapes; without them the definition runs on CUDA tensors, and TensorRT takes the body.  A
+    body that is not ``portable`` is for ONNX Runtime: whoever inserts the operator knows the target.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Operator:
     attributes: dict[str, type] = field(default_factory=dict)
     types: tuple[str, ...] = FLOATS
     portable: bool = True
+    gpu: bool = True
 
     @property
     def counts(self) -> tuple[str, ...]:
@@ -61,7 +63,7 @@ class Operator:
     @property
     def plugin(self) -> dict[str, Any]:
         """The attributes for TensorRT, but for the number of outputs; none without a plugin."""
-        if not self.shapes:
+        if not self.gpu:
             return {}
         places = [at for at, name in enumerate(self.inputs) if name in self.counts]
         return {**PLUGIN, SHAPE_INPUTS: places} if places else dict(PLUGIN)
@@ -136,9 +138,17 @@ class Operator:
         live, nodes = set(wanted), []
         for node in reversed(function.node):
             if live.intersection(node.output):
-                live.update(node.input)
+                live.update(_read(node))
                 node.name = f"{self.name}/{node.output[0]}"
                 nodes.append(node)
         del function.node[:]
         function.node.extend(reversed(nodes))
         return function
+
+
+def _read(node: onnx.NodeProto) -> set[str]:
+    """Names that a node reads, those that its subgraphs take from around them among them."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        names.update(name for inner in attribute.g.node for name in _read(inner))
+    return names

@@ -1,7 +1,7 @@
 """The operators in torch: ``torch.ops.thresher.*``, registered by importing this module.
 
-Each runs its reference, on a CUDA device its Triton kernels, has a shape function for symbolic sizes,
-and is differentiable: the backward pass recomputes the reference and differentiates that.
+Each runs its reference, on a CUDA device its Triton kernels where there are any, has a shape
+function for symbolic sizes, and is differentiable: the backward pass recomputes the reference and differentiates that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from thresher.kernels.gather_tokens import reference as _gather
 from thresher.kernels.gpu.dispatch import on_gpu
 from thresher.kernels.keep_tokens import reference as _keep
 from thresher.kernels.prune_merge import reference as _prune_merge
+from thresher.kernels.redundant_merge import reference as _redundant
 from thresher.kernels.restore_tokens import reference as _restore
+from thresher.kernels.select_diverse import reference as _diverse
 from thresher.kernels.sparse_gated_ffn import reference as _sparse_gated_ffn
 from thresher.kernels.sparse_linear import reference as _sparse_linear
 
@@ -96,6 +98,17 @@ _register(
 )
 _register(_gather.gather_tokens, _gather.fake, "(Tensor x, Tensor index) -> Tensor")
 _register(_restore.restore_tokens, _restore.fake, "(Tensor x, Tensor slot, Tensor aside) -> Tensor")
+_register(
+    _diverse.select_diverse,
+    _diverse.fake,
+    "(Tensor x, Tensor size, SymInt keep, int protected) -> (Tensor y, Tensor slot, Tensor kept)",
+)
+_register(
+    _redundant.redundant_merge,
+    _redundant.fake,
+    "(Tensor x, Tensor size, Tensor metric, Tensor score, SymInt keep, int protected)"
+    " -> (Tensor y, Tensor out_size, Tensor slot, Tensor kept)",
+)
 _register(
     _sparse_linear.sparse_linear,
     _sparse_linear.fake,

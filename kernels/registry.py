@@ -10,13 +10,15 @@ from thresher.kernels.keep_tokens.function import FUSE as _FUSE_TOKENS
 from thresher.kernels.keep_tokens.function import KEEP as _KEEP_TOKENS
 from thresher.kernels.operator import DOMAIN, OUTPUTS, PLUGIN, VERSION, Operator
 from thresher.kernels.prune_merge.function import OPERATOR as _PRUNE_MERGE
+from thresher.kernels.redundant_merge.function import OPERATOR as _REDUNDANT_MERGE
 from thresher.kernels.restore_tokens.function import OPERATOR as _RESTORE_TOKENS
+from thresher.kernels.select_diverse.function import OPERATOR as _SELECT_DIVERSE
 from thresher.kernels.sparse_gated_ffn.function import BY_ACTIVATION as _SPARSE_GATED_FFN
 from thresher.kernels.sparse_linear.function import BF16 as _SPARSE_LINEAR_BF16
 from thresher.kernels.sparse_linear.function import COMPACT as _COMPACT_SPARSE_LINEAR
 from thresher.kernels.sparse_linear.function import MASK as _SPARSE_LINEAR
 
-__all__ = ["DOMAIN", "OPERATORS", "OUTPUTS", "PLUGIN", "PLUGINS", "VERSION", "Operator"]
+__all__ = ["DOMAIN", "ON_GPU", "OPERATORS", "OUTPUTS", "PLUGIN", "VERSION", "Operator"]
 
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
@@ -29,11 +31,13 @@ OPERATORS: dict[str, Operator] = {
         _PRUNE_MERGE,
         _GATHER_TOKENS,
         _RESTORE_TOKENS,
+        _SELECT_DIVERSE,
+        _REDUNDANT_MERGE,
         _SPARSE_LINEAR,
         _COMPACT_SPARSE_LINEAR,
         _SPARSE_LINEAR_BF16,
         *_SPARSE_GATED_FFN.values(),
     )
 }
-# Those that CUDA kernels, and plugins of them, exist for.
-PLUGINS = {name: operator for name, operator in OPERATORS.items() if operator.shapes}
+ON_GPU = {name: operator for name, operator in OPERATORS.items() if operator.gpu}
+"""Those with Triton and CUDA kernels, which TensorRT takes as plugins."""

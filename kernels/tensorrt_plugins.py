@@ -1,4 +1,4 @@
-"""TensorRT plugins of all operators, in Python: for building engines, and for running them from Python.
+"""TensorRT plugins of the operators that have CUDA kernels, in Python: to build engines, and to run them.
 
 One class for all: an :class:`~thresher.kernels.operator.Operator` says what a plugin has to know.  The
 parser takes a registered plugin instead of the body of a node.  ``enqueue`` calls the CUDA library.
@@ -18,7 +18,7 @@ import numpy as np
 
 from thresher.kernels.cuda_library import Call, Kernels, Tensor
 from thresher.kernels.native import CPU, Kind, Library
-from thresher.kernels.registry import DOMAIN, OUTPUTS, PLUGIN, PLUGINS, Operator
+from thresher.kernels.registry import DOMAIN, ON_GPU, OUTPUTS, PLUGIN, Operator
 
 # TensorRT-RTX's parser finds the registry of plugins in a library of this name, which its wheel holds
 # under another one only.  A library that is nothing but that name is loaded beforehand.
@@ -36,7 +36,7 @@ NAME = Kind(
 
 @contextmanager
 def registered(trt: Any, kernels: Kernels) -> Iterator[None]:
-    """Make the plugins of all operators known to ``trt``, the module of TensorRT or TensorRT-RTX.
+    """Make the plugins known to ``trt``, the module of TensorRT or TensorRT-RTX.
 
     Raises:
         KernelError: the library that the parser of TensorRT-RTX misses cannot be made.
@@ -50,7 +50,7 @@ def registered(trt: Any, kernels: Kernels) -> Iterator[None]:
             library = Library((f"-L{folder}", f"-l:{RTX}.1"), NAME)
             ctypes.CDLL(str(library.find() or library.build()))
     registry = trt.get_plugin_registry()
-    made = [_creator(trt, kernels, operator) for operator in PLUGINS.values()]
+    made = [_creator(trt, kernels, operator) for operator in ON_GPU.values()]
     for creator in made:
         registry.register_creator(creator, DOMAIN)
     try:

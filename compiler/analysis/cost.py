@@ -97,6 +97,19 @@ def _sparse_linear(args: list[Shape], out: Shape) -> int:
     return prod(out) * args[1][0]
 
 
+def _select_diverse(args: list[Shape], out: Shape) -> int:
+    """Similarity of all pairs; the prefix, which is left out, is counted."""
+    batch, tokens, width = args[0]
+    return batch * tokens * tokens * width
+
+
+def _redundant_merge(args: list[Shape], out: Shape) -> int:
+    """Similarity of every source to every target, plus the merge of their rows."""
+    (batch, tokens, width), dim = args[0], args[2][-1]
+    removed = tokens - out[1]
+    return batch * removed * removed * (dim + width)
+
+
 _MACS: dict[object, Callable[[list[Shape], Shape], int]] = {
     aten.linear.default: _linear,
     aten.matmul.default: _matmul,
@@ -112,6 +125,8 @@ _OURS = {
     "thresher::class_attention": _class_attention,
     "thresher::keep_tokens": _keep_tokens,
     "thresher::prune_merge": _prune_merge,
+    "thresher::redundant_merge": _redundant_merge,
+    "thresher::select_diverse": _select_diverse,
     "thresher::sparse_linear": _sparse_linear,
 }
 

@@ -504,6 +504,10 @@ RULES: dict[str, Rule] = {
     "embedding": _embedding,
     "index": _index,
     **dict.fromkeys(
-        ("thresher::bipartite_merge", "thresher::keep_tokens", "thresher::prune_merge"), _reduced
+        (
+            "thresher::bipartite_merge", "thresher::keep_tokens", "thresher::prune_merge",
+            "thresher::select_diverse", "thresher::redundant_merge",
+        ),
+        _reduced,
     ),
 }  # fmt: skip

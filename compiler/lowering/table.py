@@ -52,6 +52,17 @@ def _prune_merge(x: Any, size: Any, score: Any, pruned: Any, keep: Any, protecte
     return y, out_size, slot, kept
 
 
+def _redundant_merge(x: Any, size: Any, metric: Any, score: Any, keep: Any, protected: int) -> Any:
+    merge = _operator("RedundantMerge")
+    y, out_size, kept, slot = merge(x, size, metric, score, _count(keep), protected=protected)
+    return y, out_size, slot, kept
+
+
+def _select_diverse(x: Any, size: Any, keep: Any, protected: int) -> Any:
+    y, kept, slot = _operator("SelectDiverse")(x, size, _count(keep), protected=protected)
+    return y, slot, kept
+
+
 def _gather_tokens(x: Any, index: Any) -> Any:
     return _operator("GatherTokens")(x, index)
 
@@ -85,6 +96,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         ours.class_attention.default: _class_attention,
         ours.keep_tokens.default: _keep_tokens,
         ours.prune_merge.default: _prune_merge,
+        ours.redundant_merge.default: _redundant_merge,
+        ours.select_diverse.default: _select_diverse,
         ours.gather_tokens.default: _gather_tokens,
         ours.restore_tokens.default: _restore_tokens,
         ours.sparse_linear.default: _sparse_linear,

@@ -24,7 +24,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 def on_gpu(reference: Function) -> Function:
     """What an operator does with CUDA tensors.
 
-    The reference runs where there is no Triton or no kernel in it, where ``THRESHER_KERNELS=off``,
+    The reference runs where there are no kernels or no Triton, where ``THRESHER_KERNELS=off``,
     and for element types that the kernels do not compute in (double and complex numbers).
     """
 

@@ -14,6 +14,7 @@ def _gated(name: str, activate: str) -> Operator:
         inputs={"x": "T", "gate": "T", "up": "T", "down": "T", "threshold": "tensor(float)"},
         outputs={"y": "T"},
         attributes={"most_tokens": int},
+        gpu=False,
         body="    logits = MatMul (x, gate)\n"
         + activate
         + thresholded("h", "x")

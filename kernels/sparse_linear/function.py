@@ -19,6 +19,7 @@ MASK = Operator(
     inputs=_INPUTS,
     outputs={"y": "T"},
     attributes={"most_tokens": int},
+    gpu=False,
     body=_KEPT + "    y = MatMul (kept, weight)\n",
 )
 
@@ -28,6 +29,7 @@ COMPACT = Operator(
     inputs=_INPUTS,
     outputs={"y": "T"},
     attributes={"most_tokens": int},
+    gpu=False,
     portable=False,
     body=_KEPT
     + """
@@ -50,6 +52,7 @@ BF16 = Operator(
     inputs=_INPUTS | {"weight": "tensor(bfloat16)"},
     outputs={"y": "T"},
     attributes={"most_tokens": int},
+    gpu=False,
     types=("tensor(float)",),
     body=_KEPT
     + """

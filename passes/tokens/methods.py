@@ -17,8 +17,8 @@ from thresher.compiler.program import Program, Refusal
 from thresher.passes.tokens.budget import Schedule, resolve
 from thresher.passes.tokens.options import TokenOptions, schedule
 from thresher.passes.tokens.reduce import Reduction
-from thresher.passes.tokens.score import ClassAttention, Norm, Random, Scorer
-from thresher.passes.tokens.step import Keep, Merge, Step
+from thresher.passes.tokens.score import ClassAttention, Energy, Norm, Random, Scorer
+from thresher.passes.tokens.step import Diverse, Keep, Merge, MergeRedundant, Step
 
 T_co = TypeVar("T_co", bound=TokenOptions, covariant=True)
 
@@ -134,6 +134,12 @@ class TomeOptions(TokenOptions):
         ),
     ] = "index"
 
+    combine: Annotated[
+        Literal["mean", "mlerp"],
+        Field(description="what merged tokens become: their mean, or one with the length of the"
+            " longest of them (ToFu's MLERP)"),
+    ] = "mean"  # fmt: skip
+
 
 class Tome(TokenReduction[TomeOptions]):
     """Token merging: the most similar pairs of tokens become their size-weighted mean.
@@ -149,7 +155,8 @@ class Tome(TokenReduction[TomeOptions]):
     by_share = False
 
     def step(self, sites: Sites) -> Step:
-        return Merge(by_index=sites.protected > 0 or self.options.order == "index")
+        by_index = sites.protected > 0 or self.options.order == "index"
+        return Merge(by_index, preserves_norm=self.options.combine == "mlerp")
 
     @property
     def proportional(self) -> bool:
@@ -177,6 +184,40 @@ class Evit(TokenReduction[EvitOptions]):
 
     def step(self, sites: Sites) -> Step:
         return Keep(ClassAttention(), fuse=self.options.fuse)
+
+
+class PitomeOptions(TokenOptions):
+    """Options of PiToMe."""
+
+    prop_attn: Annotated[
+        bool, Field(description="count merged tokens by their size in attention")
+    ] = True
+    margin: Annotated[
+        float,
+        Field(ge=0, le=1, description="cosine from which tokens are alike, at the first block; it"
+            " falls linearly with the depth"),
+    ] = 0.9  # fmt: skip
+
+
+class Pitome(TokenReduction[PitomeOptions]):
+    """Merge tokens that are like many others, and leave those alone that are like few.
+
+    Tran et al., "Accelerating Transformers with Spectrum-Preserving Token Merging", NeurIPS 2024.
+    Training-free, and needs no class token.  The step is the paper's at every block; its published
+    code takes another one in the first half of DeiT.
+    """
+
+    name = "pitome"
+    summary = "merge the tokens that are like many others, leave the rest alone (PiToMe)"
+    Options = PitomeOptions
+    by_share = False
+
+    def step(self, sites: Sites) -> Step:
+        return MergeRedundant(Energy(self.options.margin, len(sites.sites)))
+
+    @property
+    def proportional(self) -> bool:
+        return self.options.prop_attn
 
 
 class ScoreReduction(TokenReduction[T_co], Generic[T_co]):
@@ -215,3 +256,18 @@ class RandomDrop(ScoreReduction[RandomOptions]):
 
     def scorer(self) -> Scorer:
         return Random(self.options.seed)
+
+
+class MaxMin(TokenReduction[TokenOptions]):
+    """Keep tokens that lie far from each other, whatever attends to them.
+
+    Alvar et al., "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", CVPR
+    2025, which prunes the projected output of a vision encoder; here the stream of a block is what
+    is compared.  Training-free, and needs no class token.
+    """
+
+    name = "max-min"
+    summary = "keep tokens that lie far from each other (greedy max-min, as in DivPrune)"
+
+    def step(self, sites: Sites) -> Step:
+        return Diverse()

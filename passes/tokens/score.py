@@ -90,6 +90,37 @@ class ReceivedAttention(Scorer):
         return site.inline(received, site.q, site.k, *given)
 
 
+class Energy(Scorer):
+    """How much a token is like all the others: PiToMe's energy, high where tokens are redundant.
+
+    ``E_i = mean_j f(cos(k_i, k_j))`` with ``f(x) = x`` from the margin on and ``exp(x - margin) - 1``
+    below, over the tokens behind the prefix that are no padding; keys are means over heads.  The margin
+    falls linearly to nothing behind the last block.  Tran et al., "Accelerating Transformers with
+    Spectrum-Preserving Token Merging", NeurIPS 2024, section 3.2.  N^2 d multiplications.
+    """
+
+    name = "energy"
+
+    def __init__(self, margin: float, layers: int) -> None:
+        self.margin, self.layers = margin, layers
+
+    def emit(self, site: SiteView) -> fx.Node:
+        margin = self.margin * (1 - site.layer / self.layers)
+        protected = site.protected
+
+        def energy(k: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+            mean = k.to(torch.promote_types(k.dtype, torch.float32)).mean(1)
+            unit = mean / mean.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
+            cosine = unit @ unit[:, protected:].transpose(1, 2)
+            felt = torch.where(cosine >= margin, cosine, (cosine - margin).exp() - 1)
+            real = (size[:, protected:] > 0).to(felt.dtype)
+            total = real.sum(1, keepdim=True).clamp(min=1.0)
+            return ((felt * real[:, None]).sum(-1) / total).float()
+
+        assert site.size is not None
+        return site.inline(energy, site.k, site.size)
+
+
 class Norm(Scorer):
     """Euclidean norm of the token: a baseline that a method must beat."""
 

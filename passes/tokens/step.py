@@ -1,8 +1,9 @@
 """Selection and combination: what one reduction step does with N tokens to leave fewer.
 
-A step emits one ``thresher`` node.  ``Merge`` matches tokens in pairs and averages them, ``Keep``
-ranks them by a score and drops the rest or fuses it into one token, ``PruneMerge`` drops the
-lowest-ranked and merges the next ones into those that stay.
+A step emits one ``thresher`` node that moves tokens.  ``Merge`` matches tokens in pairs and averages
+them, ``MergeRedundant`` does so with the highest-scored ones only.  ``Keep`` ranks tokens by a score
+and drops the rest or fuses it into one token, ``Diverse`` keeps tokens that lie far apart.
+``PruneMerge`` drops the lowest-ranked and merges the next ones into those that stay.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from torch import fx
 
 from thresher.compiler.analysis.sites import Sites
 from thresher.passes.tokens.budget import Limits, Size
+from thresher.passes.tokens.combine import mlerp
 from thresher.passes.tokens.score import Scorer
+from thresher.passes.tokens.sizes import initial_sizes
 from thresher.passes.tokens.view import SiteView
 
 LOWEST, NEARLY_ZERO = -1e30, -1e-30
@@ -78,9 +81,11 @@ class Merge(Step):
 
     ``by_index``: kept sources stay in index order (models with a class token) or in order of
     descending similarity (models without), as the reference does; later matchings depend on it.
+    ``preserves_norm``: means keep the length of the longest token in them (:func:`mlerp`).
     """
 
     by_index: bool
+    preserves_norm: bool = False
 
     @property
     def merges(self) -> bool:
@@ -96,6 +101,8 @@ class Merge(Step):
             site.x, site.size, site.k, keep, site.protected, self.by_index,
         )  # fmt: skip
         x, size, slot, kept = site.rewriter.outputs(node)
+        if self.preserves_norm:
+            x = site.inline(mlerp, site.x, site.size, x, slot)
         return StepResult(node, x, size, slot, kept, 2, 3)
 
 
@@ -129,11 +136,59 @@ class Keep(Step):
         node = site.emit(
             torch.ops.thresher.keep_tokens.default, site.x, score, keep, site.protected, self.fuse
         )
-        x, slot, kept = site.rewriter.outputs(node)
-        size = None
-        if site.size is not None:
-            size = site.emit(torch.ops.thresher.gather_tokens.default, site.size, kept)
-        return StepResult(node, x, size, slot, kept, 1, 2)
+        return _selected(site, node)
+
+
+@dataclass(frozen=True)
+class Diverse(Step):
+    """Greedy max-min: each token that stays is the one farthest from those picked before.
+
+    Distance is one minus the cosine of the tokens themselves, and the first pick is the token whose
+    nearest other one is farthest.  DivPrune (Alvar et al., CVPR 2025), section 3.
+    """
+
+    @property
+    def drops(self) -> bool:
+        return True
+
+    def limits(self, protected: int) -> Limits:
+        return Limits(protected)
+
+    def emit(self, site: SiteView, keep: Size, pruned: int | None) -> StepResult:
+        size = initial_sizes(site.rewriter, site.x) if site.size is None else site.size
+        node = site.emit(
+            torch.ops.thresher.select_diverse.default, site.x, size, keep, site.protected
+        )
+        return _selected(site, node)
+
+
+@dataclass(frozen=True)
+class MergeRedundant(Step):
+    """The tokens of highest score merge among themselves, the others stay as they are.
+
+    PiToMe (Tran et al., NeurIPS 2024), section 3.2, with its energy as the score.
+    """
+
+    scorer: Scorer
+
+    @property
+    def merges(self) -> bool:
+        return True
+
+    def objection(self, sites: Sites) -> str | None:
+        return self.scorer.objection(sites)
+
+    def limits(self, protected: int) -> Limits:
+        return Limits(protected, halves=True)
+
+    def emit(self, site: SiteView, keep: Size, pruned: int | None) -> StepResult:
+        assert site.size is not None
+        node = site.emit(
+            torch.ops.thresher.redundant_merge.default, site.x, site.size, site.k,
+            self.scorer.emit(site), keep, site.protected,
+        )  # fmt: skip
+        x, size, slot, kept = site.rewriter.outputs(node)
+        return StepResult(node, x, size, slot, kept, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -182,3 +237,12 @@ class PruneMerge(Step):
             return halfway if pruned is None else min(max(pruned, keep), tokens)
         half = site.emit(operator.floordiv, site.emit(operator.sub, tokens, keep), 2)
         return site.emit(operator.sub, tokens, half)
+
+
+def _selected(site: SiteView, node: fx.Node) -> StepResult:
+    """Of an operator that yields tokens, ``slot`` and ``kept``."""
+    x, slot, kept = site.rewriter.outputs(node)
+    size = None
+    if site.size is not None:
+        size = site.emit(torch.ops.thresher.gather_tokens.default, site.size, kept)
+    return StepResult(node, x, size, slot, kept, 1, 2)

@@ -6,6 +6,7 @@ A *sequence* is the list of original token numbers that are left, in current ord
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,7 +16,7 @@ from torch import Tensor
 
 EPSILON = 1e-12
 
-Method = Literal["tome", "evit", "topk-norm", "random", "diffrate"]
+Method = Literal["tome", "evit", "topk-norm", "random", "diffrate", "max-min", "pitome"]
 
 Score = Callable[[int, Tensor], Tensor]
 """(layer, positions int64 [n] in the current sequence) -> score [n]; larger stays."""
@@ -99,6 +100,76 @@ def keep(
     return Step(
         sequence=[sequence[i] for i in stays],
         dropped=[sequence[i] for i in ranked[count:]],
+    )
+
+
+def diverse(
+    sequence: Sequence[int], x: Tensor, sizes: Sequence[float], prefix: int, count: int
+) -> Step:
+    """Max-min: one token after the other, each as far as can be from the nearest that stays.
+
+    The first is the one whose nearest other token is farthest; padding (size 0) comes last.
+    """
+    real = [i for i in range(prefix, len(sequence)) if sizes[i] > 0]
+    padding = [i for i in range(prefix, len(sequence)) if sizes[i] <= 0]
+
+    def distance(i: int, j: int) -> float:
+        lengths = float(x[i].norm() * x[j].norm())
+        return 1.0 - (float(x[i] @ x[j]) / lengths if lengths else 0.0)
+
+    apart = {(i, j): distance(i, j) for i in real for j in real if i != j}
+    picked: list[int] = []
+    while len(picked) < min(count, len(real)):
+        left = [i for i in real if i not in picked]
+        room = {
+            i: min((apart[i, j] for j in picked or real if j != i), default=float("inf"))
+            for i in left
+        }
+        picked.append(max(left, key=lambda i: (room[i], -i)))
+    picked = sorted(picked + padding[: count - len(picked)])
+    return Step(
+        sequence=[sequence[i] for i in [*range(prefix), *picked]],
+        dropped=[sequence[i] for i in range(prefix, len(sequence)) if i not in picked],
+    )
+
+
+def merge_redundant(
+    sequence: Sequence[int],
+    metric: Tensor,
+    sizes: Sequence[float],
+    prefix: int,
+    count: int,
+    margin: float,
+) -> Step:
+    """PiToMe: of the ``2 count`` tokens of highest energy every second joins the most similar other.
+
+    Args:
+        sequence: current sequence, n tokens.
+        metric: ``[n, d]`` in sequence order.
+        sizes: per token in sequence order; padding (0) pairs up first, and is nobody's company.
+        prefix: protected tokens in front.
+        count: tokens that go.
+        margin: cosine from which the energy is linear.
+    """
+
+    def cosine(i: int, j: int) -> float:
+        lengths = float(metric[i].norm() * metric[j].norm())
+        return float(metric[i] @ metric[j]) / lengths if lengths else 0.0
+
+    pool = range(prefix, len(sequence))
+    energy = {}
+    for i in pool:
+        felt = [c if c >= margin else math.expm1(c - margin) for c in
+                (cosine(i, j) for j in pool if sizes[j] > 0)]  # fmt: skip
+        energy[i] = sum(felt) / len(felt) if sizes[i] > 0 else float("inf")
+    ranked = sorted(pool, key=lambda i: (-energy[i], i))[: 2 * count]
+    merged = {}
+    for i in ranked[::2]:
+        targets = [j for j in ranked[1::2] if sizes[j] > 0] or ranked[1::2]
+        merged[i] = max(targets, key=lambda j: (cosine(i, j), -targets.index(j)))
+    return Step(
+        sequence=[sequence[i] for i in range(len(sequence)) if i not in merged],
+        merged={sequence[i]: sequence[j] for i, j in merged.items()},
     )
 
 

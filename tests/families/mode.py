@@ -11,7 +11,17 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .decisions import Method, Score, Step, keep, merge, positions, prune_merge
+from .decisions import (
+    Method,
+    Score,
+    Step,
+    diverse,
+    keep,
+    merge,
+    merge_redundant,
+    positions,
+    prune_merge,
+)
 
 _ADDS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 _NORMS = {"layer_norm"}
@@ -59,6 +69,7 @@ class Reduction(TorchFunctionMode):
     score: Score
     proportional: bool
     fuse: bool
+    mlerp: bool
     padding_mask: Tensor | None
     reveal: int | None
     maps: list[LayerMap] = field(default_factory=list)
@@ -200,6 +211,14 @@ class Reduction(TorchFunctionMode):
             return prune_merge(
                 sequence, ranking[b, sequence], x[sequence], sizes, prefix, pruned, target
             )
+        if self.method == "pitome":
+            margin = 0.9 - 0.9 * layer / len(self.counts or ())
+            goes = len(sequence) - target
+            return merge_redundant(
+                sequence, attended.metric[b, sequence], sizes, prefix, goes, margin
+            )
+        if self.method == "max-min":
+            return diverse(sequence, x[sequence], sizes, prefix, target - prefix)
         if self.method == "evit":
             worth = attended.class_row[b, sequence]
         elif self.method == "topk-norm":
@@ -216,6 +235,8 @@ class Reduction(TorchFunctionMode):
             group = self.acting[b] == destination
             members = group & self.real[b]
             mean = x[members].mean(dim=0) if members.any() else x[destination].clone()
+            if self.mlerp and members.any() and float(mean.norm()):
+                mean = mean / mean.norm() * x[members].norm(dim=-1).max()
             x[group] = plain.get(destination, mean)
         fused = sum((weight[n] * x[n] for n in step.dropped), torch.zeros_like(x[0]))
         for dropped in step.dropped:

@@ -63,6 +63,7 @@ def reduced_outputs(
     score: Score | None = None,
     proportional: bool = True,
     fuse: bool = False,
+    mlerp: bool = False,
     prefix: int | None = None,
 ) -> Reduced:
     """Run a model as if its tokens had been reduced.
@@ -71,13 +72,14 @@ def reduced_outputs(
         entry: what is known about the model.
         model: ``entry.build()[0]``; left untouched.
         inputs: forward keyword -> tensor.
-        method: "tome", "evit", "topk-norm", "random" or "diffrate" (which prunes half of what goes where
-            the entry has a class token, and merges everything where not).
+        method: "tome", "evit", "topk-norm", "random", "max-min", "pitome" or "diffrate" (which prunes
+            half of what goes where the entry has a class token, and merges everything where not).
         counts: tokens after each layer, prefix and fused token included; None reduces nothing.
             A count at or above the current one leaves the layer alone.
         score: of the "random" method; by default the hash with base seed 0.
         proportional: whether attention counts every member of a merged group.
         fuse: "evit" only: the dropped tokens are summed, weighted by score, into one more token.
+        mlerp: "tome" only: a mean gets the length of the longest of its members.
         prefix: overrides the entry's number of protected tokens.
     """
     if method == "evit" and entry.class_token is None:
@@ -96,6 +98,7 @@ def reduced_outputs(
             score=score or hash_score(),
             proportional=proportional,
             fuse=fuse,
+            mlerp=mlerp,
             padding_mask=real,
             reveal=reveal,
         )

@@ -48,6 +48,7 @@ def shortened_logits(
     *,
     prefix: int,
     fuse: bool = False,
+    mlerp: bool = False,
     proportional: bool = True,
     classed: bool = True,
     seed: int = 0,
@@ -65,13 +66,19 @@ def shortened_logits(
         update, key, row, column = _attention(block, state, rope, prefix, proportional)
         state = replace(state, x=state.x + _scale(block, 1) * update)
         if target < state.x.shape[1] and method == "tome":
-            state = merge_step(state, key, state.x.shape[1] - target, prefix)
+            state = merge_step(state, key, state.x.shape[1] - target, prefix, mlerp)
+        elif target < state.x.shape[1] and method == "pitome":
+            margin = 0.9 * (1 - layer / len(counts))
+            state = energy_step(state, key, state.x.shape[1] - target, prefix, margin)
         elif target < state.x.shape[1] and method == "diffrate":
             n = state.x.shape[1]
             pruned = n - (n - target) // 2 if classed else n
             state = prune_merge_step(state, row if classed else column, pruned, target, prefix)
         elif target < state.x.shape[1]:
-            score = _score(method, state.x, row, layer, seed)
+            if method == "max-min":
+                score = _order_of_picks(state.x, prefix)
+            else:
+                score = _score(method, state.x, row, layer, seed)
             state = _drop(state, score, row, target, prefix, fuse)
         mlp = block.mlp(block.norm2(state.x))
         state = replace(state, x=state.x + _scale(block, 2) * mlp)
@@ -151,7 +158,7 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     return torch.stack([row[i] for row, i in zip(x, index, strict=True)])
 
 
-def merge_step(state: State, key: Tensor, count: int, prefix: int) -> State:
+def merge_step(state: State, key: Tensor, count: int, prefix: int, mlerp: bool = False) -> State:
     """ToMe on a whole batch; ``key [B, n, d]`` is the metric."""
     n, size = key.shape[1], state.size
     count = min(count, (n - prefix) // 2)
@@ -173,6 +180,13 @@ def merge_step(state: State, key: Tensor, count: int, prefix: int) -> State:
     mass = mass + onehot @ torch.cat([source, source * _take(state.x, a[gone])], dim=-1)
     # a group of nothing but padding has no mean; any finite value will do
     x = mass[..., 1:] / mass[..., :1].clamp_min(1.0)
+    if mlerp:
+        length = state.x.norm(dim=-1)
+        joined = (onehot * _take(length, a[gone])[:, None]).max(dim=-1).values
+        x = (
+            torch.nn.functional.normalize(x, dim=-1)
+            * torch.maximum(joined, length[:, b])[..., None]
+        )
     passing = kept.shape[1] - len(b)
     moved = _places(kept, n).scatter(1, a[gone], passing + into)
     return State(
@@ -181,6 +195,24 @@ def merge_step(state: State, key: Tensor, count: int, prefix: int) -> State:
         _take(state.place, kept),
         moved.gather(1, state.slot),
     )
+
+
+def energy_step(state: State, key: Tensor, count: int, prefix: int, margin: float) -> State:
+    """PiToMe on a whole batch without padding; ``key [B, n, d]``."""
+    n = key.shape[1]
+    unit = torch.nn.functional.normalize(key, dim=-1)
+    cosine = unit @ unit.transpose(1, 2)
+    pool = cosine[:, prefix:, prefix:]
+    energy = torch.where(pool < margin, torch.expm1(pool - margin), pool).mean(dim=-1)
+    order = energy.argsort(dim=-1, descending=True, stable=True) + prefix
+    a, b = order[:, 0 : 2 * count : 2], order[:, 1 : 2 * count : 2]
+    between = torch.stack([c[i][:, j] for c, i, j in zip(cosine, a, b, strict=True)])
+    owner = torch.arange(n).repeat(len(key), 1).scatter(1, a, b.gather(1, between.argmax(dim=-1)))
+    members = torch.nn.functional.one_hot(owner, n).double().transpose(1, 2) * state.size[:, None]
+    kept = torch.stack([row.unique() for row in owner])
+    x = (members @ state.x) / members.sum(dim=-1, keepdim=True).clamp_min(1e-9)
+    moved = _places(kept, n).gather(1, owner).gather(1, state.slot)
+    return State(_take(x, kept), _take(members.sum(dim=-1), kept), _take(state.place, kept), moved)
 
 
 def prune_merge_step(state: State, score: Tensor, pruned: int, target: int, prefix: int) -> State:
@@ -222,6 +254,23 @@ def _score(method: Method, x: Tensor, row: Tensor, layer: int, seed: int) -> Ten
     i = torch.arange(x.shape[1])
     hashed = (i * 7919 + seed + 1000003 * layer) * 104729 % 65521
     return hashed.double().expand(len(x), -1)
+
+
+def _order_of_picks(x: Tensor, prefix: int) -> Tensor:
+    """Max-min as a score [B, n]: all tokens picked one after the other, the first has the largest."""
+    unit = torch.nn.functional.normalize(x[:, prefix:], dim=-1)
+    likeness = unit @ unit.transpose(1, 2)
+    score = x.new_zeros(x.shape[:2])
+    for b, rows in enumerate(likeness):
+        nearest = (rows - 4.0 * torch.eye(len(rows))).max(dim=1).values
+        for turn in range(len(rows)):
+            pick = int(nearest.argmin())
+            nearest = rows[pick].clone() if turn == 0 else torch.maximum(nearest, rows[pick])
+            taken = score[b, prefix:] > 0
+            taken[pick] = True
+            nearest[taken] = 9.0
+            score[b, prefix + pick] = len(rows) - turn
+    return score
 
 
 def _drop(state: State, score: Tensor, row: Tensor, target: int, prefix: int, fuse: bool) -> State:

@@ -22,6 +22,9 @@ from thresher.passes.tokens.diffrate import DiffRate, DiffRateOptions
 from thresher.passes.tokens.methods import (
     Evit,
     EvitOptions,
+    MaxMin,
+    Pitome,
+    PitomeOptions,
     RandomDrop,
     RandomOptions,
     Tome,
@@ -36,14 +39,24 @@ FLOAT32 = 2e-4
 Budget = dict[str, Any]
 METHODS: dict[str, Callable[[Budget], Any]] = {
     "tome": lambda b: Tome(TomeOptions(**b, order="reference")),
+    "tome-mlerp": lambda b: Tome(TomeOptions(**b, order="reference", combine="mlerp")),
     "evit": lambda b: Evit(EvitOptions(**b, fuse=False)),
     "evit-fuse": lambda b: Evit(EvitOptions(**b, fuse=True)),
     "diffrate": lambda b: DiffRate(DiffRateOptions(**b)),
     "topk-norm": lambda b: TopkNorm(TokenOptions(**b)),
     "random": lambda b: RandomDrop(RandomOptions(**b)),
+    "pitome": lambda b: Pitome(PitomeOptions(**b)),
+    "max-min": lambda b: MaxMin(TokenOptions(**b)),
 }
 FAMILIES = [entry.name for entry in REDUCIBLE]
-CASES = [(f, m) for f in FAMILIES for m in METHODS]
+# Every day: registers, no prefix, padding.
+SHARP = ("timm:vit_small_patch14_reg4_dinov2", "timm:vit_base_patch16_siglip_224", "hf:bert")
+ALL_DAY = ("tome", "evit", "evit-fuse", "diffrate", "topk-norm", "random")
+CASES = [
+    pytest.param(f, m, marks=() if m in ALL_DAY or f in SHARP else pytest.mark.slow)
+    for f in FAMILIES
+    for m in METHODS
+]
 
 
 def reduce(
@@ -55,7 +68,11 @@ def reduce(
 
 def budget_of(name: str, method: str) -> Budget:
     """A few tokens at every block, so that later decisions build on earlier ones."""
-    return {"r": 3} if method in ("tome", "diffrate") else {"keep": 0.75, "layers": (0, 1, 2)}
+    return (
+        {"r": 3}
+        if method.startswith(("tome", "diffrate", "pitome"))
+        else {"keep": 0.75, "layers": (0, 1, 2)}
+    )
 
 
 def refused_here(name: str, method: str, result: PassResult) -> bool:
@@ -78,7 +95,7 @@ def test_the_analysis_sees_what_a_reader_sees(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_nothing_to_remove_is_bit_equal(name: str, method: str) -> None:
-    budget = {"r": 0} if method in ("tome", "diffrate") else {"keep": 1.0}
+    budget = {"r": 0} if method.startswith(("tome", "diffrate", "pitome")) else {"keep": 1.0}
     dense, result = reduce(name, method, **budget)
     if refused_here(name, method, result):
         return
@@ -104,9 +121,10 @@ def test_reduced_graph_equals_the_oracle(name: str, method: str, batch: int) -> 
         entry,
         model,
         inputs,
-        typing.cast(Method, method.removesuffix("-fuse")),
+        typing.cast(Method, method.removesuffix("-fuse").removesuffix("-mlerp")),
         counts,
         fuse=method == "evit-fuse",
+        mlerp=method == "tome-mlerp",
         prefix=found.protected,
     )
     got = result.program.run(cast(inputs, torch.float64))

@@ -9,21 +9,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from .decisions import Method, hash_score, keep, merge, prune_merge
+from .decisions import Method, diverse, hash_score, keep, merge, merge_redundant, prune_merge
 from .entry import Entry
 from .oracle import Reduced, reduced_outputs
 from .shorten import shortened_logits
 from .shorten_text import shortened_bert, shortened_modernbert
 from .zoo import BY_NAME, ENTRIES, REDUCIBLE
 
-METHODS: tuple[Method, ...] = ("tome", "evit", "topk-norm", "random", "diffrate")
+METHODS: tuple[Method, ...] = (
+    "tome",
+    "evit",
+    "topk-norm",
+    "random",
+    "diffrate",
+    "max-min",
+    "pitome",
+)
 WALKED = [  # timm models that the second oracle can walk
     entry
     for entry in REDUCIBLE
     if entry.name.startswith("timm:") and not entry.dense and "distilled" not in entry.name
 ]
 PADDED = [entry for entry in REDUCIBLE if entry.real is not None]
-VARIANTS = (*METHODS, "evit-fuse", "tome-unweighted")
+SHARP = "timm:vit_small_patch14_reg4_dinov2"  # the one family of every day for these
+SELDOM = ("max-min", "pitome", "tome-mlerp")
+VARIANTS = (*METHODS, "evit-fuse", "tome-mlerp", "tome-unweighted")
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +51,12 @@ def names(entries: list[Entry] | tuple[Entry, ...]) -> pytest.MarkDecorator:
 def cases(entries: list[Entry], methods: Sequence[str]) -> pytest.MarkDecorator:
     """Entry x method, less evit where no class token is read."""
     pairs = [
-        pytest.param(entry, method, id=f"{entry.name}-{method}")
+        pytest.param(
+            entry,
+            method,
+            id=f"{entry.name}-{method}",
+            marks=pytest.mark.slow if method in SELDOM and entry.name != SHARP else (),
+        )
         for entry in entries
         for method in methods
         if entry.class_token is not None or not method.startswith("evit")
@@ -94,11 +109,12 @@ def test_nothing_reduced_is_the_dense_model(entry: Entry) -> None:
 @cases(WALKED, VARIANTS)
 def test_masking_equals_shortening(entry: Entry, method: str) -> None:
     fuse, proportional = method == "evit-fuse", method != "tome-unweighted"
+    mlerp = method == "tome-mlerp"
     kind = next(known for known in METHODS if method.startswith(known))
     model, inputs = entry.build()
     counts = schedule(entry, token_count(entry))
     masked = reduced_outputs(
-        entry, model, inputs(2), kind, counts, fuse=fuse, proportional=proportional
+        entry, model, inputs(2), kind, counts, fuse=fuse, mlerp=mlerp, proportional=proportional
     )
     with torch.no_grad():
         logits, states = shortened_logits(
@@ -108,6 +124,7 @@ def test_masking_equals_shortening(entry: Entry, method: str) -> None:
             counts,
             prefix=entry.prefix,
             fuse=fuse,
+            mlerp=mlerp,
             proportional=proportional,
             classed=entry.class_token is not None,
         )
@@ -281,6 +298,29 @@ def test_pruning_and_merging_by_hand() -> None:
     step = prune_merge(range(20, 26), score, x, padded, prefix=1, pruned=4, count=3)
     assert step.sequence == [20, 22, 23]
     assert (step.merged, step.dropped) == ({24: 23}, [21, 25])
+
+
+def test_merging_the_redundant_by_hand() -> None:
+    directions = torch.tensor([3.0, 0.0, 4.0, 90.0, 6.0, 180.0, 1.0]).deg2rad()
+    metric = torch.stack([directions.cos(), directions.sin()], dim=1)
+    # behind the prefix 14 has the highest energy, then 12, 16 and 11; 13 and 15 are like no other
+    step = merge_redundant(range(10, 17), metric, [1.0] * 7, prefix=1, count=2, margin=0.5)
+    assert step.merged == {14: 12, 16: 11}
+    assert step.sequence == [10, 11, 12, 13, 15]
+    padded = [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0]
+    step = merge_redundant(range(10, 17), metric, padded, prefix=1, count=1, margin=0.5)
+    assert list(step.merged) == [13]  # padding first, and into a real token
+
+
+def test_max_min_by_hand() -> None:
+    directions = torch.tensor([200.0, 0.0, 10.0, 100.0, 50.0, 0.0]).deg2rad()
+    x = torch.stack([directions.cos(), directions.sin()], dim=1)
+    step = diverse(range(20, 26), x, [1.0] * 6, prefix=1, count=3)
+    assert step.sequence == [20, 21, 23, 24]  # 100 has no neighbour, then 0 (the first), then 50
+    assert step.dropped == [22, 25]
+    padded = [1.0, 1.0, 1.0, 0.0, 0.0, 1.0]
+    step = diverse(range(20, 26), x, padded, prefix=1, count=4)
+    assert step.sequence == [20, 21, 22, 23, 25]  # padding only once nothing else is left
 
 
 def test_the_hash_has_no_ties() -> None:

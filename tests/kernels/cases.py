@@ -140,3 +140,61 @@ def prune_merge_cases(draw: st.DrawFn, dtype: str = "float32") -> PruneMergeCase
         keep,
         protected,
     )
+
+
+class DiverseCase(NamedTuple):
+    """Arguments of ``select_diverse``, in order."""
+
+    x: Array
+    size: Array
+    keep: int
+    protected: int
+
+
+@st.composite
+def diverse_cases(draw: st.DrawFn, dtype: str = "float32") -> DiverseCase:
+    protected = draw(st.sampled_from(PROTECTED))
+    tokens = draw(st.integers(protected + 1, protected + 11))
+    keep = draw(st.integers(protected + 1, tokens))
+    kind = draw(st.sampled_from(KINDS))
+    batch, width = draw(st.integers(1, 3)), draw(st.sampled_from((2, 3, 17)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    x = rng.standard_normal((batch, tokens, width))
+    size = rng.integers(1, 60, (batch, tokens)) / 3
+    if kind == "ties":  # equal in any arithmetic: powers of two along the axes
+        axes = np.arange(width) == rng.integers(0, width, (batch, tokens, 1))
+        x = axes * rng.choice([-1, 1, 4], (batch, tokens, 1))
+    elif kind == "zero keys":
+        x[:, rng.random(tokens) < 0.5] = 0
+    elif kind == "huge":
+        x = x * (1e4 if dtype == "float16" else 1e15)
+    elif kind == "padding":
+        size[rng.random(size.shape) < 0.4] = 0
+    elif kind == "all padding":
+        size[:] = 0
+    return DiverseCase(x.astype(dtype), size.astype(np.float32), keep, protected)
+
+
+class RedundantCase(NamedTuple):
+    """Arguments of ``redundant_merge``, in order."""
+
+    x: Array
+    size: Array
+    metric: Array
+    score: Array
+    keep: int
+    protected: int
+
+
+@st.composite
+def redundant_cases(draw: st.DrawFn, dtype: str = "float32") -> RedundantCase:
+    case = draw(merge_cases(dtype=dtype).filter(lambda one: one.x.shape[1] > one.protected))
+    tokens = case.x.shape[1]
+    keep = draw(st.integers(tokens - (tokens - case.protected) // 2, tokens))
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    score = rng.uniform(-1, 1, case.size.shape)
+    if draw(st.booleans()):
+        score = np.round(score * 2) / 2  # ties
+    return RedundantCase(
+        case.x, case.size, case.metric, score.astype(np.float32), keep, case.protected
+    )

@@ -178,6 +178,85 @@ def prune_merge(
     return Merged(y, out_size, slot, kept, margin)
 
 
+class Selected(NamedTuple):
+    """Results of :func:`select_diverse`, and the smallest gap between similarities it decided by."""
+
+    y: Array
+    slot: Array
+    kept: Array
+    margin: float
+
+
+def select_diverse(x: Array, size: Array, keep: int, protected: int) -> Selected:
+    """Distances to the picked tokens are found anew in every round."""
+    batch, tokens, width = x.shape
+    y = np.zeros((batch, keep, width))
+    slot, kept = np.full((batch, tokens), -1), np.full((batch, keep), -7)
+    margin = math.inf
+    for b in range(batch):
+        units = [unit([float(v) for v in row]) for row in x[b]]
+        real = [n for n in range(protected, tokens) if size[b, n] != 0]
+        picked: list[int] = []
+        while len(picked) < min(keep - protected, len(real)):
+            gaps = {}
+            for n in real:
+                if n in picked:
+                    continue
+                others = picked or [m for m in real if m != n]
+                cosines = [
+                    sum(p * q for p, q in zip(units[n], units[m], strict=True)) for m in others
+                ]
+                gaps[n] = min((1 - cosine for cosine in cosines), default=math.inf)
+            best = max(gaps, key=lambda n: (gaps[n], -n))
+            if math.isfinite(gaps[best]):
+                margin = min(margin, gap(list(gaps.values()), gaps[best]))
+            picked.append(best)
+        padding = [n for n in range(protected, tokens) if size[b, n] == 0]
+        picked += padding[: keep - protected - len(picked)]
+        for j, n in enumerate([*range(protected), *sorted(picked)]):
+            kept[b, j], slot[b, n], y[b, j] = n, j, x[b, n]
+    return Selected(y, slot, kept, margin)
+
+
+def redundant_merge(
+    x: Array, size: Array, metric: Array, score: Array, keep: int, protected: int
+) -> Merged:
+    batch, tokens, width = x.shape
+    heads, depth = metric.shape[1], metric.shape[3]
+    y, out_size = np.zeros((batch, keep, width)), np.zeros((batch, keep))
+    slot, kept = np.full((batch, tokens), -7), np.full((batch, keep), -7)
+    margin = math.inf
+    for b in range(batch):
+        worth = {n: 1e4 if size[b, n] == 0 else score[b, n] for n in range(protected, tokens)}
+        ranked = sorted(worth, key=lambda n: (-worth[n], n))[: 2 * (tokens - keep)]
+        keys = {
+            n: unit([sum(float(metric[b, h, n, c]) for h in range(heads)) for c in range(depth)])
+            for n in ranked
+        }
+        targets = ranked[1::2]
+        groups: dict[int, list[int]] = {n: [n] for n in range(tokens)}
+        for source in ranked[::2]:
+            cosines = []
+            for target in targets:
+                cosine = sum(p * q for p, q in zip(keys[source], keys[target], strict=True))
+                cosines.append(cosine if size[b, target] != 0 else -1e4)
+            groups[targets[cosines.index(max(cosines))]].append(source)
+            margin = min(margin, gap(cosines, max(cosines)))
+            del groups[source]
+        for j, n in enumerate(sorted(groups)):
+            total = sum(float(size[b, m]) for m in groups[n])
+            kept[b, j], out_size[b, j] = n, total
+            for m in groups[n]:
+                slot[b, m] = j
+            for c in range(width):
+                y[b, j, c] = (
+                    sum(float(size[b, m]) / total * float(x[b, m, c]) for m in groups[n])
+                    if total
+                    else float(x[b, n, c])
+                )
+    return Merged(y, out_size, slot, kept, margin)
+
+
 def sparse_linear(x: Array, weight: Array, threshold: Array, most_tokens: int) -> Array:
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     y = np.zeros((len(rows), weight.shape[1]))

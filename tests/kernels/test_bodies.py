@@ -15,12 +15,16 @@ import thresher.kernels.ops  # noqa: F401
 from tests.kernels import oracle, triton_back_end
 from tests.kernels.back_ends import OPSET, library, run
 from tests.kernels.cases import (
+    DiverseCase,
     KeepCase,
     MergeCase,
     PruneMergeCase,
+    RedundantCase,
+    diverse_cases,
     keep_cases,
     merge_cases,
     prune_merge_cases,
+    redundant_cases,
 )
 from tests.kernels.emulated import kernels
 from tests.kernels.test_definitions import HALF, MARGIN, SINGLE, scale, tensors
@@ -40,6 +44,10 @@ FAST = settings(
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
 )  # fmt: skip
 everywhere = pytest.mark.parametrize("back_end", BACK_ENDS)
+bodies = pytest.mark.parametrize("back_end", BACK_ENDS[:2])  # operators without kernels
+without_gpu = pytest.mark.parametrize(
+    "back_end", BACK_ENDS[:3]
+)  # operators that have no such kernels
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +72,20 @@ def keep_on(back_end: str, case: KeepCase) -> list[Any]:
     name = "FuseTokens" if fuse else "KeepTokens"
     y, kept, slot = run(back_end, name, arguments, protected=protected)
     return [y, slot, kept]
+
+
+def diverse_on(back_end: str, case: DiverseCase) -> list[Any]:
+    x, size, keep, protected = case
+    arguments = {"x": x, "size": size, "keep": np.array(keep)}
+    y, kept, slot = run(back_end, "SelectDiverse", arguments, protected=protected)
+    return [y, slot, kept]
+
+
+def redundant_on(back_end: str, case: RedundantCase) -> list[Any]:
+    x, size, metric, score, keep, protected = case
+    arguments = {"x": x, "size": size, "metric": metric, "score": score, "keep": np.array(keep)}
+    y, out_size, kept, slot = run(back_end, "RedundantMerge", arguments, protected=protected)
+    return [y, out_size, slot, kept]
 
 
 def prune_merge_on(back_end: str, case: PruneMergeCase) -> list[Any]:
@@ -120,6 +142,55 @@ def test_keep_half(back_end: str, case: KeepCase) -> None:
     assert y.dtype == np.float16
     assert_array_equal(slot, expected[1])
     assert_allclose(y, expected[0], atol=HALF * scale(expected[0]))
+
+
+@without_gpu
+@FAST
+@given(case=diverse_cases())
+def test_select_diverse(back_end: str, case: DiverseCase) -> None:
+    expected = oracle.select_diverse(*case)
+    assume(expected.margin > MARGIN)
+    y, slot, kept = diverse_on(back_end, case)
+    assert_array_equal(slot, expected.slot)
+    assert_array_equal(kept, expected.kept)
+    assert_array_equal(y, expected.y)
+
+
+@without_gpu
+@FAST
+@given(case=diverse_cases(dtype="float16"))
+def test_select_diverse_half(back_end: str, case: DiverseCase) -> None:
+    expected = oracle.select_diverse(*case)
+    assume(expected.margin > MARGIN)
+    y, slot, _ = diverse_on(back_end, case)
+    assert y.dtype == np.float16
+    assert_array_equal(slot, expected.slot)
+    assert_array_equal(y, expected.y)
+
+
+@bodies
+@FAST
+@given(case=redundant_cases())
+def test_redundant_merge(back_end: str, case: RedundantCase) -> None:
+    expected = oracle.redundant_merge(*case)
+    assume(expected.margin > MARGIN)
+    y, size, slot, kept = redundant_on(back_end, case)
+    assert_array_equal(slot, expected.slot)
+    assert_array_equal(kept, expected.kept)
+    assert_allclose(size, expected.out_size, rtol=SINGLE)
+    assert_allclose(y, expected.y, atol=SINGLE * scale(case.x))
+
+
+@bodies
+@FAST
+@given(case=redundant_cases(dtype="float16"))
+def test_redundant_merge_half(back_end: str, case: RedundantCase) -> None:
+    expected = oracle.redundant_merge(*case)
+    assume(expected.margin > MARGIN)
+    y, _, slot, _ = redundant_on(back_end, case)
+    assert y.dtype == np.float16
+    assert_array_equal(slot, expected.slot)
+    assert_allclose(y, expected.y, atol=HALF * scale(case.x))
 
 
 @everywhere
@@ -180,7 +251,16 @@ def test_restore(back_end: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["BipartiteMerge", "RankedBipartiteMerge", "KeepTokens", "FuseTokens", "PruneMerge"]
+    "name",
+    [
+        "BipartiteMerge",
+        "RankedBipartiteMerge",
+        "KeepTokens",
+        "FuseTokens",
+        "PruneMerge",
+        "SelectDiverse",
+        "RedundantMerge",
+    ],
 )
 def test_outputs_that_nobody_reads_cost_nothing(name: str) -> None:
     operator = OPERATORS[name]
@@ -188,7 +268,8 @@ def test_outputs_that_nobody_reads_cost_nothing(name: str) -> None:
     assert sizes == sorted(sizes)
     assert sizes[-2] < sizes[-1]  # the map of slots is the dear one
     short = operator.function(OPSET, 1)
-    read = {name for node in short.node for name in node.input} | {"y"}
+    nodes = [*short.node, *(n for node in short.node for a in node.attribute for n in a.g.node)]
+    read = {name for node in nodes for name in node.input} | {"y"}
     assert all(read.intersection(node.output) for node in short.node)
 
 

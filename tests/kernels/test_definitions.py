@@ -15,13 +15,17 @@ import thresher.kernels.ops  # noqa: F401
 from tests.kernels import oracle
 from tests.kernels.cases import (
     PROTECTED,
+    DiverseCase,
     KeepCase,
     MergeCase,
     PruneMergeCase,
+    RedundantCase,
+    diverse_cases,
     fewest,
     keep_cases,
     merge_cases,
     prune_merge_cases,
+    redundant_cases,
 )
 
 ops = torch.ops.thresher
@@ -81,6 +85,55 @@ def test_keep(case: KeepCase) -> None:
     assert_array_equal(slot, expected[1])
     assert_array_equal(kept, expected[2])
     assert_allclose(y, expected[0], atol=8 * SINGLE * scale(expected[0]))
+
+
+@FAST
+@given(diverse_cases())
+def test_select_diverse(case: DiverseCase) -> None:
+    expected = oracle.select_diverse(*case)
+    assume(expected.margin > MARGIN)
+    y, slot, kept = ops.select_diverse(*tensors(*case[:2]), *case[2:])
+    assert_array_equal(slot, expected.slot)
+    assert_array_equal(kept, expected.kept)
+    assert_array_equal(y, expected.y)
+
+
+@FAST
+@given(diverse_cases())
+def test_what_is_left_out_is_no_farther_than_the_last_pick(case: DiverseCase) -> None:
+    """Greedy max-min is within a factor of two of the best: every token has a pick that near."""
+    x, size = (torch.from_numpy(one).double() for one in case[:2])
+    _, slot, kept = ops.select_diverse(x, size, *case[2:])
+    unit = torch.nn.functional.normalize(x, dim=-1)
+    distance = 1 - unit @ unit.transpose(1, 2)
+    for b in range(len(x)):
+        picks = [n for n in kept[b, case.protected :].tolist() if size[b, n] > 0]
+        rest = [n for n in range(case.protected, x.shape[1]) if slot[b, n] < 0 and size[b, n] > 0]
+        if len(picks) > 1 and rest:
+            apart = min(float(distance[b, i, j]) for i in picks for j in picks if i != j)
+            assert float(distance[b][rest][:, picks].amin(1).max()) <= apart + 1e-9
+
+
+@FAST
+@given(redundant_cases())
+def test_redundant_merge(case: RedundantCase) -> None:
+    expected = oracle.redundant_merge(*case)
+    assume(expected.margin > MARGIN)
+    y, out_size, slot, kept = ops.redundant_merge(*tensors(*case[:4]), *case[4:])
+    assert_array_equal(slot, expected.slot)
+    assert_array_equal(kept, expected.kept)
+    assert_allclose(out_size, expected.out_size, rtol=SINGLE)
+    assert_allclose(y, expected.y, atol=SINGLE * scale(case.x))
+
+
+@FAST
+@given(redundant_cases())
+def test_redundant_merge_in_double_precision_is_the_oracle(case: RedundantCase) -> None:
+    x, size, metric, score = (a.astype(np.float64) for a in case[:4])
+    expected = oracle.redundant_merge(x, size, metric, score, *case[4:])
+    assume(expected.margin > 1e-12)
+    y, *_ = ops.redundant_merge(*tensors(x, size, metric, score), *case[4:])
+    assert_allclose(y, expected.y, atol=1e-14 * scale(case.x))
 
 
 @FAST

@@ -139,6 +139,7 @@ METRIC, POSITIONS = np.zeros((2, 1, 6, 3), np.float32), np.zeros((2, 3), np.int6
 MERGE = {"x": X, "size": SIZE, "metric": METRIC, "keep": np.array(5)}
 KEEP = {"x": X, "score": SIZE, "keep": np.array(5)}
 PRUNE = {"x": X, "size": SIZE, "score": SIZE, "pruned": np.array(5), "keep": np.array(4)}
+DIVERSE = {"x": X, "size": SIZE, "keep": np.array(5)}
 HOSTILE: Sequence[tuple[str, dict[str, Any], int, str]] = [
     ("BipartiteMerge", MERGE | {"x": X[0]}, 1, r"x is \[B, N, C\], not \[6, 4\]"),
     ("BipartiteMerge", MERGE | {"keep": np.array(7)}, 1, "keep can be reached, not"),
@@ -153,6 +154,9 @@ HOSTILE: Sequence[tuple[str, dict[str, Any], int, str]] = [
     ("KeepTokens", KEEP | {"score": SIZE[:1]}, 1, "score is"),
     ("FuseTokens", KEEP | {"keep": np.array(1)}, 1, "keep can be reached, not"),
     ("FuseTokens", KEEP, 6, "protected is a number of the tokens, not"),
+    ("SelectDiverse", DIVERSE | {"keep": np.array(1)}, 1, "keep can be reached, not"),
+    ("SelectDiverse", DIVERSE | {"size": SIZE[:, :5]}, 1, r"size is \[B, N\], not \[2, 5\]"),
+    ("SelectDiverse", DIVERSE, 6, "protected is a number of the tokens, not"),
     ("PruneMerge", PRUNE | {"pruned": np.array(3)}, 1, "pruned can be reached"),
     ("PruneMerge", PRUNE | {"keep": np.array(1)}, 1, "keep can be reached"),
 ]
@@ -182,6 +186,7 @@ def test_nan_is_no_crash() -> None:
     nan = np.float32("nan")
     cases: Sequence[tuple[str, dict[str, Any]]] = (
         ("BipartiteMerge", MERGE), ("KeepTokens", KEEP), ("PruneMerge", PRUNE),
+        ("SelectDiverse", DIVERSE),
     )  # fmt: skip
     for name, arguments in cases:
         spoilt = {n: v * nan if v.dtype == np.float32 else v for n, v in arguments.items()}
@@ -240,7 +245,7 @@ def toy() -> Program:
     )
 
 
-@pytest.mark.parametrize("method", ["tome", "diffrate", "evit", "topk-norm"])
+@pytest.mark.parametrize("method", ["tome", "diffrate", "evit", "topk-norm", "max-min"])
 def test_engines_take_the_kernels_and_compute_the_same(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,1 @@
+"""Merge the tokens of highest score among themselves (PiToMe)."""

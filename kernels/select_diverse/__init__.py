@@ -1,0 +1,1 @@
+"""Keep tokens that lie far from each other (greedy max-min selection)."""

@@ -1,0 +1,35 @@
+"""Combinations other than the mean: what a merged token becomes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mlerp(x: Tensor, size: Tensor, y: Tensor, slot: Tensor) -> Tensor:
+    """Means with the length of the longest token in them, as a mean is shorter than what it averages.
+
+    ToFu's norm-preserving merge (Kim et al., "Token Fusion: Bridging the Gap between Token Pruning
+    and Token Merging", WACV 2024): ``(mean / |mean|) max_k |x_k|`` over the tokens that merge.  Padding
+    counts for nothing, and a token that nothing joins stays bit for bit.
+
+    Args:
+        x: ``[B, N, C]`` tokens before merging.
+        size: ``[B, N]`` their sizes; 0 is padding.
+        y: ``[B, K, C]`` size-weighted means.
+        slot: ``[B, N]`` int64, the mean that each token went into.
+
+    Returns:
+        ``[B, K, C]``, dtype of y; computed in float32 or wider.
+    """
+    places = torch.arange(y.shape[1], device=y.device)
+    joins = (slot[:, None] == places[:, None]) & (size > 0)[:, None]
+    longest = torch.where(joins, _length(x)[:, None], 0.0).amax(-1)
+    own = _length(y)
+    grows = (joins.sum(-1) > 1) & (own > 0)
+    factor = torch.where(grows, longest / torch.where(grows, own, 1.0), 1.0)
+    return (y * factor[..., None]).to(y.dtype)
+
+
+def _length(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(-1).sqrt()
