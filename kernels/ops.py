@@ -1,6 +1,6 @@
 """The operators in torch: ``torch.ops.thresher.*``, registered by importing this module.
 
-Each runs its reference, on a CUDA device its Triton kernels, has a shape function for symbolic sizes,
+Each runs its reference, on a CUDA device its Triton kernels if it has some, has a shape function for symbolic sizes,
 and is differentiable: the backward pass recomputes the reference and differentiates that.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thresher.kernels.adaptive_mlp import reference as _adaptive_mlp
 from thresher.kernels.bipartite_merge import reference as _merge
 from thresher.kernels.class_attention import reference as _class_attention
 from thresher.kernels.gather_tokens import reference as _gather
@@ -24,11 +25,12 @@ NAMESPACE = "thresher"
 Function = Callable[..., Any]
 
 
-def _register(reference: Function, fake: Function, schema: str) -> None:
+def _register(reference: Function, fake: Function, schema: str, gpu: bool = True) -> None:
     operator = torch.library.custom_op(
         f"{NAMESPACE}::{reference.__name__}", reference, mutates_args=(), schema=schema
     )
-    operator.register_kernel("cuda")(on_gpu(reference))
+    if gpu:
+        operator.register_kernel("cuda")(on_gpu(reference))
     operator.register_fake(fake)
     operator.register_autograd(_backward(reference), setup_context=_remember)
 
@@ -94,3 +96,9 @@ _register(
 )
 _register(_gather.gather_tokens, _gather.fake, "(Tensor x, Tensor index) -> Tensor")
 _register(_restore.restore_tokens, _restore.fake, "(Tensor x, Tensor slot, Tensor aside) -> Tensor")
+_register(
+    _adaptive_mlp.adaptive_mlp,
+    _adaptive_mlp.fake,
+    "(Tensor x, Tensor k, Tensor w1, Tensor b1, Tensor w2, str activation) -> Tensor",
+    gpu=False,
+)

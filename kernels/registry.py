@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from thresher.kernels.adaptive_mlp.function import OPERATOR as _ADAPTIVE_MLP
 from thresher.kernels.bipartite_merge.function import BY_INDEX as _BIPARTITE_MERGE
 from thresher.kernels.bipartite_merge.function import BY_RANK as _RANKED_BIPARTITE_MERGE
 from thresher.kernels.class_attention.function import OPERATOR as _CLASS_ATTENTION
@@ -12,7 +13,7 @@ from thresher.kernels.operator import DOMAIN, OUTPUTS, PLUGIN, VERSION, Operator
 from thresher.kernels.prune_merge.function import OPERATOR as _PRUNE_MERGE
 from thresher.kernels.restore_tokens.function import OPERATOR as _RESTORE_TOKENS
 
-__all__ = ["DOMAIN", "OPERATORS", "OUTPUTS", "PLUGIN", "VERSION", "Operator"]
+__all__ = ["DOMAIN", "GPU_OPERATORS", "OPERATORS", "OUTPUTS", "PLUGIN", "VERSION", "Operator"]
 
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
@@ -25,5 +26,7 @@ OPERATORS: dict[str, Operator] = {
         _PRUNE_MERGE,
         _GATHER_TOKENS,
         _RESTORE_TOKENS,
+        _ADAPTIVE_MLP,
     )
 }
+GPU_OPERATORS = {name: operator for name, operator in OPERATORS.items() if operator.gpu}

@@ -24,7 +24,7 @@ from tests.kernels.emulated import EMULATED, EMULATOR, call, kernels, results, r
 from tests.kernels.test_native import HOSTILE, KEEP, MERGE, METRIC, POSITIONS, PRUNE, X
 from thresher.kernels.cuda_library import CUDA, ELEMENTS, Call, Kernels, Tensor
 from thresher.kernels.native import HERE, SANITIZED, KernelError, Library
-from thresher.kernels.registry import OPERATORS
+from thresher.kernels.registry import GPU_OPERATORS, OPERATORS
 
 ops = torch.ops.thresher
 EXTRA = SANITIZED if SWITCHED_ON else ()
@@ -255,8 +255,11 @@ def test_the_plugin_in_cpp_computes_shapes_and_runs_the_kernels(tmp_path: Path) 
     numbers = [9, 4, 6, *x.ravel(), *size.ravel(), *metric.ravel()]
     text = " ".join(f"{number:.9g}" for number in numbers)
     done = subprocess.run([program], input=text, capture_output=True, text=True, check=True)
-    names, said = done.stdout.split()[: len(OPERATORS)], done.stdout.split()[len(OPERATORS) :]
-    assert names == list(OPERATORS)
+    names, said = (
+        done.stdout.split()[: len(GPU_OPERATORS)],
+        done.stdout.split()[len(GPU_OPERATORS) :],
+    )
+    assert names == list(GPU_OPERATORS)
     assert said[:5] == ["1", "6", "4", "1", "6"]
     arguments = {"x": x, "size": size, "metric": metric[:, None], "keep": np.array(6)}
     y, total, *_ = run("BipartiteMerge", arguments, protected=1)
