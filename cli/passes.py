@@ -62,12 +62,14 @@ def top_reasons(refused: Sequence[Refusal]) -> str:
 
 
 def foreseen(records: Sequence[PassRecord]) -> dict[str, Any] | None:
-    """Tokens after each block, MACs and ideal speed-up that the last reduction predicts."""
-    for record in reversed(records):
-        if "ideal" in record.details:
-            names = ("tokens", "dense_macs", "macs", "ideal")
-            return {name: record.details[name] for name in names}
-    return None
+    """Tokens after each block where they change, and MACs and ideal speed-up of all passes together."""
+    told = [record.details for record in records if "ideal" in record.details]
+    if not told:
+        return None
+    dense, macs = told[0]["dense_macs"], told[-1]["macs"]
+    counts = [details["tokens"] for details in told if "tokens" in details]
+    tokens = {"tokens": counts[-1]} if counts else {}
+    return {**tokens, "dense_macs": dense, "macs": macs, "ideal": dense / macs}
 
 
 def foresight(records: Sequence[PassRecord]) -> list[str]:
@@ -76,9 +78,10 @@ def foresight(records: Sequence[PassRecord]) -> list[str]:
     found = foreseen(records)
     if found is None:
         return notes
+    counts = [counts_text(found["tokens"])] if "tokens" in found else []
     return [
         *notes,
-        f"tokens at the input and after each block: {counts_text(found['tokens'])}",
+        *(f"tokens at the input and after each block: {text}" for text in counts),
         f"predicted: {cost_text(found['dense_macs'], found['macs'])}",
     ]
 

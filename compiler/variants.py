@@ -150,7 +150,7 @@ def _reduce(program: Program, recipe: Recipe, variant: Variant, context: Context
         variant,
         program=made,
         share=told[-1]["macs"] / told[0]["dense_macs"],
-        tokens=tuple(told[-1]["tokens"]),
+        tokens=next((tuple(d["tokens"]) for d in reversed(told) if "tokens" in d), ()),
         note="; ".join(_notes(recipe, told)),
     )
 
@@ -163,7 +163,7 @@ def _notes(recipe: Recipe, told: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _told(records: Sequence[PassRecord]) -> list[dict[str, Any]]:
-    """What the passes that removed tokens say about counts and cost."""
+    """What the passes that made the model cheaper say about counts and cost."""
     return [record.details for record in records if record.applied and "macs" in record.details]
 
 
