@@ -50,7 +50,7 @@ def calibrated(
             low, high = (low, middle) if _work(logits, modules, middle) > budget else (middle, high)
         with torch.no_grad():
             for module in modules:
-                module.gate_bias += low * torch.arange(module.count + 1)
+                module.gate_bias.add_(low * torch.arange(module.count + 1))
         total += low
     return total
 

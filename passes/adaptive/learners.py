@@ -41,9 +41,11 @@ class Learners(nn.Module):
     def cut(self, order: Tensor, learners: int) -> Learners:
         """One learner's neurons in another order ``[H]``, dealt out to so many learners block by block."""
         with torch.no_grad():
-            w1 = self.w1[0, :, order].unflatten(1, (learners, -1)).transpose(0, 1).contiguous()
-            b1 = self.b1[0, order].unflatten(0, (learners, -1))
-            w2 = self.w2[0, order].unflatten(0, (learners, -1))
+            width, hidden = self.w1.shape[1:]
+            blocks = (learners, hidden // learners)
+            w1 = self.w1[0, :, order].reshape(width, *blocks).transpose(0, 1).contiguous()
+            b1 = self.b1[0, order].reshape(blocks)
+            w2 = self.w2[0, order].reshape(*blocks, width)
             return Learners(w1, b1, w2, self.bias, self.activation)
 
     @property
@@ -78,8 +80,8 @@ class Learners(nn.Module):
         """``[..., D] -> [..., L, H]``: all neurons in one product, as in the dense network."""
         learners, width, hidden = self.w1.shape
         wide = self.w1.transpose(0, 1).reshape(width, learners * hidden)
-        values = ACTIVATIONS[self.activation](x @ wide + self.b1.flatten())
-        return values.unflatten(-1, (learners, hidden))
+        values: Tensor = ACTIVATIONS[self.activation](x @ wide + self.b1.flatten())
+        return values.reshape(*x.shape[:-1], learners, hidden)
 
     def mixed(self, x: Tensor, run: Tensor) -> Tensor:
         """The result where learner n counts ``run[..., n]`` times: ``[..., D], [..., L] -> [..., D]``."""

@@ -96,7 +96,7 @@ class _Training:
             group["lr"] = rate * (1 + math.cos(math.pi * self.step / limit)) / 2
         self.optimizer.zero_grad()
         total, task, share = loss(self.step)
-        total.backward()
+        torch.autograd.backward(total)
         for module in self.modules:
             for parameter in module.parameters():
                 if parameter.grad is not None:
