@@ -29,6 +29,7 @@ from thresher.passes.adaptive.job import AcmOptions, Distilled, Job
 from thresher.passes.adaptive.learners import straight_through
 from thresher.passes.adaptive.sites import find
 from thresher.passes.adaptive.train import WHOLE, _Training, distil
+from thresher.runtime.exporting import export
 
 ITEMS, BLOCKS = 40, 2
 STEPS = {"distil_steps": 4, "gate_steps": 4, "steps": 4}
@@ -305,3 +306,15 @@ def test_it_survives_saving(tmp_path: Path) -> None:
     again = Program.load(tmp_path / "p")
     torch.testing.assert_close(again.run(inputs()), made.run(inputs()))
     assert total_macs(again.graph) == total_macs(made.graph)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_tensorrt_rtx_builds_it(precision: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    shapes = [f"x=1..8x{TOKENS}x{WIDTH}@4"]
+    target = "tensorrt-rtx:sm86"
+    engine = export(
+        converted(), tmp_path / "e", target=target, precision=precision, shapes=shapes, check=False
+    )
+    assert engine.manifest.built["steps"] == "function bodies"
