@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 GROUP = "thresher.passes"
 BUILT_IN = {
+    "acm": "thresher.passes.adaptive.acm:Acm",
     "channels": "thresher.passes.sparsity.channels:ChannelPruning",
     "cleanup": "thresher.passes.cleanup:Cleanup",
     "diffrate": "thresher.passes.tokens.diffrate:DiffRate",

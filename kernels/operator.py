@@ -9,7 +9,7 @@ has, which a plugin is not told otherwise.  ONNX Runtime and the function body i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,9 @@ class Operator:
     """One ONNX operator.
 
     ``inputs`` and ``outputs`` map names to a tensor type or to ``"T"``, which ``types`` lists;
-    ``attributes`` maps names to ``int`` or ``float``.  ``body`` is ONNX text: the statements of a
-    function over the inputs, which reads an attribute as ``Constant<value_int: int=@name>``.
+    ``attributes`` maps names to ``int``, ``float`` or ``str``.  ``body`` is ONNX text: the statements of a
+    function over the inputs, which reads an attribute as ``Constant<value_int: int=@name>``; or it is a
+    function of the attributes that writes such text, where their values decide on the statements.
     Outputs that are rarely read come last, so that a model can do without them.  ``shapes`` has the
     axes of each output: ``x0`` is the first axis of x, ``x2+`` all of its axes from the third on, and
     ``keep`` the value of the input of that name.  ``gpu``: there are Triton and CUDA kernels, which
@@ -47,7 +48,7 @@ class Operator:
     torch_name: str
     inputs: dict[str, str]
     outputs: dict[str, str]
-    body: str
+    body: str | Callable[..., str]
     shapes: dict[str, str] = field(default_factory=dict)
     attributes: dict[str, type] = field(default_factory=dict)
     types: tuple[str, ...] = FLOATS
@@ -98,7 +99,11 @@ class Operator:
         """Signature for exporters and checkers; the plugin attributes are optional."""
         from onnx.defs import OpSchema
 
-        kinds = {int: OpSchema.AttrType.INT, float: OpSchema.AttrType.FLOAT}
+        kinds = {
+            int: OpSchema.AttrType.INT,
+            float: OpSchema.AttrType.FLOAT,
+            str: OpSchema.AttrType.STRING,
+        }
         own = [
             OpSchema.Attribute(n, kinds[kind], required=True) for n, kind in self.attributes.items()
         ]
@@ -118,21 +123,28 @@ class Operator:
             attributes=own + plugin,
         )
 
-    def function(self, opset: int = 20, outputs: int | None = None) -> onnx.FunctionProto:
+    def function(
+        self,
+        opset: int = 20,
+        outputs: int | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> onnx.FunctionProto:
         """The body as a model-local function.
 
         Args:
             opset: must be the model's own.
             outputs: how many of the outputs, from the first on, are wanted; statements that only
                 the others need are left out, as ONNX Runtime would run them for nobody.
+            attributes: of the nodes that call it; only a body that is a function reads them.
         """
         import onnx.parser
 
         names = f" <{', '.join(self.attributes)}>" if self.attributes else ""
         wanted = list(self.outputs)[:outputs]
+        body = self.body if isinstance(self.body, str) else self.body(**(attributes or {}))
         text = (
             f'<domain: "{DOMAIN}", opset_import: ["": {opset}]> {self.name}{names}'
-            f" ({', '.join(self.inputs)}) => ({', '.join(wanted)}) {{ {self.body} }}"
+            f" ({', '.join(self.inputs)}) => ({', '.join(wanted)}) {{ {body} }}"
         )
         function = onnx.parser.parse_function(text)
         live, nodes = set(wanted), []

@@ -1,7 +1,8 @@
 """The operators in torch: ``torch.ops.thresher.*``, registered by importing this module.
 
-Each runs its reference, on a CUDA device its Triton kernels where there are any, has a shape
-function for symbolic sizes, and is differentiable: the backward pass recomputes the reference and differentiates that.
+Each runs its reference, on a CUDA device its Triton kernels where there are any, has a shape function
+for symbolic sizes, and is differentiable: the backward pass recomputes the reference and differentiates
+that.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thresher.kernels.adaptive_mlp import reference as _adaptive_mlp
 from thresher.kernels.bipartite_merge import reference as _merge
 from thresher.kernels.class_attention import reference as _class_attention
 from thresher.kernels.gather_tokens import reference as _gather
@@ -98,6 +100,11 @@ _register(
 )
 _register(_gather.gather_tokens, _gather.fake, "(Tensor x, Tensor index) -> Tensor")
 _register(_restore.restore_tokens, _restore.fake, "(Tensor x, Tensor slot, Tensor aside) -> Tensor")
+_register(
+    _adaptive_mlp.adaptive_mlp,
+    _adaptive_mlp.fake,
+    "(Tensor x, Tensor k, Tensor w1, Tensor b1, Tensor w2, str activation) -> Tensor",
+)
 _register(
     _diverse.select_diverse,
     _diverse.fake,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from thresher.kernels.adaptive_mlp.function import OPERATOR as _ADAPTIVE_MLP
 from thresher.kernels.bipartite_merge.function import BY_INDEX as _BIPARTITE_MERGE
 from thresher.kernels.bipartite_merge.function import BY_RANK as _RANKED_BIPARTITE_MERGE
 from thresher.kernels.class_attention.function import OPERATOR as _CLASS_ATTENTION
@@ -33,6 +34,7 @@ OPERATORS: dict[str, Operator] = {
         _RESTORE_TOKENS,
         _SELECT_DIVERSE,
         _REDUNDANT_MERGE,
+        _ADAPTIVE_MLP,
         _SPARSE_LINEAR,
         _COMPACT_SPARSE_LINEAR,
         _SPARSE_LINEAR_BF16,

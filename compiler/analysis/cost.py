@@ -19,10 +19,11 @@ from torch import fx
 
 from thresher.compiler.analysis.axes import hint_of, size_of
 from thresher.compiler.analysis.sites import SDPA, Sites, dataflow
-from thresher.compiler.program import Program
+from thresher.compiler.program import Program, provenance
 
 aten = torch.ops.aten
 Shape = Sequence[int]
+SHARE = "share"  # a pass notes on a node which part of its work is expected to be done
 
 
 def symbol_sizes(program: Program, named: Mapping[str, int]) -> dict[str, int]:
@@ -77,6 +78,11 @@ def _bipartite_merge(args: list[Shape], out: Shape) -> int:
     return batch * ((tokens // 2) ** 2 * dim + removed * removed * width)
 
 
+def _adaptive_mlp(args: list[Shape], out: Shape) -> int:
+    """With every learner run for every token."""
+    return prod(args[0][:-1]) * (prod(args[2]) + prod(args[4]))
+
+
 def _class_attention(args: list[Shape], out: Shape) -> int:
     return prod(args[1])
 
@@ -121,6 +127,7 @@ _MACS: dict[object, Callable[[list[Shape], Shape], int]] = {
     SDPA: _attention,
 }
 _OURS = {
+    "thresher::adaptive_mlp": _adaptive_mlp,
     "thresher::bipartite_merge": _bipartite_merge,
     "thresher::class_attention": _class_attention,
     "thresher::keep_tokens": _keep_tokens,
@@ -140,7 +147,7 @@ class NodeCost:
 
 
 def node_cost(node: fx.Node, batch: int = 1, sizes: Mapping[str, int] | None = None) -> NodeCost:
-    """Cost of one call for ``batch`` items.
+    """Cost of one call for ``batch`` items; of work that depends on the data, the share that its pass expects.
 
     Args:
         sizes: of symbols, see :func:`symbol_sizes`; others are those of the traced example.
@@ -152,6 +159,7 @@ def node_cost(node: fx.Node, batch: int = 1, sizes: Mapping[str, int] | None = N
     rule = _MACS.get(node.target) or _OURS.get(schema.name if schema is not None else "")
     shapes: list[Shape] = [_operand(a, batch, sizes) for a in node.args]
     macs = rule(shapes, shape_of(results[0], batch, sizes)) if rule else 0
+    macs = round(macs * provenance(node).get(SHARE, 1))
     moved = sum(
         prod(shape_of(v, batch, sizes)) * v.element_size()
         for v in [*values, *results]

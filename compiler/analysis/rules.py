@@ -95,6 +95,12 @@ def _same(axes: Axes, node: fx.Node) -> None:
     _equal(axes, axes.tensors(node)[0], axes.of(_operand(node)))
 
 
+def _adaptive(axes: Axes, node: fx.Node) -> None:
+    """Tokens one by one, each with its own count."""
+    _same(axes, node)
+    _equal(axes, axes.of(_operand(node))[:2], axes.of(_operand(node, 1)))
+
+
 def _over(dim_position: int, why: str) -> Rule:
     def rule(axes: Axes, node: fx.Node) -> None:
         _same(axes, node)
@@ -501,6 +507,7 @@ RULES: dict[str, Rule] = {
     "cat": _cat,
     "linear": _linear,
     "scaled_dot_product_attention": _attention,
+    "thresher::adaptive_mlp": _adaptive,
     "embedding": _embedding,
     "index": _index,
     **dict.fromkeys(

@@ -8,6 +8,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import onnx_ir as ir
 import onnx_ir.passes.common
@@ -116,10 +117,29 @@ def _add_functions(model: ir.Model) -> None:
         for node in nodes:
             node.resize_outputs(count)
             node.attributes.add(ir.AttrInt64(OUTPUTS, count))
-        function = ir.serde.deserialize_function(OPERATORS[name].function(OPSET, count))
+        operator = OPERATORS[name]
+        function = ir.serde.deserialize_function(operator.function(OPSET, count, _common(nodes)))
         model.functions[function.identifier()] = function
     if used:
         model.graph.opset_imports[DOMAIN] = VERSION
+
+
+def _common(nodes: list[ir.Node]) -> dict[str, Any]:
+    """Attributes of nodes of one operator, for its body.
+
+    Raises:
+        RefusedError: its body depends on them and they differ, as a model holds one body of a name.
+    """
+    operator = OPERATORS[nodes[0].op_type]
+    found = [{name: node.attributes[name].value for name in operator.attributes} for node in nodes]
+    if not isinstance(operator.body, str):
+        for node, given in zip(nodes, found, strict=True):
+            if given != found[0]:
+                raise RefusedError(
+                    f"{node.name} and {nodes[0].name} are {operator.name} with {given} and {found[0]},"
+                    " and a model holds one kind: convert the layers alike"
+                )
+    return found[0]
 
 
 def _read(node: ir.Node) -> int:

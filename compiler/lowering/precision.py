@@ -5,7 +5,7 @@ Half precision pays in the large products and in what moves the residual stream.
 - an operator that needs range or resolution: norms, softmax, powers, sums, angles;
 - everything that no weight and no float input flows into (positions, rotary tables, masks), which
   is small and may hold numbers that float16 lacks;
-- what a pass inserted, except for the operators of ours, which mind their own precision;
+- what a pass inserted, except for the operators of ours, which mind their own precision or are products;
 - an elementwise node that only islands read, so that a mask meets its logits in float32.
 """
 
@@ -33,6 +33,8 @@ PRODUCTS = frozenset({
     "conv2d", "conv3d", "scaled_dot_product_attention",
 })
 # fmt: on
+OUR_PRODUCTS = frozenset({"adaptive_mlp"})
+PRODUCTS |= OUR_PRODUCTS
 _FLOATS = (torch.float32, torch.float16)
 
 
@@ -48,7 +50,7 @@ def islands(program: Program) -> frozenset[fx.Node]:
         if (
             name in SENSITIVE
             or node not in flowing
-            or provenance(node)
+            or (provenance(node) and name not in OUR_PRODUCTS)
             or (name in ELEMENTWISE and sheltered)
         ):
             found.add(node)
@@ -56,11 +58,12 @@ def islands(program: Program) -> frozenset[fx.Node]:
 
 
 def operator_name(node: fx.Node) -> str | None:
-    """``"add"`` for ``aten.add.Tensor``; None for operators of ours and for what is no operator."""
+    """``"add"`` for ``aten.add.Tensor``; None for what is no operator and for those of ours, but for products."""
     schema = getattr(node.target, "_schema", None)
-    if schema is None or schema.name.startswith("thresher::"):
+    if schema is None:
         return None
-    return str(schema.name).split("::")[-1]
+    space, name = str(schema.name).split("::")
+    return None if space == "thresher" and name not in OUR_PRODUCTS else name
 
 
 def is_float(node: fx.Node) -> bool:

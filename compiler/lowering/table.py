@@ -71,6 +71,11 @@ def _restore_tokens(x: Any, slot: Any, aside: Any) -> Any:
     return _operator("RestoreTokens")(x, slot, aside)
 
 
+def _adaptive_mlp(x: Any, k: Any, w1: Any, b1: Any, w2: Any, activation: str) -> Any:
+    learners = int(w1.shape[0])
+    return _operator("AdaptiveMLP")(x, k, w1, b1, w2, learners=learners, activation=activation)
+
+
 def _sparse_linear(
     x: Any, weight: Any, threshold: Any, most_tokens: int, compact: bool = False
 ) -> Any:
@@ -92,6 +97,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     ours = torch.ops.thresher
     return {
+        ours.adaptive_mlp.default: _adaptive_mlp,
         ours.bipartite_merge.default: _bipartite_merge,
         ours.class_attention.default: _class_attention,
         ours.keep_tokens.default: _keep_tokens,

@@ -90,9 +90,8 @@ def model(
     )
     graph = onnx.helper.make_graph([*casts, node], name, inputs, results)
     opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, VERSION)]
-    made = onnx.helper.make_model(
-        graph, opset_imports=opsets, functions=[operator.function(OPSET, outputs)], ir_version=10
-    )
+    body = operator.function(OPSET, outputs, dict(attributes))
+    made = onnx.helper.make_model(graph, opset_imports=opsets, functions=[body], ir_version=10)
     onnx.checker.check_model(made)
     return made
 

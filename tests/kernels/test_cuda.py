@@ -25,6 +25,7 @@ from tests.kernels.test_native import HOSTILE, KEEP, MERGE, METRIC, POSITIONS, P
 from thresher.kernels.cuda_library import CUDA, ELEMENTS, Call, Kernels, Tensor
 from thresher.kernels.native import HERE, SANITIZED, KernelError, Library
 from thresher.kernels.registry import ON_GPU, OPERATORS
+from thresher.runtime.backends.jetson import plugin_sources
 
 ops = torch.ops.thresher
 EXTRA = SANITIZED if SWITCHED_ON else ()

@@ -1,0 +1,87 @@
+"""``adaptive_mlp`` in standard ONNX operators: tokens sorted by how many learners they run.
+
+Learner n then works on the first ``c_n = #{k > n}`` rows, one contiguous product without masks.  The
+learners are written out, so that a reader that folds constants cuts their weights apart once.
+"""
+
+from __future__ import annotations
+
+from thresher.kernels.operator import Operator
+
+_ACTIVATIONS = {
+    "gelu": "{y} = Gelu ({x})",
+    "gelu_tanh": '{y} = Gelu <approximate = "tanh"> ({x})',
+    "relu": "{y} = Relu ({x})",
+    "silu": "{y}_gate = Sigmoid ({x})\n    {y} = Mul ({x}, {y}_gate)",
+}
+
+_SORT = """
+    v0 = Constant <value = int64[1] {0}> ()
+    last = Constant <value = int64[1] {-1}> ()
+    shape = Shape (x)
+    width = Shape <start = 2> (x)
+    flat = Concat <axis = 0> (last, width)
+    rows = Reshape (x, flat)
+    counts = Reshape (k, last)
+    total = Shape (counts)
+    sorted, order = TopK <axis = 0> (counts, total)
+    grouped = Gather (rows, order)
+"""
+
+# Rows that run learner n, and what it makes of them.
+_LEARNER = """
+    i{n} = Constant <value = int64 {{{n}}}> ()
+    over{n} = Greater (counts, i{n})
+    ones{n} = Cast <to = 7> (over{n})
+    c{n} = ReduceSum (ones{n}, v0)
+    in{n} = Slice (grouped, v0, c{n}, v0)
+    w1_{n} = Gather (w1, i{n})
+    b1_{n} = Gather (b1, i{n})
+    w2_{n} = Gather (w2, i{n})
+    product{n} = MatMul (in{n}, w1_{n})
+    sum{n} = Add (product{n}, b1_{n})
+    {activation}
+    out{n} = MatMul (hidden{n}, w2_{n})
+"""
+
+# The rows of the learners from n on: those of n + 1 are the first of them.
+_ADD = """
+    room{n} = Sub (c{n}, c{above})
+    pads{n} = Concat <axis = 0> (v0, v0, room{n}, v0)
+    padded{n} = Pad (all{above}, pads{n})
+    all{n} = Add (out{n}, padded{n})
+"""
+
+_BACK = """
+    running = Slice (order, v0, c0, v0)
+    places = Unsqueeze (running, last)
+    zero = Constant <value = float {0}> ()
+    typed_zero = CastLike (zero, x)
+    rows_shape = Shape (rows)
+    zeros = Expand (typed_zero, rows_shape)
+    scattered = ScatterND (zeros, places, all0)
+    y = Reshape (scattered, shape)
+"""
+
+
+def body(learners: int = 4, activation: str = "gelu") -> str:
+    """The statements for so many learners."""
+    parts = [_SORT]
+    for n in range(learners):
+        line = _ACTIVATIONS[activation].format(x=f"sum{n}", y=f"hidden{n}")
+        parts.append(_LEARNER.format(n=n, activation=line))
+    parts.append(f"\n    all{learners - 1} = Identity (out{learners - 1})\n")
+    parts += [_ADD.format(n=n, above=n + 1) for n in reversed(range(learners - 1))]
+    return "".join([*parts, _BACK])
+
+
+OPERATOR = Operator(
+    name="AdaptiveMLP",
+    torch_name="adaptive_mlp",
+    inputs={"x": "T", "k": "tensor(int64)", "w1": "T", "b1": "T", "w2": "T"},
+    outputs={"y": "T"},
+    shapes={"y": "x0 x1 x2"},
+    attributes={"learners": int, "activation": str},
+    body=body,
+    gpu=False,
+)

@@ -1,0 +1,1 @@
+"""Adaptive computation modules: conversion of feed-forward networks, and the distillation that trains them."""

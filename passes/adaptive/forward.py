@@ -1,0 +1,79 @@
+"""A Program run with its feed-forward networks watched, or replaced by adaptive modules under training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from thresher.compiler.program import Program
+from thresher.passes.adaptive.learners import Learners, running
+from thresher.passes.adaptive.sites import FFN
+
+aten = torch.ops.aten
+
+
+class AdaptiveForward(fx.Interpreter):
+    """Runs a Program; its own weights are frozen.
+
+    ``choose`` gets a site's number and the logits ``[B, N, L + 1]`` of its gate and returns one-hot
+    choices of the same shape.
+    """
+
+    def __init__(self, program: Program, ffns: Sequence[FFN], modules: Sequence[Learners]) -> None:
+        super().__init__(program.exported.graph_module)
+        self.program, self.modules = program, modules
+        self._up = {ffn.up: ffn for ffn in ffns}
+        self._down = {ffn.down: ffn for ffn in ffns}
+        self._x: dict[int, Tensor] = {}
+        self._inner = frozenset[fx.Node]().union(*(ffn.inner for ffn in ffns))
+        self._choose: Any = None
+        self._seen: dict[int, tuple[Tensor, Tensor]] | None = None
+
+    def watched(self, inputs: Mapping[str, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
+        """By site, what the dense network reads and writes: ``[B, N, D]`` both."""
+        self._choose, self._seen = None, {}
+        with torch.no_grad():
+            self.run(*self.program.placeholder_values(inputs))
+        seen, self._seen = self._seen, None
+        return seen
+
+    def dense(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs of the dense model by name."""
+        self._choose = None
+        with torch.no_grad():
+            return self._named(inputs)
+
+    def adaptive(self, inputs: Mapping[str, Tensor], choose: Any) -> dict[str, Tensor]:
+        """Outputs with adaptive modules, by name, with gradients."""
+        self._choose = choose
+        return self._named(inputs)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """One node; the dense networks are left out where modules stand for them."""
+        if n in self._up:
+            self._x[self._up[n].layer] = self.env[self._up[n].x]
+        if self._choose is not None and n in self._inner:
+            return None
+        ffn = self._down.get(n)
+        if ffn is None:
+            return super().run_node(n)
+        x = self._x.pop(ffn.layer)
+        if self._choose is not None:
+            module = self.modules[ffn.layer]
+            return module.mixed(x, running(self._choose(ffn.layer, module.logits(x))))
+        y = super().run_node(n)
+        if self._seen is not None:
+            self._seen[ffn.layer] = (x, y)
+        return y
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``view`` runs as ``reshape``: a module's result may have another memory layout."""
+        chosen = aten.reshape.default if target is aten.view.default else target
+        return super().call_function(chosen, args, kwargs)
+
+    def _named(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        results = self.run(*self.program.placeholder_values(inputs))
+        return dict(zip((spec.name for spec in self.program.outputs), results, strict=True))

@@ -1,0 +1,46 @@
+"""``optimize --recipe acm``: trained, saved, read again; and mistakes in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import SOURCE, Cli, Made, listing
+
+QUICK = (
+    "--recipe", "acm", "--set", "distil_steps=2", "--set", "gate_steps=2", "--set", "steps=2",
+)  # fmt: skip
+
+
+def test_one_command_converts_and_trains(cli: Cli, made: Made, tmp_path: Path) -> None:
+    out = tmp_path / "adaptive"
+    done = cli("optimize", SOURCE, *QUICK, "--learn-data", made.data, "-o", out, "--json")
+    assert done.code == 0, done.err
+    (first, _) = done.json["passes"]
+    assert first["applied"] == len(first["details"]["networks"]) > 0
+    assert first["details"]["macs"] < first["details"]["dense_macs"]
+    assert done.json["prediction"]["macs"] == first["details"]["macs"]
+    assert listing(tmp_path) == ["adaptive"]
+    shown = cli("inspect", out, "--json")
+    assert shown.code == 0, shown.err
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        (("--set", "budget=0", "--learn-data", "DATA"), 2, "acm.budget: input should be greater than 0"),
+        (("--set", "budget=1.01", "--learn-data", "DATA"), 2, "less than or equal to 1"),
+        ((), 2, "pass 'acm' needs data and none was given: add --data DATA"),
+        (("--set", "learners=7", "--learn-data", "DATA"), 3, "7 learners cannot share"),
+    ],
+)  # fmt: skip
+def test_mistakes(
+    cli: Cli, made: Made, tmp_path: Path, given: tuple[str, ...], code: int, said: str
+) -> None:
+    arguments = [made.data if word == "DATA" else word for word in given]
+    done = cli("optimize", SOURCE, *QUICK, *arguments, "-o", tmp_path / "out")
+    assert done.code == code
+    assert said in done.err
+    assert "Traceback" not in done.err
+    assert listing(tmp_path) == []
