@@ -104,6 +104,8 @@ def test_a_prompt_is_read_dense_and_steps_skip(cli: Cli, folder: Path, tmp_path:
     assert steps["perplexity_a"] == pytest.approx(dense, rel=1e-4)
     assert steps["perplexity_b"] == pytest.approx(np.exp(_loss(skipped, WINDOWS)), rel=1e-4)
     assert abs(steps["rise"]) > 0.01
+    refused = cli("verify", *both, "--step", "1")
+    assert (refused.code, "leave it out" in refused.err) == (2, True)
     written = cli("run", both[1], "--prompt", "w11 w7 w30", "--tokens", "4", "--json")
     assert len(written.json["tokens"]) == 4
 
@@ -128,5 +130,4 @@ def test_mistakes_are_one_sentence(
     given = ("optimize", source, "-o", tmp_path / "x", "--recipe", "sparsity")
     assert "--learn-data" in failed(2, *given, "--data", text)
     assert "is no text file" in failed(2, *given, "--learn-data", tmp_path / "none.txt")
-    assert "leave it out" in failed(2, "verify", source, source, "--step", "1")
     assert not (tmp_path / "x").exists()
