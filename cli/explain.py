@@ -46,7 +46,7 @@ def explain(
             _show_pass(kind)
         return
     with progress() as tell:
-        from thresher.cli.opening import open_data
+        from thresher.cli.opening import at_once, open_measured
         from thresher.compiler.contract import Context
         from thresher.compiler.pipeline import explain as ask
         from thresher.compiler.recipe import parse_recipe
@@ -54,7 +54,8 @@ def explain(
         recipe = parse_recipe(f"passes: [{name}]", f"pass {name}", settings or ())
         program = open_program(source, options.wishes(weights, resolution, length), tell)
         tell(f"asking {name}", 0, 0)
-        context = Context(data=open_data(data, program.info, program.outputs), progress=tell)
+        measured = None if data is None else open_measured(data, program)
+        context = Context(data=measured, batch=at_once(program), progress=tell)
         records = ask(program, recipe, context)
     if json:
         show_json("explain", {**describe(kind), "source": source, "found": as_json(records)[0]})

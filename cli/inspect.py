@@ -137,7 +137,7 @@ def anatomy(program: Program, sizes: Mapping[str, int] | None = None) -> dict[st
         sizes: of symbolic axes, for the cost.
     """
     from thresher.compiler.analysis.axes import hint_of
-    from thresher.compiler.analysis.cost import symbol_sizes, total_macs
+    from thresher.compiler.analysis.cost import parameters, symbol_sizes, total_macs
     from thresher.compiler.analysis.sites import find_sites
     from thresher.runtime.runner import tensor_info
     from thresher.runtime.sample import timed_sizes
@@ -170,12 +170,6 @@ def anatomy(program: Program, sizes: Mapping[str, int] | None = None) -> dict[st
         "refusals": [asdict(r) for r in (refusals if reduced else sites.refusals)],
         "blocks": block_macs(program, symbols),
     }
-
-
-def parameters(program: Program) -> int:
-    """Number of weights; tied ones count once."""
-    stored = {tensor.data_ptr(): tensor for tensor in program.exported.state_dict.values()}
-    return sum(tensor.numel() for tensor in stored.values())
 
 
 def block_macs(program: Program, symbols: Mapping[str, int] | None = None) -> dict[str, int]:

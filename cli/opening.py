@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     Batch: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray | None]
 
 MANIFEST, RECORD = "manifest.json", "program.yaml"  # what tells an engine and a Program's folder
+MEASURED = 256  # tokens of a window of text that a pass measures on
 RECIPE = "recipe.yaml"  # beside the Program that 'optimize' wrote
 
 
@@ -105,29 +107,84 @@ def open_data(spec: str | None, told: Told, outputs: Sequence[Spec]) -> Dataset 
 
 
 def open_text(
-    file: str | None, model: Engine | ProgramRunner, limit: int | None, sizes: dict[str, int]
+    file: str | None,
+    model: Engine | ProgramRunner,
+    limit: int | None,
+    sizes: dict[str, int],
+    step: int | None = None,
 ) -> Windows | None:
     """The text file that ``--data`` names, if the model is a causal language model.
 
     Args:
         limit: number of windows to use.
         sizes: of symbolic axes; ``sequence``, the length of a window, is taken out.
+        step: tokens to read at once, by default all of a window.
 
     Raises:
-        UsageError: no such file, no text, too little of it, or the model has no tokenizer.
+        UsageError: no such file, no text, too little of it, the model has no tokenizer, or a step is
+            given without a text to read.
     """
-    from thresher.cli.inputs import language_of
     from thresher.runtime.generate import is_language_model
-    from thresher.runtime.perplexity import Windows
 
     if file is None or not is_language_model(model.inputs):
+        if step is not None:
+            raise UsageError(
+                "--step is for a text that a causal language model reads: leave it out"
+            )
         return None
-    steps = language_of(model.preprocessing, model.name)
+    length = sizes.pop("sequence", None)
+    windows = _windows(file, model.preprocessing, model.name, length, limit)
+    return replace(windows, step=step)
+
+
+def open_measured(spec: str, program: Program) -> Dataset:
+    """Data for passes that measure or learn: as :func:`open_data`, and a text for a language model.
+
+    Raises:
+        UsageError: no such data, or it does not fit the model.
+    """
+    from thresher.cli.inputs import language_of
+    from thresher.models.data import Dataset
+    from thresher.runtime.runner import tensor_info
+
+    if not reads_text(program) or Path(spec).suffix == ".npz":
+        found = open_data(spec, program.info, program.outputs)
+        assert found is not None
+        return found
+    info, inputs = program.info, [tensor_info(spec) for spec in program.inputs]
+    positions = language_of(info.preprocessing, info.source).positions
+    windows = _windows(spec, info.preprocessing, info.source, min(MEASURED, positions), None)
+    return Dataset(spec, len(windows.ids), None, lambda rows: windows.feeds(rows, inputs))
+
+
+def reads_text(program: Program) -> bool:
+    """Whether a Program is a causal language model."""
+    from thresher.runtime.generate import is_language_model
+    from thresher.runtime.runner import tensor_info
+
+    return is_language_model([tensor_info(spec) for spec in program.inputs])
+
+
+def at_once(program: Program) -> int:
+    """Items that a pass runs together: windows of text are hundreds of tokens, each with its logits."""
+    return 2 if reads_text(program) else 32
+
+
+def _windows(
+    file: str,
+    preprocessing: dict[str, Any] | None,
+    name: str,
+    length: int | None,
+    limit: int | None,
+) -> Windows:
+    from thresher.cli.inputs import language_of
+    from thresher.runtime.perplexity import Windows
+
+    steps = language_of(preprocessing, name)
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} is no text file in UTF-8 ({error}): give one") from error
-    length = sizes.pop("sequence", None)
     return Windows.cut(file, steps.read(text), length, steps.positions, limit)
 
 
@@ -141,7 +198,7 @@ def open_learning(spec: str | None, judged: str | None, program: Program) -> Dat
         raise UsageError(
             f"--learn-data and --data are both {spec}: what was learned from cannot judge"
         )
-    return open_data(spec, program.info, program.outputs)
+    return None if spec is None else open_measured(spec, program)
 
 
 class Watched:

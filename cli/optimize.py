@@ -12,7 +12,15 @@ import typer
 
 from thresher.cli import options
 from thresher.cli.console import progress, say, show, show_json
-from thresher.cli.opening import RECIPE, Watched, open_data, open_learning, open_program
+from thresher.cli.opening import (
+    RECIPE,
+    Watched,
+    at_once,
+    open_data,
+    open_learning,
+    open_program,
+    reads_text,
+)
 from thresher.cli.passes import as_json, foreseen, foresight, pass_table, warn
 from thresher.compiler.errors import UsageError, VerdictError
 
@@ -74,14 +82,17 @@ def optimize(
         chosen = chosen.rounding(backend(target).multiple)
         warn(chosen)
         dense = open_program(source, options.wishes(weights, resolution, length), tell)
+        if data is not None and reads_text(dense):
+            raise UsageError(
+                "the quality of a causal language model is judged on engines: give the text as"
+                " --learn-data, export both, and use 'thresher verify A B --data TEXT --step 1'"
+            )
         dataset = open_data(data, dense.info, dense.outputs)
         learned_on = open_learning(learn_data, data, dense) or dataset
         if threads is not None:
             torch.set_num_threads(threads)
         unfinished = output.with_name(f"{output.name}.unfinished")
-        context = Context(
-            seed, learned_on, progress=tell, dump_dir=dump_dir, checkpoints=unfinished
-        )
+        context = Context(seed, learned_on, at_once(dense), tell, dump_dir, checkpoints=unfinished)
         with kept_when_interrupted(unfinished):
             reduced = run(dense, chosen, context, observe=reports.append)
         if workers.rank() != 0:

@@ -11,7 +11,7 @@ import typer
 from thresher.cli import options
 from thresher.cli.console import Progress, progress, say, show, show_json, table
 from thresher.cli.explain import REFUSED
-from thresher.cli.opening import open_data, open_program
+from thresher.cli.opening import at_once, open_measured, open_program
 from thresher.cli.passes import as_json, foreseen, foresight, pass_table, refusal_table, warn
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def plan(
         program = open_program(source, options.wishes(weights, resolution, length), tell)
         check_order(chosen.build(), program)
         tell("asking the passes", 0, 0)
-        context = Context(data=open_data(data, program.info, program.outputs), progress=tell)
+        measured = None if data is None else open_measured(data, program)
+        context = Context(data=measured, batch=at_once(program), progress=tell)
         records = explain(program, chosen, context)
         idle = idle_passes(chosen, records)
         reduced = program if idle else in_memory(program, chosen, tell)

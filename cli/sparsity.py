@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thresher.cli.console import Progress, show, table
-from thresher.cli.opening import open_data
+from thresher.cli.opening import at_once, open_measured
 
 if TYPE_CHECKING:
     from thresher.compiler.program import Program
@@ -18,8 +18,8 @@ def measure(program: Program, data: str, items: int | None, seed: int, tell: Pro
     from thresher.compiler.contract import Context
     from thresher.passes.sparsity.report import ITEMS, report
 
-    opened = open_data(data, program.info, program.outputs)
-    context = Context(seed, opened, progress=tell)
+    opened = open_measured(data, program)
+    context = Context(seed, opened, at_once(program), progress=tell)
     return report(program, context, items=ITEMS if items is None else max(1, items // 2))
 
 

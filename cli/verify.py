@@ -32,6 +32,10 @@ def verify(
     logits: options.Logits = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 8,
     size: options.Size = None,
+    step: Annotated[
+        int | None,
+        typer.Option(min=1, help="Read a text so many tokens at once, 1 as in writing."),
+    ] = None,
     weights: options.Weights = None,
     resolution: options.Resolution = None,
     length: options.Length = None,
@@ -43,7 +47,7 @@ def verify(
 
     Of causal language models --data is a text file, and quality is perplexity: on the first --limit
     windows of 1024 tokens (--size sequence=N for others), each read on its own; --max-drop is then the
-    percent that it may rise.
+    percent that it may rise. With --step 1 a text is read token by token: skipped inputs are skipped only then.
 
     Exit code 1 when a verdict that was demanded is negative.
     """
@@ -57,7 +61,7 @@ def verify(
         ):
             tell("comparing", 0, 0)
             sizes, dataset = axis_sizes(size), None
-            text = open_text(data, reference, limit, sizes)
+            text = open_text(data, reference, limit, sizes, step)
             if text is None:
                 dataset = open_data(data, reference, reference.outputs)
             found = compare(

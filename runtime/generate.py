@@ -54,16 +54,9 @@ class Session:
         wanted = {"logits", *(_present(spec.name) for spec in model.inputs if _is_past(spec))}
         if missing := sorted(wanted - {spec.name for spec in model.outputs}):
             raise UsageError(f"{model.name} lacks the output {missing[0]}: keep all outputs")
-        sizes = {batch_symbol(model.inputs): batch, "past": 0}
         self._model = model
         self._real = np.zeros((batch, 0), np.int64)
-        self.past = {
-            spec.name: np.zeros(
-                [a if isinstance(a, int) else sizes[a] for a in spec.shape], spec.dtype
-            )
-            for spec in model.inputs
-            if _is_past(spec)
-        }
+        self.past = empty_past(model.inputs, batch)
 
     def feed(self, ids: Array, real: Array) -> Array:
         """Logits ``[B, N, vocabulary]`` behind new tokens ``[B, N]``; ``real`` is 0 at padding.
@@ -76,6 +69,16 @@ class Session:
         outputs = self._model.run({**told, **self.past})
         self.past = {name: outputs[_present(name)] for name in self.past}
         return outputs["logits"]
+
+
+def empty_past(inputs: Sequence[TensorInfo], batch: int) -> dict[str, Array]:
+    """Keys and values of no tokens, for a batch of so many texts."""
+    sizes = {batch_symbol(inputs): batch, "past": 0}
+    return {
+        spec.name: np.zeros([a if isinstance(a, int) else sizes[a] for a in spec.shape], spec.dtype)
+        for spec in inputs
+        if _is_past(spec)
+    }
 
 
 def with_own_past(model: Runnable, feeds: Mapping[str, Array]) -> dict[str, Array]:

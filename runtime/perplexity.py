@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from thresher.compiler.errors import UsageError
 from thresher.runtime.feeds import Array
-from thresher.runtime.generate import Session
+from thresher.runtime.generate import Session, empty_past
+from thresher.runtime.manifest import TensorInfo
 from thresher.runtime.paired import Metric, difference
 from thresher.runtime.runner import Runnable
 
@@ -25,10 +26,15 @@ ROWS = 128  # of logits turned to float64 at a time
 
 @dataclass(frozen=True)
 class Windows:
-    """A text as tokens.  ``ids`` is int64 ``[windows, tokens]``."""
+    """A text as tokens.  ``ids`` is int64 ``[windows, tokens]``.
+
+    ``step`` tokens are read at once, by default a whole window: with 1 the model works as it does
+    when it writes.
+    """
 
     name: str
     ids: Array
+    step: int | None = None
 
     @staticmethod
     def cut(
@@ -62,6 +68,16 @@ class Windows:
         count = min(count, limit or count)
         return Windows(name, np.asarray(tokens[: count * size], np.int64).reshape(count, size))
 
+    def feeds(self, chosen: Sequence[int], inputs: Sequence[TensorInfo]) -> dict[str, Array]:
+        """These windows as all inputs of a language model, behind an empty past."""
+        ids = self.ids[list(chosen)]
+        told = {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "position_ids": np.tile(np.arange(ids.shape[1]), (len(ids), 1)),
+        }
+        return {**told, **empty_past(inputs, len(ids))}
+
 
 @dataclass(frozen=True)
 class PerplexityKept:
@@ -83,6 +99,7 @@ class PerplexityKept:
     agreement: float
     max_drop: float | None
     kept: bool | None
+    step: int | None = None
 
     def sentence(self, a: str, b: str) -> str:
         """The verdict in words."""
@@ -91,9 +108,10 @@ class PerplexityKept:
             near = abs(self.rise - self.max_drop) < 2 * self.standard_error
             doubt = ", though within two standard errors of the limit" if near else ""
             answer = f"{'yes' if self.kept else 'no'}, it may rise by {self.max_drop:g}%{doubt}"
+        pace = "" if self.step is None else f", read {self.step} at a time"
         return (
             f"quality kept: {answer}; perplexity is {self.perplexity_b:.2f} with {b} and"
-            f" {self.perplexity_a:.2f} with {a} on {self.windows} windows of {self.length} tokens:"
+            f" {self.perplexity_a:.2f} with {a} on {self.windows} windows of {self.length} tokens{pace}:"
             f" {self.rise:+.2f}% (standard error {self.standard_error:.2f}),"
             f" {self.agreement:.2%} of the likeliest next tokens are the same"
         )
@@ -120,7 +138,7 @@ def compare_perplexity(
     losses: list[tuple[float, float]] = []
     equal = 0
     for ids in windows.ids:
-        left, right = (logits(model, ids) for model in (a, b))
+        left, right = (logits(model, ids, windows.step) for model in (a, b))
         losses.append((float(surprise(left, ids).mean()), float(surprise(right, ids).mean())))
         equal += int((left[:-1].argmax(-1) == right[:-1].argmax(-1)).sum())
     first, second = (Metric("loss", np.array(column)) for column in zip(*losses, strict=True))
@@ -138,14 +156,15 @@ def compare_perplexity(
         agreement=equal / (windows.ids.size - len(windows.ids)),
         max_drop=max_drop,
         kept=None if max_drop is None else rise <= max_drop,
+        step=windows.step,
     )
 
 
-def logits(model: Runnable, ids: Array) -> Array:
-    """``[N, vocabulary]`` of one window ``[N]`` read from an empty past."""
-    row = ids[None]
-    (found,) = Session(model, 1).feed(row, np.ones_like(row))
-    return np.asarray(found)
+def logits(model: Runnable, ids: Array, step: int | None = None) -> Array:
+    """``[N, vocabulary]`` of one window ``[N]`` read from an empty past, ``step`` tokens at once."""
+    session, size = Session(model, 1), step or len(ids)
+    parts = [ids[None, start : start + size] for start in range(0, len(ids), size)]
+    return np.concatenate([session.feed(part, np.ones_like(part))[0] for part in parts])
 
 
 def surprise(logits: Array, ids: Array) -> NDArray[np.float64]:

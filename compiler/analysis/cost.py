@@ -31,6 +31,12 @@ def symbol_sizes(program: Program, named: Mapping[str, int]) -> dict[str, int]:
     return {symbol: named[name] for symbol, name in program.symbols.items() if name in named}
 
 
+def parameters(program: Program) -> int:
+    """Number of weights; tied ones count once."""
+    stored = {tensor.data_ptr(): tensor for tensor in program.exported.state_dict.values()}
+    return sum(tensor.numel() for tensor in stored.values())
+
+
 def shape_of(
     value: object, batch: int | None = None, sizes: Mapping[str, int] | None = None
 ) -> list[int]:

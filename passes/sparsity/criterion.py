@@ -80,7 +80,7 @@ def choose(program: Program, data: Dataset) -> Criterion:
         logits = next((name for name, shape in shapes.items() if len(shape) == 2), None)
     if logits is None:
         return Criterion("error")
-    words = len(shapes[logits]) == 3 and "input_ids" in {n.name for n in program.input_nodes()}
+    words = len(shapes[logits]) == 3 and "input_ids" in {name for name, _ in program.named_inputs()}
     if words and is_causal(program):
         return Criterion("perplexity", logits)
     labelled = data.labels is not None and np.issubdtype(data.labels.dtype, np.integer)

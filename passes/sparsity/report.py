@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from thresher.compiler.analysis.axes import hint_of
-from thresher.compiler.analysis.cost import node_cost, total_macs
+from thresher.compiler.analysis.cost import node_cost, parameters, total_macs
 from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.contract import Context
 from thresher.compiler.errors import RefusedError
@@ -115,7 +115,7 @@ def report(program: Program, context: Context, *, items: int = ITEMS) -> Report:
     calibration.collect(
         program, context, ours, union, "union", {"digest": digest, "cett": points[0].cett}
     )
-    parameters = sum(p.numel() for p in program.exported.state_dict.values())
+    stored = parameters(program)
     macs = total_macs(program.graph)
     layers = tuple(
         Layer(
@@ -126,7 +126,7 @@ def report(program: Program, context: Context, *, items: int = ITEMS) -> Report:
             {p: _at(tables[f.hidden].curve(), eps[p][i]) for p in RISES},
             {p: eps[p][i] for p in RISES},
             union[f.hidden].shares(),
-            w.numel() / parameters,
+            w.numel() / stored,
             node_cost(f.down).macs / macs,
         )
         for i, (f, w) in enumerate(zip(found.ffns, weights, strict=True))

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, fx
 
+from thresher.compiler.analysis.cost import parameters
 from thresher.compiler.contract import Calibration, Context, Options, Pass, PassResult
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.program import Program, Refusal
@@ -197,8 +198,8 @@ class Sparsity(Pass[SparsityOptions]):
         self, program: Program, chosen: Sequence[Input], unions: Mapping[str, Mapping[int, float]]
     ) -> None:
         tokens = 1 if criterion.is_causal(program) else item_tokens(program)
-        parameters = sum(p.numel() for p in program.exported.state_dict.values())
-        layers = {entry.name: (entry.weights / parameters, unions[entry.name]) for entry in chosen}
+        stored = parameters(program)
+        layers = {entry.name: (entry.weights / stored, unions[entry.name]) for entry in chosen}
         verdict = payoff.verdict("cpu", tokens, layers)
         if verdict.pays and tokens <= self.options.most_tokens:
             return
