@@ -266,7 +266,17 @@ def test_engines_take_the_kernels_and_compute_the_same(
 
 
 @pytest.mark.slow
-def test_no_access_out_of_bounds_and_no_undefined_behaviour() -> None:
+@pytest.mark.parametrize(
+    ("names", "chosen"),  # not those about the ordinary library and programs of their own
+    [
+        (("bodies", "native"), "native and not library_is_found"),
+        (("sparse",), "native or hostile or every_size"),
+        (("bodies", "cuda"), "cuda and not (emulator or cpp)"),
+    ],
+)
+def test_no_access_out_of_bounds_and_no_undefined_behaviour(
+    names: tuple[str, ...], chosen: str
+) -> None:
     """The parity and hostile tests again, under AddressSanitizer and UndefinedBehaviorSanitizer."""
     compiler = next(filter(shutil.which, libraries.CPU.compilers))
     preload = [
@@ -278,11 +288,7 @@ def test_no_access_out_of_bounds_and_no_undefined_behaviour() -> None:
     if not all(Path(file).is_absolute() for file in preload):
         pytest.skip(f"{compiler} has no AddressSanitizer")
     Library(libraries.SANITIZED).build(compiler)
-    tests = [f"tests/kernels/test_{name}.py" for name in ("bodies", "native", "cuda", "sparse")]
-    # The others are about the ordinary library and programs of their own.
-    chosen = (
-        "(native or cuda or hostile or every_size) and not (library_is_found or emulator or cpp)"
-    )
+    tests = [f"tests/kernels/test_{name}.py" for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "not slow", *tests, "-k", chosen],
         env={
