@@ -86,6 +86,7 @@ def test_the_loss_is_that_of_the_next_token(folder: Path) -> None:
     assert parameters(program) == sum(p.numel() for p in _model().parameters())
 
 
+@pytest.mark.slow
 def test_a_prompt_is_read_dense_and_steps_skip(cli: Cli, folder: Path, tmp_path: Path) -> None:
     """Perplexity of steps is that of transformers with the same masks on every input."""
     source, text = f"hf:{folder}", folder / "text.txt"
