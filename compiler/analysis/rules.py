@@ -343,6 +343,14 @@ def _linear(axes: Axes, node: fx.Node) -> None:
     _mix(axes, node, operand, [-1], "multiplies it by a weight")
 
 
+def _sparse(axes: Axes, node: fx.Node) -> None:
+    """As a linear, whose weight is ``[inputs, outputs]``; how many tokens there are in all decides."""
+    operand, out = _operand(node), axes.tensors(node)[0]
+    _equal(axes, out[:-1], axes.of(operand)[:-1])
+    axes.variables.union(out[-1], axes.of(_operand(node, 1))[1])
+    _mix(axes, node, operand, [-1], "multiplies it by a weight")
+
+
 def _matmul(axes: Axes, node: fx.Node) -> None:
     a, b = _operand(node), _operand(node, 1)
     left, right, out = axes.of(a), axes.of(b), axes.tensors(node)[0]
@@ -508,6 +516,7 @@ RULES: dict[str, Rule] = {
     "linear": _linear,
     "scaled_dot_product_attention": _attention,
     "thresher::adaptive_mlp": _adaptive,
+    "thresher::sparse_linear": _sparse,
     "embedding": _embedding,
     "index": _index,
     **dict.fromkeys(

@@ -1,6 +1,7 @@
 """``adaptive_mlp`` in standard ONNX operators: tokens sorted by how many learners they run.
 
-Learner n then works on the first ``c_n = #{k > n}`` rows, one contiguous product without masks.  The
+Sorted by counting, as there are few counts and TensorRT's TopK ends at 3,840.  Learner n then works on
+the first ``c_n = #{k > n}`` rows, one contiguous product without masks.  The
 learners are written out, so that a reader that folds constants cuts their weights apart once.
 """
 
@@ -16,15 +17,36 @@ _ACTIVATIONS = {
 }
 
 _SORT = """
-    v0 = Constant <value = int64[1] {0}> ()
-    last = Constant <value = int64[1] {-1}> ()
+    v0 = Constant <value = int64[1] {{0}}> ()
+    last = Constant <value = int64[1] {{-1}}> ()
     shape = Shape (x)
     width = Shape <start = 2> (x)
     flat = Concat <axis = 0> (last, width)
     rows = Reshape (x, flat)
-    counts = Reshape (k, last)
+    least = Constant <value = int64 {{0}}> ()
+    most = Constant <value = int64 {{{learners}}}> ()
+    given = Reshape (k, last)
+    capped = Min (given, most)
+    counts = Max (capped, least)
+
+    # The place of a token: behind those that run more, and behind the earlier ones that run as many.
+    levels = Constant <value = int64[{levels}] {{{falling}}}> ()
+    column = Unsqueeze (counts, last)
+    alike = Equal (column, levels)
+    here = Cast <to = 7> (alike)
+    seen = CumSum (here, least)
+    in_level = ReduceSum <keepdims = 0> (here, v0)
+    before = CumSum <exclusive = 1> (in_level, least)
+    behind = Add (seen, before)
+    chosen = Mul (here, behind)
+    counted = ReduceSum <keepdims = 0> (chosen, last)
+    one = Constant <value = int64 {{1}}> ()
+    place = Sub (counted, one)
+    at = Unsqueeze (place, last)
     total = Shape (counts)
-    sorted, order = TopK <axis = 0> (counts, total)
+    end = Squeeze (total)
+    numbers = Range (least, end, one)
+    order = ScatterND (numbers, at, numbers)
     grouped = Gather (rows, order)
 """
 
@@ -66,7 +88,8 @@ _BACK = """
 
 def body(learners: int = 4, activation: str = "gelu") -> str:
     """The statements for so many learners."""
-    parts = [_SORT]
+    falling = ", ".join(map(str, range(learners, -1, -1)))
+    parts = [_SORT.format(learners=learners, levels=learners + 1, falling=falling)]
     for n in range(learners):
         line = _ACTIVATIONS[activation].format(x=f"sum{n}", y=f"hidden{n}")
         parts.append(_LEARNER.format(n=n, activation=line))

@@ -74,7 +74,7 @@ def _match(
     unit = mean / mean.square().sum(-1, keepdim=True).sqrt().clamp(min=EPSILON)
     similarity = gather_tokens(unit, source) @ gather_tokens(unit, target).transpose(1, 2)
     padding = size.gather(1, target) == 0
-    similarity = torch.where(padding[:, None], -PADDING, similarity)
+    similarity = torch.where(padding[:, None] | similarity.isnan(), -PADDING, similarity)
     # The first of equal maxima, which argmax does not promise.
     best = similarity.amax(-1, keepdim=True)
     return source, target, (similarity == best).long().cumsum(-1).eq(0).sum(-1)

@@ -56,6 +56,7 @@ def test_a_prompt_is_continued_alike_on_both_back_ends(cli: Cli, folder: Path) -
     assert "8 tokens made (as many as were asked for) at " in plain.err
 
 
+@pytest.mark.slow
 def test_verify_compares_perplexity_on_a_text(cli: Cli, folder: Path) -> None:
     both = (folder / "cpu.engine", folder / "openvino.engine", "--data", folder / "text.txt")
     done = cli(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+import pytest
+
 from tests.cli.conftest import SOURCE, Cli, Made, listing
 
 REPORT = ("inspect", SOURCE, "--sparsity", "--data")
@@ -29,6 +31,7 @@ def test_demands_go_together(failed: Callable[..., str], made: Made) -> None:
     assert "a report of its own" in failed(2, *REPORT, made.data, "--graph")
 
 
+@pytest.mark.slow
 def test_channels_are_cut_and_cut_again_without_data(cli: Cli, made: Made, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     asked = ("optimize", SOURCE, "--recipe", "channels", "--set", "ratio=0.25", "--learn-data")

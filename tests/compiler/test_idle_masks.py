@@ -110,7 +110,7 @@ OPERATORS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
 )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     steps=st.lists(
         st.tuples(st.sampled_from(OPERATORS), st.integers(0, 9)), min_size=1, max_size=4

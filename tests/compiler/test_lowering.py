@@ -39,7 +39,9 @@ def images(batch: int, tokens: int = TOKENS) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("back_end", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("pool", ["class", "mean", "dense"])
-@pytest.mark.parametrize("method", [None, "tome", "evit", "topk-norm"])
+@pytest.mark.parametrize(
+    "method", [None, "tome", "evit", pytest.param("topk-norm", marks=pytest.mark.slow)]
+)
 def test_lowered_equals_eager(back_end: str, pool: str, method: str | None) -> None:
     pytest.importorskip(back_end)
     if method == "evit" and pool == "mean":
@@ -53,7 +55,7 @@ def test_lowered_equals_eager(back_end: str, pool: str, method: str | None) -> N
     assert len(ours(model)) >= len(program.ledger)
 
 
-@pytest.mark.parametrize("method", ["tome", "topk-norm"])
+@pytest.mark.parametrize("method", ["tome", pytest.param("topk-norm", marks=pytest.mark.slow)])
 def test_counts_follow_a_symbolic_length(method: str) -> None:
     program = reduced(traced(Toy(), dynamic=True), method, keep=0.7)
     model = proto(program)

@@ -245,7 +245,14 @@ def toy() -> Program:
     )
 
 
-@pytest.mark.parametrize("method", ["tome", "diffrate", "evit", "topk-norm", "max-min"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "tome",
+        "max-min",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("diffrate", "evit", "topk-norm")),
+    ],
+)
 def test_engines_take_the_kernels_and_compute_the_same(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,7 +122,7 @@ def integer_products(engine: Engine, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("target", ["cpu", "openvino"])
-@pytest.mark.parametrize("kind", ["dense", "reduced"])
+@pytest.mark.parametrize("kind", ["reduced", pytest.param("dense", marks=pytest.mark.slow)])
 def test_engines_really_compute_in_integers_and_agree(
     target: str, kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

@@ -47,7 +47,7 @@ def built(
     return export(program, folder, target=target, precision=precision, threads=1, shapes=shapes)
 
 
-@pytest.mark.parametrize("batch", ["2", "1..8@4"])
+@pytest.mark.parametrize("batch", ["1..8@4", pytest.param("2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_an_engine_is_built_and_its_file_checked_by_another_runtime(
     reduced: Program, tmp_path: Path, batch: str, precision: str

@@ -231,7 +231,9 @@ def same(a: Any, b: Any) -> bool:
     return equal and a.history == b.history and a.shares == b.shares
 
 
-@pytest.mark.parametrize("after", [2, 4, 7, 10])
+@pytest.mark.parametrize(
+    "after", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 7, 10))]
+)
 def test_resumed_equals_uninterrupted(after: int, trained: Distilled, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         distil(job(context(checkpoints=tmp_path, progress=Pressed(after))))
