@@ -88,7 +88,10 @@ class TensorSpec:
 
 
 def provenance(node: fx.Node) -> dict[str, Any]:
-    """What a pass noted on a node it made: ``{"pass": ..., "site": ...}``; empty for imported nodes."""
+    """What a pass noted on a node it made: ``{"pass": ..., "site": ...}``; empty for imported nodes.
+
+    ``"replaces"`` is true on a node that stands for one of the model and computes the same kind of thing.
+    """
     return cast(dict[str, Any], node.meta.get("custom", {}).get("thresher", {}))
 
 

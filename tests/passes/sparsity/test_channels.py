@@ -16,10 +16,11 @@ from tests.passes.sparsity.toys import HIDDEN, ITEMS, noise, toy
 from thresher.compiler import pipeline
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.errors import RefusedError, UsageError, VerdictError
+from thresher.compiler.lowering.prepare import prepare
 from thresher.compiler.program import Program
 from thresher.compiler.recipe import parse_recipe
 from thresher.passes.sparsity.channels import ChannelOptions, ChannelPruning
-from thresher.passes.sparsity.sites import find
+from thresher.passes.sparsity.sites import LINEAR, find
 from thresher.passes.sparsity.tap import Tapped
 
 DATA = Context(data=noise(), batch=5)
@@ -86,6 +87,13 @@ def test_inputs_are_gathered_once_and_fold_too() -> None:
     x = torch.randn(2, TOKENS, WIDTH)
     want = Tapped(program).outputs({"x": x}, {entry.node: hold})["output"]
     torch.testing.assert_close(result.program.run({"x": x})["output"], want, rtol=1e-4, atol=1e-5)
+
+
+def test_cut_linears_are_half_in_float16() -> None:
+    cut = run(toy("plain", "gated"), ratio=0.25, inputs=0.25).program
+    linears = [n for n in prepare(cut, "fp16").graph.nodes if n.target is LINEAR]
+    assert len(linears) == 10
+    assert {n.meta["val"].dtype for n in linears} == {torch.float16}
 
 
 def test_a_dynamic_length_stays() -> None:
