@@ -90,7 +90,6 @@ class ChannelPruning(Pass[ChannelOptions]):
     summary = "leave out hidden neurons that hardly vary, their means folded into biases"
     Options = ChannelOptions
     needs_data: ClassVar[bool] = True
-    ensures = frozenset({"channels-cut"})
 
     def demand_data(self, context: Context) -> None:
         if self.options.calibration is None:
