@@ -28,7 +28,6 @@ Kind: TypeAlias = Literal["qkv", "out", "up", "down"]
 LEAST_ITEMS = 8
 DEFAULT_SPARSITY = 0.5
 MOST = 0.99  # sparsity at which the search for a rise ends
-FILE = "sparsity.safetensors"
 EVERY_TOKEN = 2**31 - 1
 
 
@@ -124,20 +123,22 @@ class Sparsity(Pass[SparsityOptions]):
         digest = calibration.weights_digest(program)
         if self.options.calibration is not None:
             path = self.options.calibration
-            tensors = calibration.read(path, digest, self.name, self.options.facts)
+            sites = [entry.name for entry in chosen]
+            tensors = calibration.read(path, digest, self.name, sites, self.options.facts)
             told: dict[str, Any] = {}
         else:
             tensors, told = self._calibrate(program, context, found, chosen, digest)
         skips = self._skips(chosen, tensors, gates)
         exported = insert(program, skips, self.options.most_tokens, self.name)
+        file = f"{calibration.numbered(program, self.name)}.safetensors"
         return PassResult(
             dataclasses.replace(program, exported=exported),
             len(found.inputs),
             len(chosen),
             tuple(refused),
             told,
-            self.options.model_copy(update={"calibration": Path(FILE)}),
-            Calibration(FILE, digest, tensors, self.options.facts),
+            self.options.model_copy(update={"calibration": Path(file)}),
+            Calibration(file, digest, tensors, self.options.facts),
         )
 
     def _skips(
@@ -294,5 +295,5 @@ class _Method:
         nodes = {self.node[name]: collector for name, collector in by_site.items()}
         if len(nodes) < len(by_site):
             raise UsageError("two groups of linears read the same tensor as different sites")
-        name = f"sparsity-{what}"
+        name = f"{calibration.numbered(self.program, 'sparsity')}-{what}"
         calibration.collect(self.program, self.context, self.items, nodes, name, self.identity)

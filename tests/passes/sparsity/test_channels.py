@@ -157,6 +157,8 @@ def test_a_saved_calibration_makes_the_same_graph(tmp_path: Path) -> None:
     assert first.program.text() == again.program.text()
     pairs = zip(weights(first.program).items(), weights(again.program).items(), strict=True)
     assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+    with pytest.raises(UsageError, match=r"holds nothing for 0\.up: leave the options"):
+        run(program, Context(), ratio=0.4, inputs=0.5, calibration=file)
     with torch.no_grad():
         other = toy.__wrapped__("fused")
         next(iter(v for k, v in weights(other).items() if "both.weight" in k)).add_(1e-3)
