@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from thresher.compiler.contract import Context, Dataset
 from thresher.compiler.errors import UsageError
-from thresher.compiler.program import Program
+from thresher.compiler.program import Program, stored_tensors
 from thresher.passes.sparsity.tap import Tap, Tapped
 from thresher.passes.tokens.learning import checkpoint
 
@@ -38,9 +38,9 @@ class Collector(Protocol):
 
 
 def weights_digest(program: Program) -> str:
-    """SHA-256 of all weights of a Program, by name."""
+    """SHA-256 of all weights of a Program, by name, those that passes stored included."""
     digest = hashlib.sha256()
-    for name, weight in sorted(program.exported.state_dict.items()):
+    for name, weight in sorted(stored_tensors(program.exported).items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

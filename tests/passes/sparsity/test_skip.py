@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.compiler.toys import TOKENS, WIDTH
 from tests.passes.sparsity.toys import Causal, noise, sentences, toy
 from thresher.compiler import pipeline
+from thresher.compiler.analysis.cost import parameters
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.program import Program, SourceInfo
@@ -206,6 +207,14 @@ def test_two_runs_in_one_recipe_keep_two_files(
     assert files == ["sparsity.safetensors", "sparsity-2.safetensors"]
     kept = {file.name for file in tmp_path.iterdir()}
     assert {"sparsity-sizes.pt", "sparsity-2-sizes.pt"} <= kept
+
+
+def test_weights_that_a_pass_stored_are_counted_and_hashed() -> None:
+    program = toy("plain")
+    first, other = (run(program, sites=("down",), sparsity=s).program for s in (0.5, 0.6))
+    (ffn,) = find(program).ffns
+    assert parameters(first) == parameters(program) + ffn.width  # the threshold
+    assert calibration.weights_digest(first) != calibration.weights_digest(other)
 
 
 def test_cats_needs_a_gate() -> None:
