@@ -279,6 +279,8 @@ def test_what_cannot_be_converted_is_refused() -> None:
 def test_no_data_is_a_mistake_of_the_command() -> None:
     with pytest.raises(UsageError, match="'acm' needs data and none was given"):
         optimize(dense(), load_recipe("acm"), Context())
+    with pytest.raises(UsageError, match="noise has 4 items and .* needs at least 5 items"):
+        distil(job(context(noise(items=4))))
     with pytest.raises(UsageError, match=r"acm\.budget: input should be less than or equal to 1"):
         load_recipe("acm", ["budget=1.5"])
 
