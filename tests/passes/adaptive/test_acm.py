@@ -276,10 +276,18 @@ def test_what_cannot_be_converted_is_refused() -> None:
         convert(dense(lambda: Toy(Tied(), Tied())))
 
 
+def test_who_asks_for_a_size_reads_nothing() -> None:
+    program = traced(Toy(Block()))
+    (ffn,) = find(program).ffns
+    with program.graph.inserting_after(ffn.down):
+        program.graph.call_function(torch.ops.aten.sym_size.int, (ffn.down, 0))
+    assert [f.down for f in find(program).ffns] == [ffn.down]
+
+
 def test_no_data_is_a_mistake_of_the_command() -> None:
     with pytest.raises(UsageError, match="'acm' needs data and none was given"):
         optimize(dense(), load_recipe("acm"), Context())
-    with pytest.raises(UsageError, match="noise has 4 items and .* needs at least 5 items"):
+    with pytest.raises(UsageError, match=r"noise has 4 items and .* needs at least 5 items"):
         distil(job(context(noise(items=4))))
     with pytest.raises(UsageError, match=r"acm\.budget: input should be less than or equal to 1"):
         load_recipe("acm", ["budget=1.5"])
