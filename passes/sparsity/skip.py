@@ -15,6 +15,7 @@ from thresher.compiler.analysis.cost import parameters
 from thresher.compiler.contract import Calibration, Context, Options, Pass, PassResult
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.program import Program, Refusal
+from thresher.kernels import native
 from thresher.passes.sparsity import calibration, criterion, payoff
 from thresher.passes.sparsity.cett import Cett, Union
 from thresher.passes.sparsity.criterion import Judge
@@ -191,21 +192,21 @@ class Sparsity(Pass[SparsityOptions]):
             tensors = method.at(amount)
             told = {"rise": 100 * reached, "judged by": judge.criterion.kind}
         unions = method.unions(tensors)
-        self._demand_gain(program, chosen, unions)
+        verdict = self._demand_gain(program, chosen, unions)
+        if verdict.pays and not _kernels_built():
+            told["note"] = f"{verdict.sentence}, only with the kernels: thresher kernels build"
         sparsity = {name: 1 - shares.get(1, 1.0) for name, shares in unions.items()}
         return tensors, told | {"sparsity": sparsity, "union": unions}
 
     def _demand_gain(
         self, program: Program, chosen: Sequence[Input], unions: Mapping[str, Mapping[int, float]]
-    ) -> None:
+    ) -> payoff.Verdict:
         tokens = 1 if criterion.is_causal(program) else item_tokens(program)
         stored = parameters(program)
         layers = {entry.name: (entry.weights / stored, unions[entry.name]) for entry in chosen}
         verdict = payoff.verdict("cpu", tokens, layers)
-        if verdict.pays and tokens <= self.options.most_tokens:
-            return
-        if self.options.allow:
-            return
+        if self.options.allow or (verdict.pays and tokens <= self.options.most_tokens):
+            return verdict
         mean = {m: sum(u.get(m, 1.0) for u in unions.values()) / len(unions) for m in MANY}
         table = ", ".join(f"{share:.0%} for {m}" for m, share in mean.items())
         raise RefusedError(
@@ -213,6 +214,14 @@ class Sparsity(Pass[SparsityOptions]):
             f" tokens at once: of the inputs are needed {table} tokens together; {verdict.sentence};"
             " use the pass channels, or say allow: true to try the quality all the same"
         )
+
+
+def _kernels_built() -> bool:
+    """Whether engines here would load the kernels whose factors the verdict counts with."""
+    try:
+        return native.wanted() is not None
+    except native.KernelError:  # the engine says what is wrong with them
+        return False
 
 
 class _Method:

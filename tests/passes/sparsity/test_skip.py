@@ -19,6 +19,7 @@ from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.program import Program, SourceInfo
 from thresher.compiler.recipe import parse_recipe
 from thresher.compiler.trace import trace
+from thresher.kernels import native
 from thresher.passes.sparsity import calibration
 from thresher.passes.sparsity.insert import Skip, insert
 from thresher.passes.sparsity.sites import find
@@ -155,11 +156,15 @@ def test_where_it_cannot_pay_it_is_refused_with_the_arithmetic() -> None:
         run(toy("plain", "plain"), sparsity=0.5, allow=False, most_tokens=1)
 
 
-def test_a_decoder_is_taken() -> None:
+@pytest.mark.parametrize("built", [False, True])
+def test_a_decoder_is_taken(built: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "wanted", lambda: Path("built") if built else None)
     context = Context(data=sentences(), batch=4)
     result = run(causal(), context, sparsity=0.8, allow=False, most_tokens=1)
     assert result.applied == 4
     assert result.details["union"]["0.down"][1] == pytest.approx(0.2, abs=0.03)
+    note = result.details.get("note", "")
+    assert note.endswith("only with the kernels: thresher kernels build") is not built
 
 
 @pytest.mark.parametrize("method", ["teal", "cett"])
