@@ -85,7 +85,8 @@ class Crossed(Block):
         y = self.k(self.norm1(x))
         q, k = (p.unflatten(-1, (2, -1)).transpose(1, 2) for p in (self.q(x), y))
         x = x + self.proj(F.scaled_dot_product_attention(q, k, k).transpose(1, 2).flatten(2))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        result: torch.Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return result
 
 
 def test_inputs_of_one_name_are_refused() -> None:
