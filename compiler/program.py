@@ -88,8 +88,18 @@ class TensorSpec:
 
 
 def provenance(node: fx.Node) -> dict[str, Any]:
-    """What a pass noted on a node it made: ``{"pass": ..., "site": ...}``; empty for imported nodes."""
+    """What a pass noted on a node it made: ``{"pass": ..., "site": ...}``; empty for imported nodes.
+
+    ``"replaces"`` is true on a node that stands for one of the model and computes the same kind of thing.
+    """
     return cast(dict[str, Any], node.meta.get("custom", {}).get("thresher", {}))
+
+
+def stored_tensors(exported: ExportedProgram) -> dict[str, torch.Tensor]:
+    """Tensors that the graph reads, by name: weights, buffers, and what passes stored as constants."""
+    named = {spec.target for spec in exported.graph_signature.input_specs if spec.target}
+    stored: dict[str, Any] = {**exported.constants, **exported.state_dict}
+    return {k: t for k, t in stored.items() if k in named and isinstance(t, torch.Tensor)}
 
 
 def module_path(node: fx.Node) -> str:

@@ -19,7 +19,7 @@ from torch import fx
 
 from thresher.compiler.analysis.axes import hint_of, size_of
 from thresher.compiler.analysis.sites import SDPA, Sites, dataflow
-from thresher.compiler.program import Program, provenance
+from thresher.compiler.program import Program, provenance, stored_tensors
 
 aten = torch.ops.aten
 Shape = Sequence[int]
@@ -32,9 +32,10 @@ def symbol_sizes(program: Program, named: Mapping[str, int]) -> dict[str, int]:
 
 
 def parameters(program: Program) -> int:
-    """Number of weights; tied ones count once."""
-    stored = {tensor.data_ptr(): tensor for tensor in program.exported.state_dict.values()}
-    return sum(tensor.numel() for tensor in stored.values())
+    """Number of weights, those that passes stored included; tied ones count once."""
+    stored = stored_tensors(program.exported).values()
+    floats = {tensor.data_ptr(): tensor for tensor in stored if tensor.is_floating_point()}
+    return sum(tensor.numel() for tensor in floats.values())
 
 
 def shape_of(

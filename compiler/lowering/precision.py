@@ -5,7 +5,8 @@ Half precision pays in the large products and in what moves the residual stream.
 - an operator that needs range or resolution: norms, softmax, powers, sums, angles;
 - everything that no weight and no float input flows into (positions, rotary tables, masks), which
   is small and may hold numbers that float16 lacks;
-- what a pass inserted, except for the operators of ours, which mind their own precision or are products;
+- what a pass inserted, except for what replaces a node of the model, and for the operators of ours,
+  which mind their own precision or are products;
 - an elementwise node that only islands read, so that a mask meets its logits in float32.
 """
 
@@ -45,12 +46,12 @@ def islands(program: Program) -> frozenset[fx.Node]:
     for node in reversed(program.graph.nodes):
         if node.op != "call_function" or operator_name(node) is None:
             continue
-        name = operator_name(node)
+        name, note = operator_name(node), provenance(node)
         sheltered = bool(node.users) and all(user in found for user in node.users)
         if (
             name in SENSITIVE
             or node not in flowing
-            or (provenance(node) and name not in OUR_PRODUCTS)
+            or (note and not note.get("replaces") and name not in OUR_PRODUCTS)
             or (name in ELEMENTWISE and sheltered)
         ):
             found.add(node)

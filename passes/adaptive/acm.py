@@ -47,13 +47,20 @@ class Acm(Pass[AcmOptions]):
         return PassResult(result, matched, len(ffns), tuple(refused), details)
 
     def _sites(self, program: Program) -> tuple[list[FFN], list[Refusal]]:
-        """Networks whose neurons the learners can share evenly, and why others are left alone."""
+        """Networks of one activation whose neurons the learners can share evenly, and why others are left alone.
+
+        A lowered model holds one body of ``adaptive_mlp``, which has one activation.
+        """
         found, learners = find(program), self.options.learners
         fits, refused = list[FFN](), list(found.refusals)
         for ffn in found.ffns:
             if ffn.width % learners:
                 why = f"{ffn.path} has {ffn.width} neurons, which {learners} learners cannot share"
                 refused.append(Refusal(ffn.down.name, f"{why}: set learners to a divisor"))
+            elif fits and ffn.activation != fits[0].activation:
+                why = f"{ffn.path} has the activation {ffn.activation} and {fits[0].path} has"
+                why = f"{why} {fits[0].activation}, and a model holds adaptive networks of one kind"
+                refused.append(Refusal(ffn.down.name, why))
             else:
                 fits.append(dataclasses.replace(ffn, layer=len(fits)))
         return fits, refused

@@ -9,19 +9,30 @@ from torch import Tensor
 
 from thresher.compiler import workers
 from thresher.compiler.contract import Dataset
+from thresher.compiler.errors import UsageError
 
+LEAST_ITEMS = 5  # of which one is held out
 HELD_OUT = 256  # items at most that no training sees, and a fifth of the data at most
 Batch = tuple[dict[str, Tensor], Tensor | None]
 
 
 class Batches:
-    """Batches of ``size`` items per process."""
+    """Batches of ``size`` items per process.
+
+    Raises:
+        UsageError: there are too few items to hold one out.
+    """
 
     def __init__(self, data: Dataset, size: int, seed: int, *, labels: bool) -> None:
         self.data, self.seed, self.labels = data, seed, labels
+        if len(data) < LEAST_ITEMS:
+            raise UsageError(
+                f"{data.name} has {len(data)} items and training adaptive modules needs at least"
+                f" {LEAST_ITEMS} items, as a fifth is held out: give more data"
+            )
         order = self._shuffled(range(len(data)), -1)
-        held = min(HELD_OUT, len(data) // 5)
-        self.held, self.trained = order[:held] or order, order[held:]
+        held = min(HELD_OUT, len(data) // LEAST_ITEMS)
+        self.held, self.trained = order[:held], order[held:]
         self.size = min(size, len(self.trained) // workers.count() or 1)
         self._epoch, self._order = -1, list[int]()
 

@@ -154,8 +154,8 @@ def _refuse(node: fx.Node, why: str) -> Refusal:
 def _returns(down: fx.Node) -> bool:
     """Whether a result is added to another tensor, scaled elementwise before at most."""
     node = down
-    while len(node.users) == 1:
-        (user,) = node.users
+    while len(users := [u for u in node.users if u.target is not aten.sym_size.int]) == 1:
+        (user,) = users
         others = [n for n in user.all_input_nodes if n is not node]
         if user.target in (aten.add.Tensor, aten.add_.Tensor):
             if others and others[0].op != "placeholder":

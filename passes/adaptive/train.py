@@ -55,7 +55,7 @@ class _Training:
 
     def __init__(self, job: Job) -> None:
         data = job.context.data
-        if data is None or not len(data):
+        if data is None:
             raise UsageError("training adaptive modules needs data: add --learn-data DATA")
         self.job, self.options = job, job.options
         self.loss_name, self.loss = choose(job.program, data, job.options.loss)

@@ -7,7 +7,7 @@ they were measured on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from thresher.compiler.contract import Context, Dataset
 from thresher.compiler.errors import UsageError
-from thresher.compiler.program import Program
+from thresher.compiler.program import Program, stored_tensors
 from thresher.passes.sparsity.tap import Tap, Tapped
 from thresher.passes.tokens.learning import checkpoint
 
@@ -38,12 +38,18 @@ class Collector(Protocol):
 
 
 def weights_digest(program: Program) -> str:
-    """SHA-256 of all weights of a Program, by name."""
+    """SHA-256 of all weights of a Program, by name, those that passes stored included."""
     digest = hashlib.sha256()
-    for name, weight in sorted(program.exported.state_dict.items()):
+    for name, weight in sorted(stored_tensors(program.exported).items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def numbered(program: Program, name: str) -> str:
+    """What the files of a pass are called: its name, from its second run on with the run's number."""
+    before = sum(record.name == name for record in program.history)
+    return f"{name}-{before + 1}" if before else name
 
 
 def chosen_items(data: Dataset, limit: int, least: int = 1) -> list[int]:
@@ -127,12 +133,17 @@ def _resume(
 
 
 def read(
-    path: Path, digest: str, name: str, facts: Mapping[str, str] | None = None
+    path: Path,
+    digest: str,
+    name: str,
+    sites: Iterable[str],
+    facts: Mapping[str, str] | None = None,
 ) -> dict[str, Tensor]:
-    """The tensors of a calibration that was saved beside a recipe.
+    """The tensors of a calibration that was saved beside a recipe, by ``"what.site"``.
 
     Raises:
-        UsageError: there is no such file, it is damaged, or belongs to other weights or options.
+        UsageError: there is no such file, it is damaged, holds nothing for one of the ``sites``, or
+            belongs to other weights or options.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -161,4 +172,11 @@ def read(
                 f" {key}={value}: leave that option as it was, or calibrate anew with --data DATA and"
                 " calibration=null"
             )
+    held = {key.partition(".")[2] for key in tensors}
+    missing = next((site for site in sites if site not in held), None)
+    if missing is not None:
+        raise UsageError(
+            f"pass {name!r}: the calibration {path} holds nothing for {missing}: leave the options that"
+            " say which linears as they were, or calibrate anew with --data DATA and calibration=null"
+        )
     return tensors

@@ -27,7 +27,6 @@ from thresher.passes.sparsity.weights import weights_of
 LEAST_ITEMS = 8  # of calibration data
 BISECTIONS = 30
 DEFAULT_RATIO = 0.2
-FILE = "channels.safetensors"
 
 
 class ChannelOptions(Options):
@@ -90,7 +89,6 @@ class ChannelPruning(Pass[ChannelOptions]):
     summary = "leave out hidden neurons that hardly vary, their means folded into biases"
     Options = ChannelOptions
     needs_data: ClassVar[bool] = True
-    ensures = frozenset({"channels-cut"})
 
     def demand_data(self, context: Context) -> None:
         if self.options.calibration is None:
@@ -113,6 +111,7 @@ class ChannelPruning(Pass[ChannelOptions]):
             return PassResult(program, len(found.ffns), 0, refused)
         exported = cut.apply(program, cuts, self.name)
         macs = total_macs(exported.graph)
+        file = f"{calibration.numbered(program, self.name)}.safetensors"
         cut_networks = {f.layer for f in cuts.neurons} | {entry.layer for entry in cuts.inputs}
         return PassResult(
             dataclasses.replace(program, exported=exported),
@@ -125,8 +124,8 @@ class ChannelPruning(Pass[ChannelOptions]):
                 "macs": macs,
                 "ideal": dense / macs,
             },
-            self.options.model_copy(update={"calibration": Path(FILE)}),
-            Calibration(FILE, calibration.weights_digest(program), measured),
+            self.options.model_copy(update={"calibration": Path(file)}),
+            Calibration(file, calibration.weights_digest(program), measured),
         )
 
     # --- measuring ----------------------------------------------------------------------------
@@ -137,17 +136,19 @@ class ChannelPruning(Pass[ChannelOptions]):
         """Means, variances and magnitudes by ``"moment.layer.kind"``, float32."""
         digest = calibration.weights_digest(program)
         if self.options.calibration is not None:
-            return calibration.read(self.options.calibration, digest, self.name)
+            sites = [*(f"{ffn.layer}.down" for ffn in ffns), *(entry.name for entry in inputs)]
+            return calibration.read(self.options.calibration, digest, self.name, sites)
         data = context.data
         assert data is not None
         items = calibration.chosen_items(data, self.options.items, LEAST_ITEMS)
         moments = {f"{ffn.layer}.down": (ffn.hidden, Moments(ffn.width)) for ffn in ffns}
         moments |= {entry.name: (entry.node, Moments(entry.width)) for entry in inputs}
         identity = {"digest": digest, "nodes": len(moments)}
-        calibration.collect(program, context, items, dict(moments.values()), self.name, identity)
+        name = calibration.numbered(program, self.name)
+        calibration.collect(program, context, items, dict(moments.values()), name, identity)
         return {
-            f"{kind}.{name}": tensor
-            for name, (_, sums) in moments.items()
+            f"{kind}.{site}": tensor
+            for site, (_, sums) in moments.items()
             for kind, tensor in sums.tensors().items()
         }
 

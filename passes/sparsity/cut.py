@@ -140,7 +140,7 @@ class _Cutting:
         if bias_at is not None:
             bias = self.rewriter.map[bias_at]
         new = self.rewriter.call_like(node, (x, weight, bias), {}, LINEAR)
-        new.meta["custom"] = {"thresher": {"pass": self.made_by}}
+        new.meta["custom"] = {"thresher": {"pass": self.made_by, "replaces": True}}
 
     def _selected(self, x: fx.Node, channels: fx.Node) -> fx.Node:
         """The channels of ``x`` that stay, picked once for all linears that read them."""

@@ -43,14 +43,6 @@ class Quantiles:
         inside = float((wanted - before) / self.counts[index].clamp(min=1.0))
         return float(10 ** (LOWEST + (index + inside) * (HIGHEST - LOWEST) / BINS))
 
-    def share_below(self, size: float) -> float:
-        """Share of the entries that are at most this large, to within a bin."""
-        if size <= 0:
-            return 0.0
-        place = (torch.tensor(size).log10() - LOWEST) / (HIGHEST - LOWEST) * BINS
-        index = int(place.clamp(0, BINS - 1))
-        return float(self.counts[: index + 1].sum() / self.counts.sum().clamp(min=1.0))
-
     def state(self) -> dict[str, Tensor]:
         """The sums so far."""
         return {"counts": self.counts.clone()}

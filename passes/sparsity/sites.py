@@ -15,13 +15,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-import thresher.kernels.ops  # noqa: F401  (registers the operators)
 from thresher.compiler.analysis.sites import SDPA
 from thresher.compiler.program import Program, Refusal, module_path
 
 aten = torch.ops.aten
 LINEAR = aten.linear.default
-SPARSE = torch.ops.thresher.sparse_linear.default
 SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
 _NORMS = (aten.layer_norm.default, aten.rms_norm.default)
 _ADDS = (aten.add.Tensor, aten.add_.Tensor)
@@ -102,7 +100,10 @@ class Input:
 
 @dataclass
 class Found:
-    """What a search found; what looked like a feed-forward network and is none is refused."""
+    """What a search found.
+
+    What looked like a feed-forward network and is none is refused, and so are inputs of one name.
+    """
 
     ffns: list[FFN] = field(default_factory=list)
     inputs: list[Input] = field(default_factory=list)
@@ -126,10 +127,11 @@ def find(program: Program) -> Found:
                 found.ffns.append(made)
             elif made is not None:
                 found.refusals.append(made)
-    found.inputs = list(_inputs(program.graph, found.ffns, stored))
+    found.inputs, alike = _told_apart(_inputs(program.graph, found.ffns, stored))
     if not found.ffns and not found.refusals:
         reason = "no feed-forward network was found: no linear reads what comes out of another linear's activation"
         found.refusals.append(Refusal("(graph)", reason))
+    found.refusals += alike
     return found
 
 
@@ -318,15 +320,38 @@ def _inputs(graph: fx.Graph, ffns: list[FFN], stored: Weights) -> Iterator[Input
         yield Input(kind, layer, node, tuple(linears))
 
 
+def _told_apart(inputs: Iterator[Input]) -> tuple[list[Input], list[Refusal]]:
+    """Inputs whose names are their own; those that share one are refused."""
+    named: dict[str, list[Input]] = {}
+    for entry in inputs:
+        named.setdefault(entry.name, []).append(entry)
+    refused = [
+        _refuse(entry.linears[0], f"is one of {len(group)} places that would be called {name}")
+        for name, group in named.items()
+        if len(group) > 1
+        for entry in group
+    ]
+    return [group[0] for group in named.values() if len(group) == 1], refused
+
+
 def _reaches(linear: fx.Node, attentions: dict[fx.Node, int], *, backward: bool) -> fx.Node | None:
-    """The first attention before or behind a linear, with no other linear in between."""
-    stack, seen = [operand(linear, 0)] if backward else list(linear.users), set[fx.Node]()
+    """The first attention before or behind a linear, with no other linear in between.
+
+    Operators of ours end the way, as behind a merge is another block, and so does a mask.
+    """
+    stack, seen = [linear], set[fx.Node]()
     while stack:
         node = stack.pop()
-        if node in attentions:
-            return node
-        if node in seen or node.target in (LINEAR, SPARSE):
-            continue
-        seen.add(node)
-        stack += node.all_input_nodes if backward else list(node.users)
+        for near in node.all_input_nodes if backward else node.users:
+            if near in attentions:
+                if backward or node in near.args[:3]:
+                    return near
+            elif near not in seen and near.target is not LINEAR and not _ours(near):
+                seen.add(near)
+                stack.append(near)
     return None
+
+
+def _ours(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and str(schema.name).startswith("thresher::")

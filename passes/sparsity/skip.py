@@ -15,6 +15,7 @@ from thresher.compiler.analysis.cost import parameters
 from thresher.compiler.contract import Calibration, Context, Options, Pass, PassResult
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.program import Program, Refusal
+from thresher.kernels import native
 from thresher.passes.sparsity import calibration, criterion, payoff
 from thresher.passes.sparsity.cett import Cett, Union
 from thresher.passes.sparsity.criterion import Judge
@@ -28,7 +29,6 @@ Kind: TypeAlias = Literal["qkv", "out", "up", "down"]
 LEAST_ITEMS = 8
 DEFAULT_SPARSITY = 0.5
 MOST = 0.99  # sparsity at which the search for a rise ends
-FILE = "sparsity.safetensors"
 EVERY_TOKEN = 2**31 - 1
 
 
@@ -124,20 +124,22 @@ class Sparsity(Pass[SparsityOptions]):
         digest = calibration.weights_digest(program)
         if self.options.calibration is not None:
             path = self.options.calibration
-            tensors = calibration.read(path, digest, self.name, self.options.facts)
+            sites = [entry.name for entry in chosen]
+            tensors = calibration.read(path, digest, self.name, sites, self.options.facts)
             told: dict[str, Any] = {}
         else:
             tensors, told = self._calibrate(program, context, found, chosen, digest)
         skips = self._skips(chosen, tensors, gates)
         exported = insert(program, skips, self.options.most_tokens, self.name)
+        file = f"{calibration.numbered(program, self.name)}.safetensors"
         return PassResult(
             dataclasses.replace(program, exported=exported),
             len(found.inputs),
             len(chosen),
             tuple(refused),
             told,
-            self.options.model_copy(update={"calibration": Path(FILE)}),
-            Calibration(FILE, digest, tensors, self.options.facts),
+            self.options.model_copy(update={"calibration": Path(file)}),
+            Calibration(file, digest, tensors, self.options.facts),
         )
 
     def _skips(
@@ -190,21 +192,21 @@ class Sparsity(Pass[SparsityOptions]):
             tensors = method.at(amount)
             told = {"rise": 100 * reached, "judged by": judge.criterion.kind}
         unions = method.unions(tensors)
-        self._demand_gain(program, chosen, unions)
+        verdict = self._demand_gain(program, chosen, unions)
+        if verdict.pays and not _kernels_built():
+            told["note"] = f"{verdict.sentence}, only with the kernels: thresher kernels build"
         sparsity = {name: 1 - shares.get(1, 1.0) for name, shares in unions.items()}
         return tensors, told | {"sparsity": sparsity, "union": unions}
 
     def _demand_gain(
         self, program: Program, chosen: Sequence[Input], unions: Mapping[str, Mapping[int, float]]
-    ) -> None:
+    ) -> payoff.Verdict:
         tokens = 1 if criterion.is_causal(program) else item_tokens(program)
         stored = parameters(program)
         layers = {entry.name: (entry.weights / stored, unions[entry.name]) for entry in chosen}
         verdict = payoff.verdict("cpu", tokens, layers)
-        if verdict.pays and tokens <= self.options.most_tokens:
-            return
-        if self.options.allow:
-            return
+        if self.options.allow or (verdict.pays and tokens <= self.options.most_tokens):
+            return verdict
         mean = {m: sum(u.get(m, 1.0) for u in unions.values()) / len(unions) for m in MANY}
         table = ", ".join(f"{share:.0%} for {m}" for m, share in mean.items())
         raise RefusedError(
@@ -212,6 +214,14 @@ class Sparsity(Pass[SparsityOptions]):
             f" tokens at once: of the inputs are needed {table} tokens together; {verdict.sentence};"
             " use the pass channels, or say allow: true to try the quality all the same"
         )
+
+
+def _kernels_built() -> bool:
+    """Whether engines here would load the kernels whose factors the verdict counts with."""
+    try:
+        return native.wanted() is not None
+    except native.KernelError:  # the engine says what is wrong with them
+        return False
 
 
 class _Method:
@@ -294,5 +304,5 @@ class _Method:
         nodes = {self.node[name]: collector for name, collector in by_site.items()}
         if len(nodes) < len(by_site):
             raise UsageError("two groups of linears read the same tensor as different sites")
-        name = f"sparsity-{what}"
+        name = f"{calibration.numbered(self.program, 'sparsity')}-{what}"
         calibration.collect(self.program, self.context, self.items, nodes, name, self.identity)

@@ -23,6 +23,7 @@ from thresher.compiler.pipeline import optimize
 from thresher.compiler.program import Program
 from thresher.compiler.recipe import load_recipe
 from thresher.models.data import Dataset
+from thresher.passes.adaptive.acm import Acm
 from thresher.passes.adaptive.calibrate import CLOSE, shares
 from thresher.passes.adaptive.insert import insert
 from thresher.passes.adaptive.job import AcmOptions, Distilled, Job
@@ -278,9 +279,31 @@ def test_what_cannot_be_converted_is_refused() -> None:
         convert(dense(lambda: Toy(Tied(), Tied())))
 
 
+class Rectified(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.fc2(nn.functional.relu(self.fc1(self.norm2(x))))
+        return y
+
+
+def test_another_activation_than_the_first_is_refused_before_any_training() -> None:
+    found = Acm(AcmOptions()).match(traced(Toy(Block(), Rectified(), Block())), Context())
+    assert (found.matched, found.applied) == (3, 2)
+    assert "has the activation relu and blocks.0.fc2 has gelu" in found.refused[0].reason
+
+
+def test_who_asks_for_a_size_reads_nothing() -> None:
+    program = traced(Toy(Block()))
+    (ffn,) = find(program).ffns
+    with program.graph.inserting_after(ffn.down):
+        program.graph.call_function(torch.ops.aten.sym_size.int, (ffn.down, 0))
+    assert [f.down for f in find(program).ffns] == [ffn.down]
+
+
 def test_no_data_is_a_mistake_of_the_command() -> None:
     with pytest.raises(UsageError, match="'acm' needs data and none was given"):
         optimize(dense(), load_recipe("acm"), Context())
+    with pytest.raises(UsageError, match=r"noise has 4 items and .* needs at least 5 items"):
+        distil(job(context(noise(items=4))))
     with pytest.raises(UsageError, match=r"acm\.budget: input should be less than or equal to 1"):
         load_recipe("acm", ["budget=1.5"])
 

@@ -16,10 +16,11 @@ from tests.passes.sparsity.toys import HIDDEN, ITEMS, noise, toy
 from thresher.compiler import pipeline
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.errors import RefusedError, UsageError, VerdictError
+from thresher.compiler.lowering.prepare import prepare
 from thresher.compiler.program import Program
 from thresher.compiler.recipe import parse_recipe
 from thresher.passes.sparsity.channels import ChannelOptions, ChannelPruning
-from thresher.passes.sparsity.sites import find
+from thresher.passes.sparsity.sites import LINEAR, find
 from thresher.passes.sparsity.tap import Tapped
 
 DATA = Context(data=noise(), batch=5)
@@ -88,6 +89,13 @@ def test_inputs_are_gathered_once_and_fold_too() -> None:
     torch.testing.assert_close(result.program.run({"x": x})["output"], want, rtol=1e-4, atol=1e-5)
 
 
+def test_cut_linears_are_half_in_float16() -> None:
+    cut = run(toy("plain", "gated"), ratio=0.25, inputs=0.25).program
+    linears = [n for n in prepare(cut, "fp16").graph.nodes if n.target is LINEAR]
+    assert len(linears) == 10
+    assert {n.meta["val"].dtype for n in linears} == {torch.float16}
+
+
 def test_a_dynamic_length_stays() -> None:
     result = run(toy("plain", dynamic=True, pool="mean"), ratio=0.5)
     for tokens in (3, 17):
@@ -149,6 +157,8 @@ def test_a_saved_calibration_makes_the_same_graph(tmp_path: Path) -> None:
     assert first.program.text() == again.program.text()
     pairs = zip(weights(first.program).items(), weights(again.program).items(), strict=True)
     assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+    with pytest.raises(UsageError, match=r"holds nothing for 0\.up: leave the options"):
+        run(program, Context(), ratio=0.4, inputs=0.5, calibration=file)
     with torch.no_grad():
         other = toy.__wrapped__("fused")
         next(iter(v for k, v in weights(other).items() if "both.weight" in k)).add_(1e-3)

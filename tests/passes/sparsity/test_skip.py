@@ -12,10 +12,15 @@ from torch import Tensor
 
 from tests.compiler.toys import TOKENS, WIDTH
 from tests.passes.sparsity.toys import Causal, noise, sentences, toy
+from thresher.compiler import pipeline
+from thresher.compiler.analysis.cost import parameters
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.program import Program, SourceInfo
+from thresher.compiler.recipe import parse_recipe
 from thresher.compiler.trace import trace
+from thresher.kernels import native
+from thresher.passes.sparsity import calibration
 from thresher.passes.sparsity.insert import Skip, insert
 from thresher.passes.sparsity.sites import find
 from thresher.passes.sparsity.skip import Sparsity, SparsityOptions
@@ -151,11 +156,15 @@ def test_where_it_cannot_pay_it_is_refused_with_the_arithmetic() -> None:
         run(toy("plain", "plain"), sparsity=0.5, allow=False, most_tokens=1)
 
 
-def test_a_decoder_is_taken() -> None:
+@pytest.mark.parametrize("built", [False, True])
+def test_a_decoder_is_taken(built: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "wanted", lambda: Path("built") if built else None)
     context = Context(data=sentences(), batch=4)
     result = run(causal(), context, sparsity=0.8, allow=False, most_tokens=1)
     assert result.applied == 4
     assert result.details["union"]["0.down"][1] == pytest.approx(0.2, abs=0.03)
+    note = result.details.get("note", "")
+    assert note.endswith("only with the kernels: thresher kernels build") is not built
 
 
 @pytest.mark.parametrize("method", ["teal", "cett"])
@@ -181,8 +190,36 @@ def test_a_saved_calibration_makes_the_same_graph(tmp_path: Path) -> None:
     assert again.program.text() == first.program.text()
     for name, tensor in first.program.exported.constants.items():
         assert torch.equal(tensor, again.program.exported.constants[name])
+    down = run(program, sites=("down",)).calibration
+    assert down is not None
+    down.write(tmp_path)
+    with pytest.raises(UsageError, match=r"holds nothing for 0\.up: leave the options"):
+        run(program, Context(), sites=("up", "down"), calibration=file)
+    first.calibration.write(tmp_path)
     with pytest.raises(UsageError, match=r"made with sparsity=0.5 and not sparsity=0.6"):
         run(program, Context(), sparsity=0.6, method="scap", calibration=file)
+
+
+def test_two_runs_in_one_recipe_keep_two_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "SAVE_EVERY", 1)
+    skip = "{sparsity: {sites: [%s], allow: true, most_tokens: 100}}"
+    recipe = parse_recipe(f"passes: [{skip % 'out'}, {skip % 'down'}]", "test")
+    context = replace(DATA, checkpoints=tmp_path)
+    made = pipeline.run(toy("plain"), recipe, context)
+    files = [str(record.options["calibration"]) for record in made.history]
+    assert files == ["sparsity.safetensors", "sparsity-2.safetensors"]
+    kept = {file.name for file in tmp_path.iterdir()}
+    assert {"sparsity-sizes.pt", "sparsity-2-sizes.pt"} <= kept
+
+
+def test_weights_that_a_pass_stored_are_counted_and_hashed() -> None:
+    program = toy("plain")
+    first, other = (run(program, sites=("down",), sparsity=s).program for s in (0.5, 0.6))
+    (ffn,) = find(program).ffns
+    assert parameters(first) == parameters(program) + ffn.width  # the threshold
+    assert calibration.weights_digest(first) != calibration.weights_digest(other)
 
 
 def test_cats_needs_a_gate() -> None:
