@@ -174,4 +174,6 @@ def _reason(records: Sequence[PassRecord]) -> str:
         return reasons[0]
     if any("macs" in record.details for record in records):
         return UNCHANGED
+    if any(record.applied for record in records):
+        return "it makes no multiply-accumulates fewer: compare engines with verify and profile"
     return "it removes no tokens from this model"
