@@ -220,7 +220,7 @@ def test_a_pass_may_not_bring_in_a_forbidden_operator() -> None:
 
 def test_arguments_keep_their_capital_letters() -> None:
     class Shouting(nn.Module):
-        def forward(self, pixelValues: torch.Tensor) -> torch.Tensor:  # noqa: N803
+        def forward(self, pixelValues: torch.Tensor) -> torch.Tensor:
             return pixelValues * 2
 
     program = trace(Shouting(), {"pixelValues": torch.ones(3)}, dynamic={}, info=SourceInfo("toy"))

@@ -162,7 +162,7 @@ def test_a_label_is_one_line_whatever_is_in_it(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_needs_plugins_is_refused() -> None:
-    with pytest.raises(RefusedError, match="does not find the plugins .*: export for 'tensorrt'"):
+    with pytest.raises(RefusedError, match=r"does not find the plugins .*: export for 'tensorrt'"):
         demand("triton", "tensorrt:PLUGINS")
 
 
