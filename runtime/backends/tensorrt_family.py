@@ -98,6 +98,7 @@ class TensorRtFamily(Backend):
                 f"--shape {name}={_suggested(bounds)}"
                 for name, bounds in asked.items()
                 if any(axis in open_axes for axis in shapes[name])
+                and not any(PLUS in str(axis) for axis in shapes[name])  # others tell its parts
             )
             raise UsageError(
                 f"target {self.name!r} has to know the largest size of"
