@@ -10,8 +10,14 @@ import typer
 
 from thresher.cli import options
 from thresher.cli.console import Progress, progress, say, show, show_json, table
-from thresher.cli.opening import Watched, axis_sizes, open_data, open_learning, open_program
-from thresher.cli.optimize import answers_with_classes
+from thresher.cli.opening import (
+    Watched,
+    answers_with_classes,
+    axis_sizes,
+    open_data,
+    open_learning,
+    open_program,
+)
 from thresher.cli.profile import NEGATIVE
 from thresher.compiler.errors import RefusedError, UsageError
 

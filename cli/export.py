@@ -14,8 +14,9 @@ from thresher.cli.console import progress, show, show_json, table
 from thresher.cli.opening import (
     MANIFEST,
     Watched,
+    answers_with_classes,
     is_engine,
-    open_data,
+    open_measured,
     open_program,
     recipe_of,
 )
@@ -101,8 +102,9 @@ def export(
             else:
                 ready(target, precision, folder, overwrite=overwrite, calibrated=data is not None)
                 program = open_program(source, options.wishes(weights, resolution, length), tell)
-                dataset = open_data(data, program.info, program.outputs)
-                classify = any(len(output.shape) == 2 for output in program.outputs)
+                dataset = None if data is None else open_measured(data, program)
+                classify = max_drop is not None or answers_with_classes(program)
+                watched = None if max_drop is not None else calibrate  # a drop is judged on all
                 manifest = build(
                     program,
                     folder,
@@ -112,7 +114,7 @@ def export(
                     overwrite=overwrite,
                     recipe=recipe_of(source),
                     shapes=shape or (),
-                    data=dataset and Watched(dataset, None, tell, classify=classify),
+                    data=dataset and Watched(dataset, watched, tell, classify=classify),
                     samples=calibrate,
                     max_drop=max_drop,
                     tell=tell,

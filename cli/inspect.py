@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
+    context: typer.Context,
     source: options.Source,
     image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Follow the patches of this image.")
@@ -60,6 +61,10 @@ def inspect(
         raise UsageError("--sparsity and --data go together: give the data to measure on")
     if sparsity and (image is not None or graph):
         raise UsageError("--sparsity is a report of its own: leave out --image and --graph")
+    for name in () if sparsity else ("limit", "seed"):
+        given = context.get_parameter_source(name)
+        if given is not None and given.name == "COMMANDLINE":
+            raise UsageError(f"--{name} is for --sparsity: give it too, or leave --{name} out")
     if not sparsity and (image is None) != (output is None):
         raise UsageError(
             "--image and -o go together: give the image to follow and the PNG to write"
@@ -85,6 +90,8 @@ def inspect(
         show_json("inspect", {"source": source, **told})
     elif data is not None:
         show_report(source, found)
+        if output is not None:
+            show(f"written: {output}")
     elif output is not None:
         title = f"{image} through {source}"
         words = {"alive": "patches alive", "merged": "merged into others", "dropped": "dropped"}

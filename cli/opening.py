@@ -157,6 +157,12 @@ def open_measured(spec: str, program: Program) -> Dataset:
     return Dataset(spec, len(windows.ids), None, lambda rows: windows.feeds(rows, inputs))
 
 
+def answers_with_classes(program: Program) -> bool:
+    """Whether labels can be compared with what a model returns."""
+    named = any(output.name == "logits" for output in program.outputs)
+    return named or program.info.labels is not None
+
+
 def reads_text(program: Program) -> bool:
     """Whether a Program is a causal language model."""
     from thresher.runtime.generate import is_language_model

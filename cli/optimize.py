@@ -15,6 +15,7 @@ from thresher.cli.console import progress, say, show, show_json
 from thresher.cli.opening import (
     RECIPE,
     Watched,
+    answers_with_classes,
     at_once,
     open_data,
     open_learning,
@@ -145,12 +146,6 @@ def kept_when_interrupted(unfinished: Path) -> Iterator[None]:
         if unfinished.exists():
             say(f"the training so far is in {unfinished}: repeat the command to go on with it")
         raise
-
-
-def answers_with_classes(program: Program) -> bool:
-    """Whether labels can be compared with what a model returns."""
-    named = any(output.name == "logits" for output in program.outputs)
-    return named or program.info.labels is not None
 
 
 def closeness(found: Verification) -> list[str]:

@@ -14,8 +14,7 @@ import typer
 from thresher.cli import options
 from thresher.cli.board import Board
 from thresher.cli.console import Progress, progress, say, show, show_json
-from thresher.cli.opening import axis_sizes, open_data, open_program
-from thresher.cli.optimize import answers_with_classes
+from thresher.cli.opening import answers_with_classes, axis_sizes, open_data, open_program
 from thresher.cli.profile import NEGATIVE
 from thresher.compiler.errors import UsageError, nearest
 

@@ -63,6 +63,11 @@ class RecipePass:
         files = {name: folder / value for name, value in said.items() if isinstance(value, Path)}
         return replace(self, options=self.options.model_copy(update=files)) if files else self
 
+    def bare(self) -> RecipePass:
+        """With files among the options reduced to their names: what decides, wherever they lie."""
+        files = {n: Path(v.name) for n, v in self.options if isinstance(v, Path)}
+        return replace(self, options=self.options.model_copy(update=files)) if files else self
+
     def plain(self) -> dict[str, Any] | str:
         """The form in a recipe, with defaults written out unless they are null."""
         fields = type(self.options).model_fields
@@ -114,8 +119,8 @@ class Recipe:
             replace(entry, options=type(entry.options).model_validate(given))
             for entry, given in zip(self.passes, options, strict=True)
         )
-        if passes == self.passes:
-            return self
+        if [entry.bare() for entry in passes] == [entry.bare() for entry in self.passes]:
+            return replace(self, passes=passes)
         return replace(self, passes=passes, learned_on=learned_on or self.learned_on)
 
     def beside(self, folder: Path) -> Recipe:

@@ -61,9 +61,10 @@ def trace(
             " mend the model's data-dependent Python or give an ONNX file of it"
         ) from error
     names = tuple(outputs) if outputs else _output_names(exported)
-    leaves = [_name(path) for path, _ in pytree.tree_leaves_with_path(dict(example))]
-    given = {_identifier(name): name for name in leaves}
-    inputs = tuple(given[node] for node in exported.graph_signature.user_inputs)
+    nodes = list(exported.graph_signature.user_inputs)
+    _, given = pytree.tree_unflatten(nodes, exported.call_spec.in_spec)  # positional, by name
+    named = {node: _name(path) for path, node in pytree.tree_leaves_with_path(given)}
+    inputs = tuple(named[node] for node in nodes)
     for bounded in [size for size in exported.range_constraints if not size.is_Symbol]:
         del exported.range_constraints[bounded]  # of a sum, whose parts have theirs
     axes = {k: dict(v) for k, v in dynamic.items()}
@@ -76,7 +77,7 @@ def _name(path: Sequence[Any]) -> str:
 
 
 def _identifier(name: str) -> str:
-    """What ``torch.export`` calls an input or a symbol."""
+    """What ``torch.export`` calls a symbol."""
     return re.sub(r"\W+", "_", name)
 
 

@@ -168,7 +168,10 @@ def _told(records: Sequence[PassRecord]) -> list[dict[str, Any]]:
 
 
 def _reason(records: Sequence[PassRecord]) -> str:
-    """Why nothing was reduced: the first refusal, or that there was nothing to do."""
+    """Why nothing was reduced: work of another kind was done, the first refusal, or nothing to do."""
+    changed = [r.name for r in records if r.applied and not registry.load(r.name).allow_zero]
+    if changed and not any("macs" in record.details for record in records):
+        return "it makes no multiply-accumulates fewer: compare engines with verify and profile"
     reasons = [refusal.reason for record in records for refusal in record.refused]
     if reasons:
         return reasons[0]

@@ -147,7 +147,7 @@ class _Observer:
         try:
             save_model(model, folder / MODEL)
         finally:
-            del model.graph.outputs[len(outputs) :]
+            model.graph.outputs[len(outputs) :] = []  # not del, after which they count as outputs
         self.session = open_session(folder / MODEL, session_options(threads, kernel_library()))
 
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:

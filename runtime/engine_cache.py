@@ -31,7 +31,8 @@ USUAL_SIZE = 10 * 10**9  # bytes
 ENTRY = "entry.json"
 ABANDONED = 24 * 3600  # seconds after which nobody is still writing an entry
 UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
-SOURCES = ("runtime/backends/*.py", "compiler/lowering/*.py")  # that decide what is built
+# That decide what is built.
+SOURCES = ("runtime/backends/*.py", "compiler/lowering/*.py", "kernels/*.py")
 HASHED = ("model", "builder")  # parts whose values say nothing to a person
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -64,7 +64,7 @@ def export(
 
     Raises:
         UsageError: unknown target or precision, shapes that do not fit, the folder is taken, or the
-            precision or ``max_drop`` needs data that is missing or does not serve.
+            precision or ``max_drop`` needs data that is missing or does not serve, or the check.
         MissingRequirementError: the back end is not installed.
         RefusedError: the back end or the precision does not take the model.
         VerdictError: the engine's numbers differ from the program's, or too much accuracy is lost.
@@ -72,6 +72,8 @@ def export(
     maker = ready(target, precision, folder, overwrite=overwrite, calibrated=data is not None)
     if max_drop is not None and data is None:
         raise UsageError("a largest drop needs labelled data: give --data, or leave --max-drop out")
+    if max_drop is not None and not check:
+        raise UsageError("a largest drop is measured by the check: leave check=False out")
     facts, specs = facts_of(program, recipe), tuple(map(tensor_info, program.inputs))
     wanted = narrowed(shapes, specs, facts.ranges)
     maker.check_shapes(specs, wanted.ranges)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from thresher.runtime.feeds import PLUS
 from thresher.runtime.manifest import Ranges, TensorInfo
 from thresher.runtime.sample import LENGTH, batch_symbol
 
@@ -66,6 +67,8 @@ def largest(
     batch = batch_symbol(specs)
     sizes: dict[str, int] = {}
     for axis in (axis for spec in specs for axis in spec.shape if isinstance(axis, str)):
+        if PLUS in axis:
+            continue  # arithmetic on the others
         low, high = ranges.get(axis, (1, None))
         sizes[axis] = high or usual.get(axis) or max(low, 1 if axis == batch else LENGTH)
     return sizes

@@ -94,7 +94,26 @@ class Manifest(_Record):
         source = (
             "DIR (the folder that 'thresher optimize' wrote)" if self.passes else self.source_name
         )
-        return _rebuild(folder, source, self.target, self.precision)
+        return _rebuild(folder, source, self.target, self.precision, self._shapes())
+
+    def _shapes(self) -> str:
+        """What ``--shape`` has to say again: an input of which no axis is open."""
+        told = ""
+        for spec in self.inputs:
+            axes = [axis for axis in spec.shape if isinstance(axis, str)]
+            bounds = {axis: self.ranges.get(axis, (1, None)) for axis in axes}
+            if not axes or any(high is None for _, high in bounds.values()):
+                continue
+            texts = {
+                a: f"{low}..{high}" if low != high else f"{low}"
+                for a, (low, high) in bounds.items()
+            }
+            sizes = "x".join(texts.get(str(axis), str(axis)) for axis in spec.shape)
+            wide = [axis for axis in axes if bounds[axis][0] != bounds[axis][1]]
+            usual = "x".join(str(self.usual[axis]) for axis in wide if axis in self.usual)
+            best = f"@{usual}" if wide and all(axis in self.usual for axis in wide) else ""
+            told += f" --shape {spec.name}={sizes}{best}"
+        return told
 
     def write(self, folder: Path) -> None:
         (folder / MANIFEST).write_text(self.model_dump_json(indent=2) + "\n")
@@ -199,9 +218,14 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _rebuild(
-    folder: Path, source: str = "SOURCE", target: object = None, precision: str = "fp32"
+    folder: Path,
+    source: str = "SOURCE",
+    target: object = None,
+    precision: str = "fp32",
+    shapes: str = "",
 ) -> str:
     options = f" --target {target}" if target else ""
     options += f" --precision {precision}" if precision != "fp32" else ""
     options += " --data DATA" if precision in CALIBRATED else ""
+    options += shapes
     return f"'thresher export {source} -o {folder}{options} --overwrite'"

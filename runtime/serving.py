@@ -142,11 +142,15 @@ def demand(server: str, target: str) -> Server:
     """
     if server not in SERVERS:
         raise UsageError(f"there is no server {server!r}{nearest(server, SERVERS)}")
-    kind = target.partition(":")[0]
+    kind, _, choice = target.partition(":")
     if kind not in RUN_BY:
         raise RefusedError(
             f"Triton has no back end for engines of target {target!r}: export for one of"
             f" {', '.join(RUN_BY)}"
+        )
+    if "plugins" in choice.lower().split("+"):
+        raise RefusedError(
+            f"Triton does not find the plugins of target {target!r}: export for {kind!r}"
         )
     return RUN_BY[kind]
 
@@ -225,10 +229,6 @@ def start(manifest: Manifest, folder: Path) -> dict[str, Any]:
     """The command that starts a server on this repository, and what has to be known about the model."""
     repository = folder.resolve().parent
     command = ["tritonserver", f"--model-repository={repository}"]
-    libraries = [name for name in manifest.files if name.endswith(".so")]
-    if libraries:
-        paths = ";".join(str(folder.resolve() / VERSION / name) for name in libraries)
-        command.append(f"--backend-config=tensorrt,plugins={paths}")
     notes = [batching(manifest).note]
     if manifest.target == "openvino" and manifest.precision == "fp32":
         notes.append(

@@ -7,11 +7,11 @@ that is usual within it, which back ends that tune for one size take.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from thresher.compiler.errors import UsageError, nearest
-from thresher.runtime.feeds import describe
+from thresher.runtime.feeds import PLUS, describe
 from thresher.runtime.manifest import Ranges, TensorInfo
 
 FORM = "NAME=8x3x224x224, or NAME=1..32x3x224x224@8 with ranges and the usual sizes of these"
@@ -41,6 +41,7 @@ def narrowed(given: Sequence[str], specs: Sequence[TensorInfo], ranges: Ranges) 
     known = {spec.name: spec for spec in specs}
     found: dict[str, tuple[int, int]] = {}
     usual: dict[str, int] = {}
+    sums: list[tuple[str, str, int, int]] = []
     for text in given:
         name, equals, shape = text.partition("=")
         if not equals:
@@ -48,6 +49,9 @@ def narrowed(given: Sequence[str], specs: Sequence[TensorInfo], ranges: Ranges) 
         if name not in known:
             raise UsageError(f"--shape {text}: there is no input {name!r}{nearest(name, known)}")
         for axis, low, high, best in _axes(text, shape, known[name]):
+            if PLUS in axis:
+                sums.append((text, axis, low, high))
+                continue
             allowed_low, allowed_high = ranges.get(axis, (1, None))
             if low < allowed_low or (allowed_high is not None and high > allowed_high):
                 allowed = f"{allowed_low}..{'' if allowed_high is None else allowed_high}"
@@ -57,7 +61,29 @@ def narrowed(given: Sequence[str], specs: Sequence[TensorInfo], ranges: Ranges) 
                 raise UsageError(f"--shape {text}: {axis} is {low}..{high} here and {first} before")
             if best is not None:
                 usual[axis] = best
-    return Shapes({**ranges, **found}, usual)
+    chosen = {**ranges, **found}
+    tied = {axis for spec in specs for axis in spec.shape if isinstance(axis, str) and PLUS in axis}
+    for axis in sorted(tied):
+        chosen[axis], best = _sum(axis, chosen, usual)
+        if best is not None:
+            usual[axis] = best
+    for text, axis, low, high in sums:
+        if (low, high) != chosen[axis]:
+            least, most = chosen[axis]
+            allowed = f"{least}..{'' if most is None else most}"
+            raise UsageError(f"--shape {text}: {axis} is {allowed} together, not {low}..{high}")
+    return Shapes(chosen, usual)
+
+
+def _sum(
+    axis: str, ranges: Ranges, usual: Mapping[str, int]
+) -> tuple[tuple[int, int | None], int | None]:
+    """Bounds of an axis that is as long as others together, and its usual size if each has one."""
+    parts = axis.split(PLUS)
+    lows, highs = zip(*(ranges.get(part, (1, None)) for part in parts), strict=True)
+    most = None if None in highs else sum(highs)
+    best = sum(usual[part] for part in parts) if all(part in usual for part in parts) else None
+    return (sum(lows), most), best
 
 
 def _axes(text: str, shape: str, spec: TensorInfo) -> list[tuple[str, int, int, int | None]]:
@@ -79,7 +105,7 @@ def _axes(text: str, shape: str, spec: TensorInfo) -> list[tuple[str, int, int, 
         if isinstance(axis, int):
             if (low, high) != (axis, axis):
                 raise UsageError(f"--shape {text}: an axis is {axis} and fixed: {describe(spec)}")
-        elif low > high or low < 1:
+        elif low > high:
             raise UsageError(f"--shape {text}: {part[0]} is an empty range")
         else:
             found.append((axis, low, high, low if low == high else None))

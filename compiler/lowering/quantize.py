@@ -135,6 +135,8 @@ def _as_matmul(node: ir.Node, lifted: dict[ir.Value, ir.Value]) -> None:
         made.append(_node("Add", [made[-1].outputs[0], bias[0]], node, f"{node.name}_sum"))
     down = _node("Squeeze", [made[-1].outputs[0], axis], node, f"{node.name}_flat")
     output, result = node.outputs[0], down.outputs[0]
+    for one in made:
+        one.outputs[0].shape = None if output.shape is None else ir.Shape([1, *output.shape])
     result.type, result.shape = output.type, output.shape
     graph.insert_before(node, [*made, down])
     ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)

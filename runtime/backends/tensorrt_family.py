@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +22,7 @@ from thresher.runtime.backends.base import Availability, Backend, Session, Tell,
 from thresher.runtime.backends.cuda_memory import CudaMemory, no_bindings
 from thresher.runtime.backends.nvidia import free_memory, gpu, no_gpu
 from thresher.runtime.backends.tensorrt_run import TensorRtSession
+from thresher.runtime.feeds import PLUS
 from thresher.runtime.manifest import MODEL, Manifest, Ranges, TensorInfo, digest
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class TensorRtFamily(Backend):
         return None
 
     def check_shapes(self, specs: Sequence[TensorInfo], ranges: Ranges) -> None:
+        shapes = {spec.name: spec.shape for spec in specs}
         asked = {
             spec.name: [
                 ranges.get(a, (1, None)) if isinstance(a, str) else (a, a) for a in spec.shape
@@ -89,13 +91,14 @@ class TensorRtFamily(Backend):
             axis
             for spec in specs
             for axis, (_, high) in zip(spec.shape, asked[spec.name], strict=True)
-            if high is None
+            if high is None and PLUS not in str(axis)
         )
         if open_axes:
             texts = (
                 f"--shape {name}={_suggested(bounds)}"
                 for name, bounds in asked.items()
-                if any(high is None for _, high in bounds)
+                if any(axis in open_axes for axis in shapes[name])
+                and not any(PLUS in str(axis) for axis in shapes[name])  # others tell its parts
             )
             raise UsageError(
                 f"target {self.name!r} has to know the largest size of"
@@ -155,8 +158,11 @@ class TensorRtFamily(Backend):
             "threads": str(threads),
         }
         plan = folder / self.plan
-        with self._kernels():
-            return TensorRtSession(self.trt, CudaMemory(), plan, self.title, details)
+        with ExitStack() as stack:
+            stack.enter_context(self._kernels())
+            session = TensorRtSession(self.trt, CudaMemory(), plan, self.title, details)
+            session.held = stack.pop_all()  # a plugin may be looked up again at the first run
+            return session
 
 
 def _no_kernels() -> str:

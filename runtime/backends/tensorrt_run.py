@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class TensorRtSession:
         self, trt: Any, memory: CudaMemory, plan: Path, title: str, details: dict[str, str]
     ) -> None:
         self.details = details
+        self.held = ExitStack()  # what the engine needs for as long as it runs
         self._trt, self._memory, self._title = trt, memory, title
         self._log = logger(trt)
         self._runtime: Any = trt.Runtime(self._log)
@@ -62,7 +64,7 @@ class TensorRtSession:
         return made
 
     def close(self) -> None:
-        """Free the buffers, then what they belong to; a second call does nothing."""
+        """Free the buffers, then what they belong to, then what it needed; a second call does nothing."""
         if self._runtime is None:
             return
         for address, _ in self._buffers.values():
@@ -70,6 +72,7 @@ class TensorRtSession:
         self._buffers.clear()
         self._context = self._engine = self._runtime = None
         self._memory.close()
+        self.held.close()
 
     def _place(self, name: str, size: int) -> int:
         """The address of a buffer of at least ``size`` bytes that the context knows as ``name``."""

@@ -96,6 +96,17 @@ def test_inspect_counts_one_step_unless_told_otherwise(cli: Cli, folder: Path) -
     assert done.json["macs"] == 10 * (12 * width**2 + 120 * width + 2 * 10 * width)
 
 
+def test_int8_is_calibrated_on_a_text(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join([(folder / "text.txt").read_text()] * 4))
+    given = ("--precision", "int8", "--data", text, "-o", tmp_path / "e")
+    done = cli("export", f"hf:{folder}", *given, "--json")
+    assert done.code == 0, done.err
+    assert done.json["calibration"]["samples"] == 2800 // 160
+    assert done.json["verified"]["inputs"] == str(text)
+    assert done.json["estimate"]["activations"] > 0
+
+
 def test_profile_times_one_step(cli: Cli, folder: Path) -> None:
     quick = ("--rounds", "6", "--threads", "1")
     sizes = ("--size", "past=20", "--size", "sequence=2")

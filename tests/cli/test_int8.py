@@ -50,6 +50,7 @@ def test_what_was_calibrated_is_in_the_table(cli: Cli, made: Made, tmp_path: Pat
     assert "13 linear layers on 17 samples of" in done.out
     assert "of 17 samples" in done.out
     assert "points (standard error" in done.out
+    assert "MB of weights" in done.out
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ def test_the_report(cli: Cli, made: Made, tmp_path: Path) -> None:
     assert (done.code, done.err) == (0, "")
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "on 12 items" in done.out
+    assert f"written: {picture}" in done.out.replace("\n", "")
     assert "cpu, 37 tokens at once: does not pay" in done.out
     assert "calibration needs at least 16" in cli(*REPORT, made.data).err
 
@@ -28,6 +29,8 @@ def test_the_report(cli: Cli, made: Made, tmp_path: Path) -> None:
 def test_demands_go_together(failed: Callable[..., str], made: Made) -> None:
     assert "go together" in failed(2, "inspect", SOURCE, "--sparsity")
     assert "a report of its own" in failed(2, *REPORT, made.data, "--graph")
+    for name in ("--limit", "--seed"):
+        assert f"{name} is for --sparsity" in failed(2, "inspect", SOURCE, name, "3")
 
 
 @pytest.mark.slow

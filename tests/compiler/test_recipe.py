@@ -286,3 +286,15 @@ def test_a_resolved_recipe_reads_back_to_itself(recipe: Recipe) -> None:
     assert parse_recipe(text, "r.yaml") == recipe
     assert parse_recipe(text, "r.yaml").to_yaml() == text
     assert yaml.safe_load(text)["passes"] == recipe.plain()["passes"]
+
+
+def test_who_judges_is_not_who_was_learned_from(tmp_path: Path) -> None:
+    """A calibration that lies elsewhere is the same one: the pass names it without its folder."""
+    text = "learned_on: {data: theirs, model: m}\npasses: [channels: {calibration: c.safetensors}]"
+    read = parse_recipe(text, "f").beside(tmp_path)
+    ran = [{"calibration": "c.safetensors"}]
+    kept = read.decided(ran, LearnedOn("judge", "m"))
+    assert kept.learned_on == LearnedOn("theirs", "m")
+    assert kept.plain()["passes"] == parse_recipe(text, "f").plain()["passes"]
+    anew = read.decided([{"calibration": "other.safetensors"}], LearnedOn("judge", "m"))
+    assert anew.learned_on == LearnedOn("judge", "m")

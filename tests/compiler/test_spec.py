@@ -216,3 +216,12 @@ def test_a_pass_may_not_bring_in_a_forbidden_operator() -> None:
         ]
 
     assert "node 'scatter_add' (aten.scatter_add) combines" in problems(rewritten(PROGRAM, add))
+
+
+def test_arguments_keep_their_capital_letters() -> None:
+    class Shouting(nn.Module):
+        def forward(self, pixelValues: torch.Tensor) -> torch.Tensor:
+            return pixelValues * 2
+
+    program = trace(Shouting(), {"pixelValues": torch.ones(3)}, dynamic={}, info=SourceInfo("toy"))
+    assert [spec.name for spec in program.inputs] == ["pixelValues"]

@@ -139,6 +139,7 @@ def test_engines_really_compute_in_integers_and_agree(
             "method": "least expected squared error",
             "layers": 9,
         }
+        assert manifest.estimate is not None
         assert manifest.verified is not None
         assert manifest.verified["inputs"] == "numbers"
         assert manifest.verified["outputs"]["output"]["samples"] == 32

@@ -54,6 +54,8 @@ def test_the_largest_sizes_count_and_the_usual_ones_where_there_is_no_bound() ->
     assert largest(specs, {"batch": (1, 32)}, {"batch": 8}) == {"batch": 32, "tokens": 64}
     assert largest(specs, {}, {"batch": 8, "tokens": 5}) == {"batch": 8, "tokens": 5}
     assert largest(specs, {"tokens": (100, None)}, {}) == {"batch": 1, "tokens": 100}
+    tied = (TensorInfo(name="mask", dtype="int64", shape=("batch", "past + sequence")),)
+    assert largest(tied, {}, {}) == {"batch": 1}
 
 
 def test_a_reduced_model_of_any_length_is_estimated_by_its_arithmetic(

@@ -12,7 +12,7 @@ from tests.runtime import toys
 from thresher.compiler.errors import MissingRequirementError, UsageError
 from thresher.runtime.backends.cpu import OnnxRuntimeCpu
 from thresher.runtime.engine import Engine
-from thresher.runtime.manifest import MANIFEST, MODEL, Manifest, digest
+from thresher.runtime.manifest import MANIFEST, MODEL, Manifest, TensorInfo, digest
 
 
 @pytest.fixture
@@ -111,3 +111,13 @@ def test_the_rebuild_command_of_a_reduced_engine(tmp_path: Path) -> None:
     with toys.engine(tmp_path / "small", keep=4) as engine:
         command = engine.manifest.rebuild(engine.folder)
     assert "DIR (the folder that 'thresher optimize' wrote)" in command
+
+
+def test_the_rebuild_command_asks_for_the_same_sizes() -> None:
+    x = TensorInfo(name="x", dtype="float32", shape=("batch", 3, 24))
+    made = Manifest(
+        thresher="0", created="", target="tensorrt", precision="fp32", inputs=(x,), outputs=(),
+        ranges={"batch": (1, 32)}, usual={"batch": 8},
+    )  # fmt: skip
+    assert "--shape x=1..32x3x24@8 --overwrite" in made.rebuild(Path("e"))
+    assert "--shape" not in made.model_copy(update={"ranges": {}}).rebuild(Path("e"))

@@ -161,13 +161,9 @@ def test_a_label_is_one_line_whatever_is_in_it(tmp_path: Path) -> None:
     assert (tmp_path / "m/toy/labels.txt").read_text().splitlines()[:2] == ["great white", "tench"]
 
 
-def test_plugins_are_told_to_the_server_where_it_starts() -> None:
-    made = manifest(target="tensorrt", files={"tensorrt.engine": "", "libsteps.so": ""})
-    command = start(made, Path("/models/vit"))["command"]
-    assert command[1:] == [
-        "--model-repository=/models",
-        "--backend-config=tensorrt,plugins=/models/vit/1/libsteps.so",
-    ]
+def test_an_engine_that_needs_plugins_is_refused() -> None:
+    with pytest.raises(RefusedError, match=r"does not find the plugins .*: export for 'tensorrt'"):
+        demand("triton", "tensorrt:PLUGINS")
 
 
 def test_native_kernels_travel_where_they_are_asked_for(

@@ -51,7 +51,7 @@ def test_sizes_ranges_and_usual_sizes() -> None:
         (["x=8x4x24"], r"an axis is 3 and fixed: float32\[batch, 3, 24\]"),
         (["x=8x3..4x24"], "an axis is 3 and fixed"),
         (["x=8..4x3x24"], "8..4 is an empty range"),
-        (["x=0x3x24"], "0 is an empty range"),
+        (["x=0x3x24"], "batch can be 1.., not 0..0"),
         (["ids=1x1024"], r"length can be 2..512, not 1024..1024"),
         (["ids=1..8x64@16"], "the usual size 16 is not in 1..8"),
         (["ids=1..8x64@2x64"], "1 axes have a range and 2 usual sizes are given"),
@@ -61,6 +61,24 @@ def test_sizes_ranges_and_usual_sizes() -> None:
 def test_what_does_not_fit_is_refused(given: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=f"^--shape {given[-1]}: .*{said}"):
         narrowed(given, SPECS, RANGES)
+
+
+def test_a_sum_of_axes_follows_from_its_parts() -> None:
+    specs = (
+        TensorInfo(name="ids", dtype="int64", shape=("sequence",)),
+        TensorInfo(name="mask", dtype="int64", shape=("past + sequence",)),
+        TensorInfo(name="key", dtype="float32", shape=("past", 8)),
+    )
+    ranges = {"sequence": (1, None), "past": (0, None)}
+    parts = ["ids=1..4@1", "key=0..60x8@30"]
+    found = narrowed(parts, specs, ranges)
+    assert found.ranges == {"sequence": (1, 4), "past": (0, 60), "past + sequence": (1, 64)}
+    assert found.usual["past + sequence"] == 31
+    assert narrowed(["mask=1..64", *parts], specs, ranges).ranges == found.ranges
+    with pytest.raises(
+        UsageError, match=r"mask=1\.\.60: past \+ sequence is 1\.\.64 together, not"
+    ):
+        narrowed([*parts, "mask=1..60"], specs, ranges)
 
 
 @pytest.mark.parametrize("target", ["cpu", "openvino"])
