@@ -16,6 +16,7 @@ from typing import Any
 import networkx as nx
 import torch
 from torch import fx
+from torch.export.graph_signature import InputKind
 
 from thresher.compiler.analysis.axes import hint_of, size_of
 from thresher.compiler.analysis.sites import SDPA, Sites, dataflow
@@ -32,9 +33,11 @@ def symbol_sizes(program: Program, named: Mapping[str, int]) -> dict[str, int]:
 
 
 def parameters(program: Program) -> int:
-    """Number of weights, those that passes stored included; tied ones count once."""
-    stored = stored_tensors(program.exported).values()
-    floats = {tensor.data_ptr(): tensor for tensor in stored if tensor.is_floating_point()}
+    """Number of weights, those that passes stored included and buffers not; tied ones count once."""
+    specs = program.exported.graph_signature.input_specs
+    buffers = {spec.target for spec in specs if spec.kind is InputKind.BUFFER}
+    stored = stored_tensors(program.exported).items()
+    floats = {t.data_ptr(): t for k, t in stored if t.is_floating_point() and k not in buffers}
     return sum(tensor.numel() for tensor in floats.values())
 
 

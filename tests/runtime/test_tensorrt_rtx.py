@@ -134,9 +134,9 @@ def test_an_interrupted_build_stops_and_leaves_nothing(
     def told(what: str, done: int, total: int) -> None:
         if what.startswith("TensorRT-RTX: "):
             steps.append(what)
-        if len(steps) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-            interrupted.wait(10)
+            if len(steps) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+                interrupted.wait(10)
 
     # The main thread sets the flag that ends the build; the step under way waits for that.
     interrupted = Event()
