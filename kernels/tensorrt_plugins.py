@@ -32,6 +32,8 @@ NAME = Kind(
     needs=CPU.needs,
     flags=("-shared", f"-Wl,-soname,{RTX}", "-Wl,--no-as-needed"),
 )
+# TensorRT goes on reading creators and plugins after it has let go of their Python objects.
+_ALIVE: list[Any] = []
 
 
 @contextmanager
@@ -51,6 +53,7 @@ def registered(trt: Any, kernels: Kernels) -> Iterator[None]:
             ctypes.CDLL(str(library.find() or library.build()))
     registry = trt.get_plugin_registry()
     made = [_creator(trt, kernels, operator) for operator in ON_GPU.values()]
+    _ALIVE.extend(made)
     for creator in made:
         registry.register_creator(creator, DOMAIN)
     try:
@@ -132,6 +135,7 @@ def _plugin(trt: Any, kernels: Kernels, operator: Operator) -> Any:
         def __init__(self, values: dict[str, Any], fields: Any) -> None:
             for base in Plugin.__bases__:
                 base.__init__(self)
+            _ALIVE.append(self)
             self.values, self.fields = values, fields
             self.serialized, self.memory = fields(values)
             self.plugin_name = operator.name
