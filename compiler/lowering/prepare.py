@@ -27,6 +27,11 @@ from thresher.compiler.surgery import Rewriter
 aten = torch.ops.aten
 LOWERING = "lower"  # what the nodes made here are noted with
 HIDDEN = -1e4  # logit of a masked key: finite in float16, zero after softmax
+_LIKE_TOKENS = {  # arguments that have the type of the first one, as kernels and plugins want it
+    torch.ops.thresher.bipartite_merge.default: 2,
+    torch.ops.thresher.redundant_merge.default: 2,
+    torch.ops.thresher.restore_tokens.default: 2,
+}
 _THRESHOLDS = {  # the argument that stays float32, beside tokens and weights of any precision
     torch.ops.thresher.sparse_linear.default: 2,
     torch.ops.thresher.sparse_gated_ffn.default: 4,
@@ -114,6 +119,12 @@ class _Lowering:
             self.rewriter.call_like(node, (whole, shape), {}, aten.view.default)
         elif node.target is torch.ops.thresher.class_attention.default:
             self._class_attention(node)
+        elif self.half and node.target in _LIKE_TOKENS:
+            x, other = node.args[0], node.args[_LIKE_TOKENS[node.target]]
+            assert isinstance(x, fx.Node)
+            assert isinstance(other, fx.Node)
+            wanted = self.rewriter.map[x].meta["val"].dtype
+            self.rewriter.copy(node, {other: self._cast(self.rewriter.map[other], wanted)})
         elif self.half and node.target in _THRESHOLDS:
             for operand in node.all_input_nodes:
                 wanted = torch.float32 if _limits(node, operand) else torch.float16
