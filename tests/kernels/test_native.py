@@ -278,7 +278,6 @@ def test_engines_take_the_kernels_and_compute_the_same(
     [
         (("bodies", "native"), "native and not library_is_found"),
         (("sparse",), "native or hostile or every_size"),
-        (("bodies", "cuda"), "cuda and not (emulator or cpp)"),
     ],
 )
 def test_no_access_out_of_bounds_and_no_undefined_behaviour(
