@@ -12,6 +12,56 @@ ROWS = """
     start = Mul (batch_column, nv)
 """
 
+# Reads metric [B, H, N, d], v1 and last; leaves the sums over the heads as sum_flat [B, 1, N d].
+HEADS = """
+    # Unit metric; the sum over heads as a product with ones is faster than ReduceMean.  The ones
+    # are a row: TensorRT squeezes the wrong axis of a product with a vector.
+    heads = Shape <start = 1, end = 2> (metric)
+    row = Concat <axis = 0> (v1, heads)
+    ones = ConstantOfShape <value = float[1] {1.0}> (row)
+    flat_shape = Constant <value = int64[3] {0, 0, -1}> ()
+    metric32 = Cast <to = 1> (metric)
+    metric_flat = Reshape (metric32, flat_shape)
+    sum_flat = MatMul (ones, metric_flat)
+"""
+
+# Reads the rows direction and last; leaves them as unit vectors, a zero row as it is.
+UNIT = """
+    tiny = Constant <value = float {1e-12}> ()
+    length = ReduceL2 (direction, last)
+    length_safe = Max (length, tiny)
+    unit = Div (direction, length_safe)
+"""
+
+# Reads x, its rows, sizes, and of each merging token its merging_row, and the target that it joins as
+# into [B, r] and into_row; leaves merged [B, r, C], equal for equal targets, and the sizes added.
+MERGED = """
+    # Merged rows: weights first, in float32; the floor makes 0/0 keep the target.
+    x_merging = Gather (rows, merging_row)
+    x_into = Gather (rows, into_row)
+    x_merging32 = Cast <to = 1> (x_merging)
+    x_into32 = Cast <to = 1> (x_into)
+    s_into = Gather (sizes, into_row)
+    s_merging = Gather (sizes, merging_row)
+    s_across = Unsqueeze (s_merging, v1)
+    into_column = Unsqueeze (into, last)
+    into_across = Unsqueeze (into, v1)
+    same = Equal (into_column, into_across)
+    parts = Where (same, s_across, zero)
+    added = ReduceSum <keepdims = 0> (parts, last)
+    floor = Constant <value = float {1e-37}> ()
+    s_safe = Max (s_into, floor)
+    total_safe = Add (added, s_safe)
+    total_column = Unsqueeze (total_safe, last)
+    weights = Div (parts, total_column)
+    s_column = Unsqueeze (s_safe, last)
+    weight_into = Div (s_column, total_column)
+    from_sources = MatMul (weights, x_merging32)
+    from_target = Mul (weight_into, x_into32)
+    merged32 = Add (from_sources, from_target)
+    merged = CastLike (merged32, x)
+"""
+
 
 def thresholded(value: str, tokens: str) -> str:
     """Statements that mark as ``dropped`` where ``|value| <= threshold``, unless ``[..., C]`` tokens are many.

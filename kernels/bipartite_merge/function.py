@@ -11,7 +11,7 @@ Two operators: in ``BipartiteMerge`` the staying sources leave in index order, i
 
 from __future__ import annotations
 
-from thresher.kernels.body import ROWS
+from thresher.kernels.body import HEADS, MERGED, ROWS, UNIT
 from thresher.kernels.operator import Operator
 
 _POSITIONS = (
@@ -46,23 +46,13 @@ _POSITIONS = (
     + ROWS
 )
 
-_MATCHING = """
-    # Unit metric; the sum over heads as a product with ones is faster than ReduceMean.  The ones
-    # are a row: TensorRT squeezes the wrong axis of a product with a vector.
-    heads = Shape <start = 1, end = 2> (metric)
-    row = Concat <axis = 0> (v1, heads)
-    ones = ConstantOfShape <value = float[1] {1.0}> (row)
-    flat_shape = Constant <value = int64[3] {0, 0, -1}> ()
-    metric32 = Cast <to = 1> (metric)
-    metric_flat = Reshape (metric32, flat_shape)
-    sum_flat = MatMul (ones, metric_flat)
-    sum_shape = Concat <axis = 0> (v0, nv, last)
+_MATCHING = (
+    HEADS
+    + """    sum_shape = Concat <axis = 0> (v0, nv, last)
     direction = Reshape (sum_flat, sum_shape)
-    tiny = Constant <value = float {1e-12}> ()
-    length = ReduceL2 (direction, last)
-    length_safe = Max (length, tiny)
-    unit = Div (direction, length_safe)
-
+"""
+    + UNIT
+    + """
     # Best target of each source; padding (size 0) is never chosen and merges first.  Where there is
     # no target, nothing merges, and the last token stands in to keep the shapes legal.
     unit_s = Slice (unit, s0v, end, v1, v2)
@@ -94,6 +84,7 @@ _MATCHING = """
     ranked_row = Slice (order_row, r, end, v1)
     nstay = Sub (ns, r)
 """
+)
 
 _BY_INDEX = """
     staying_row, permutation = TopK <axis = 1, largest = 0> (ranked_row, nstay)
@@ -103,7 +94,8 @@ _BY_RANK = """
     staying_row = Identity (ranked_row)
 """
 
-_MERGING = """
+_MERGING = (
+    """
     # Gather every row that leaves.
     into_at = Gather (targets, into)
     into_row = Add (into_at, start)
@@ -113,32 +105,10 @@ _MERGING = """
     rows = Flatten <axis = 2> (x)
     gathered = Gather (rows, kept_row)
 
-    # Merged rows: weights first, in float32; the floor makes 0/0 keep the target.
-    x_merging = Gather (rows, merging_row)
-    x_into = Gather (rows, into_row)
-    x_merging32 = Cast <to = 1> (x_merging)
-    x_into32 = Cast <to = 1> (x_into)
     sizes = Reshape (size, last)
-    s_into = Gather (sizes, into_row)
-    s_merging = Gather (sizes, merging_row)
-    s_across = Unsqueeze (s_merging, v1)
-    into_column = Unsqueeze (into, last)
-    into_across = Unsqueeze (into, v1)
-    same = Equal (into_column, into_across)
-    parts = Where (same, s_across, zero)
-    added = ReduceSum <keepdims = 0> (parts, last)
-    floor = Constant <value = float {1e-37}> ()
-    s_safe = Max (s_into, floor)
-    total_safe = Add (added, s_safe)
-    total_column = Unsqueeze (total_safe, last)
-    weights = Div (parts, total_column)
-    s_column = Unsqueeze (s_safe, last)
-    weight_into = Div (s_column, total_column)
-    from_sources = MatMul (weights, x_merging32)
-    from_target = Mul (weight_into, x_into32)
-    merged32 = Add (from_sources, from_target)
-    merged = CastLike (merged32, x)
-
+"""
+    + MERGED
+    + """
     # Overwrite the targets' rows at [b, protected + staying + target].
     offset = Add (pv, nstay)
     place = Add (into_column, offset)
@@ -151,6 +121,7 @@ _MERGING = """
     size_gathered = Gather (sizes, kept_row)
     out_size = ScatterND (size_gathered, places, total)
 """
+)
 
 _PLACE_BY_INDEX = """
     # Maps; where the staying sources live, in the order of their ranks.

@@ -6,7 +6,7 @@ overwrite their places in the gathered output; rows with the same target are equ
 
 from __future__ import annotations
 
-from thresher.kernels.body import ROWS
+from thresher.kernels.body import HEADS, MERGED, ROWS, UNIT
 from thresher.kernels.operator import Operator
 
 OPERATOR = Operator(
@@ -64,25 +64,18 @@ OPERATOR = Operator(
     target = Slice (order, first_t, some, v1, v2)
     source_at = Add (source, p)
     target_at = Add (target, p)
-    source_row = Add (source_at, start)
+    merging_row = Add (source_at, start)
     target_row = Add (target_at, start)
 
     # Unit metric, and the most similar target of each source; padding is never chosen.
-    heads = Shape <start = 1, end = 2> (metric)
-    row = Concat <axis = 0> (v1, heads)
-    ones = ConstantOfShape <value = float[1] {1.0}> (row)
-    flat_shape = Constant <value = int64[3] {0, 0, -1}> ()
-    metric32 = Cast <to = 1> (metric)
-    metric_flat = Reshape (metric32, flat_shape)
-    sum_flat = MatMul (ones, metric_flat)
-    depth = Shape <start = 3, end = 4> (metric)
+"""
+    + HEADS
+    + """    depth = Shape <start = 3, end = 4> (metric)
     sum_shape = Concat <axis = 0> (last, depth)
     direction = Reshape (sum_flat, sum_shape)
-    tiny = Constant <value = float {1e-12}> ()
-    length = ReduceL2 (direction, last)
-    length_safe = Max (length, tiny)
-    unit = Div (direction, length_safe)
-    unit_s = Gather (unit, source_row)
+"""
+    + UNIT
+    + """    unit_s = Gather (unit, merging_row)
     unit_t = Gather (unit, target_row)
     unit_tt = Transpose <perm = [0, 2, 1]> (unit_t)
     cosine = MatMul (unit_s, unit_tt)
@@ -93,34 +86,12 @@ OPERATOR = Operator(
     similarity = Where (void_row, far, cosine)
     into = ArgMax <axis = -1, keepdims = 0> (similarity)
 
-    # Merged rows: weights first, in float32; the floor makes 0/0 keep the target.
     rows = Flatten <axis = 2> (x)
     into_at = GatherElements <axis = 1> (target_at, into)
     into_row = Add (into_at, start)
-    x_source = Gather (rows, source_row)
-    x_into = Gather (rows, into_row)
-    x_source32 = Cast <to = 1> (x_source)
-    x_into32 = Cast <to = 1> (x_into)
-    s_source = Gather (sizes, source_row)
-    s_into = Gather (sizes, into_row)
-    s_across = Unsqueeze (s_source, v1)
-    into_column = Unsqueeze (into, last)
-    into_across = Unsqueeze (into, v1)
-    same = Equal (into_column, into_across)
-    parts = Where (same, s_across, zero)
-    added = ReduceSum <keepdims = 0> (parts, last)
-    floor = Constant <value = float {1e-37}> ()
-    s_safe = Max (s_into, floor)
-    total_safe = Add (added, s_safe)
-    total_column = Unsqueeze (total_safe, last)
-    weights = Div (parts, total_column)
-    s_column = Unsqueeze (s_safe, last)
-    weight_into = Div (s_column, total_column)
-    from_sources = MatMul (weights, x_source32)
-    from_target = Mul (weight_into, x_into32)
-    merged32 = Add (from_sources, from_target)
-    merged = CastLike (merged32, x)
-
+"""
+    + MERGED
+    + """
     # What stays, in index order, and where: sources are the even ranks below 2 r.
     rank_key, rank = TopK <axis = 1, largest = 0> (order, mv)
     odd_bit = Mod (rank, i2)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from torch.library import opcheck
 
 import thresher.kernels.ops  # noqa: F401
 from tests.kernels.back_ends import run
@@ -137,7 +138,7 @@ def test_gradients_and_shapes() -> None:
     x, k, *weights = torch_of(case)
     floats = [value.requires_grad_() for value in (x, *weights)]
     assert torch.autograd.gradcheck(lambda x, *w: adaptive_mlp(x, k, *w, "gelu"), floats)
-    torch.library.opcheck(adaptive_mlp.default, (x, k, *weights, "gelu"))
+    opcheck(adaptive_mlp.default, (x, k, *weights, "gelu"))
 
 
 def test_what_does_not_fit_is_refused() -> None:

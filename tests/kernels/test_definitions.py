@@ -10,6 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from torch.library import opcheck
 
 import thresher.kernels.ops  # noqa: F401
 from tests.kernels import oracle
@@ -300,7 +301,7 @@ def test_torch_accepts_the_registration(name: str) -> None:
         a.requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
         for a in example(name)
     )
-    torch.library.opcheck(getattr(ops, name).default, arguments)
+    opcheck(getattr(ops, name).default, arguments)
 
 
 @pytest.mark.parametrize("name", NAMES)

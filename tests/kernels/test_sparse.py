@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from torch.library import opcheck
 
 import thresher.kernels.ops  # noqa: F401
 from tests.kernels import oracle
@@ -359,5 +360,5 @@ def test_gradients_and_shapes() -> None:
     assert torch.autograd.gradcheck(
         lambda *all_: ops.sparse_gated_ffn(*all_, t, "gelu", 8), (x, g, u, d)
     )
-    torch.library.opcheck(ops.sparse_linear.default, (x, w, t[:6], 8))
-    torch.library.opcheck(ops.sparse_gated_ffn.default, (x, g, u, d, t, "silu", 8))
+    opcheck(ops.sparse_linear.default, (x, w, t[:6], 8))
+    opcheck(ops.sparse_gated_ffn.default, (x, g, u, d, t, "silu", 8))
