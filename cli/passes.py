@@ -62,14 +62,24 @@ def top_reasons(refused: Sequence[Refusal]) -> str:
 
 
 def foreseen(records: Sequence[PassRecord]) -> dict[str, Any] | None:
-    """Tokens after each block where they change, and MACs and ideal speed-up of all passes together."""
-    told = [record.details for record in records if "ideal" in record.details]
-    if not told:
+    """Tokens after each block where they change, and MACs and ideal speed-up of all passes together, and of each."""
+    named = [(record.name, record.details) for record in records if "ideal" in record.details]
+    if not named:
         return None
+    told = [details for _, details in named]
     dense, macs = told[0]["dense_macs"], told[-1]["macs"]
     counts = [details["tokens"] for details in told if "tokens" in details]
     tokens = {"tokens": counts[-1]} if counts else {}
-    return {**tokens, "dense_macs": dense, "macs": macs, "ideal": dense / macs}
+    before = [details["dense_macs"] for details in told]  # of the graph that a pass was given
+    after = [*before[1:], macs]
+    by_pass = [[name, a / b] for (name, _), a, b in zip(named, before, after, strict=True)]
+    return {
+        **tokens,
+        "dense_macs": dense,
+        "macs": macs,
+        "ideal": dense / macs,
+        "by_pass": by_pass,
+    }
 
 
 def foresight(records: Sequence[PassRecord]) -> list[str]:
@@ -79,10 +89,12 @@ def foresight(records: Sequence[PassRecord]) -> list[str]:
     if found is None:
         return notes
     counts = [counts_text(found["tokens"])] if "tokens" in found else []
+    factors = " x ".join(f"{ideal:.2f} by {name}" for name, ideal in found["by_pass"])
+    shares = f" ({factors})" if len(found["by_pass"]) > 1 else ""
     return [
         *notes,
         *(f"tokens at the input and after each block: {text}" for text in counts),
-        f"predicted: {cost_text(found['dense_macs'], found['macs'])}",
+        f"predicted: {cost_text(found['dense_macs'], found['macs'])}{shares}",
     ]
 
 

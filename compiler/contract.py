@@ -15,6 +15,7 @@ both check that the author kept the contract.
 
 from __future__ import annotations
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+FACTS = "facts"  # where a calibration keeps what it answers to
 KEBAB = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 RESERVED = frozenset({"allow_zero"})  # words of the recipe, so no option may be called so
 
@@ -98,7 +100,7 @@ class Calibration:
     """What a pass measured on data: tensors by name, to be written to ``file`` beside the recipe.
 
     ``digest`` is that of the weights they were measured on; it and ``facts`` (the options that they
-    answer to) go into the file's metadata.
+    answer to) go into the file's metadata, as one entry: the format does not keep the order of several.
     """
 
     file: str
@@ -111,7 +113,8 @@ class Calibration:
         from safetensors.torch import save_file
 
         whole = {name: tensor.contiguous() for name, tensor in sorted(self.tensors.items())}
-        save_file(whole, folder / self.file, {**self.facts, "digest": self.digest})
+        facts = json.dumps({**self.facts, "digest": self.digest}, sort_keys=True)
+        save_file(whole, folder / self.file, {FACTS: facts})
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,14 @@ class Operator:
             attributes=own + plugin,
         )
 
+    def kind(self, attributes: Mapping[str, Any]) -> str:
+        """What a model calls the operator: by its name, and where the body hangs on the attributes,
+        by their values too, as a model holds one body of a name.
+        """
+        if isinstance(self.body, str):
+            return self.name
+        return "_".join([self.name, *(str(attributes[name]) for name in self.attributes)])
+
     def function(
         self,
         opset: int = 20,
@@ -135,15 +143,17 @@ class Operator:
             opset: must be the model's own.
             outputs: how many of the outputs, from the first on, are wanted; statements that only
                 the others need are left out, as ONNX Runtime would run them for nobody.
-            attributes: of the nodes that call it; only a body that is a function reads them.
+            attributes: of the nodes that call it; only a body that is a function reads them, and
+                the function is then named by :meth:`kind`.
         """
         import onnx.parser
 
         names = f" <{', '.join(self.attributes)}>" if self.attributes else ""
         wanted = list(self.outputs)[:outputs]
         body = self.body if isinstance(self.body, str) else self.body(**(attributes or {}))
+        called = self.name if attributes is None else self.kind(attributes)
         text = (
-            f'<domain: "{DOMAIN}", opset_import: ["": {opset}]> {self.name}{names}'
+            f'<domain: "{DOMAIN}", opset_import: ["": {opset}]> {called}{names}'
             f" ({', '.join(self.inputs)}) => ({', '.join(wanted)}) {{ {body} }}"
         )
         function = onnx.parser.parse_function(text)

@@ -106,6 +106,12 @@ _register(
     "(Tensor x, Tensor k, Tensor w1, Tensor b1, Tensor w2, str activation) -> Tensor",
 )
 _register(
+    _adaptive_mlp.adaptive_gated_mlp,
+    _adaptive_mlp.fake_gated,
+    "(Tensor x, Tensor k, Tensor w1, Tensor b1, Tensor v, Tensor c, Tensor w2, str activation)"
+    " -> Tensor",
+)
+_register(
     _diverse.select_diverse,
     _diverse.fake,
     "(Tensor x, Tensor size, SymInt keep, int protected) -> (Tensor y, Tensor slot, Tensor kept)",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from thresher.kernels.adaptive_mlp.function import OPERATOR as _ADAPTIVE_MLP
+from thresher.kernels.adaptive_mlp.function import GATED as _ADAPTIVE_GATED_MLP
+from thresher.kernels.adaptive_mlp.function import PLAIN as _ADAPTIVE_MLP
 from thresher.kernels.bipartite_merge.function import BY_INDEX as _BIPARTITE_MERGE
 from thresher.kernels.bipartite_merge.function import BY_RANK as _RANKED_BIPARTITE_MERGE
 from thresher.kernels.class_attention.function import OPERATOR as _CLASS_ATTENTION
@@ -19,7 +20,7 @@ from thresher.kernels.sparse_linear.function import BF16 as _SPARSE_LINEAR_BF16
 from thresher.kernels.sparse_linear.function import COMPACT as _COMPACT_SPARSE_LINEAR
 from thresher.kernels.sparse_linear.function import MASK as _SPARSE_LINEAR
 
-__all__ = ["DOMAIN", "ON_GPU", "OPERATORS", "OUTPUTS", "PLUGIN", "VERSION", "Operator"]
+__all__ = ["DOMAIN", "ON_GPU", "OPERATORS", "OUTPUTS", "PLUGIN", "VERSION", "Operator", "called"]
 
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
@@ -35,6 +36,7 @@ OPERATORS: dict[str, Operator] = {
         _SELECT_DIVERSE,
         _REDUNDANT_MERGE,
         _ADAPTIVE_MLP,
+        _ADAPTIVE_GATED_MLP,
         _SPARSE_LINEAR,
         _COMPACT_SPARSE_LINEAR,
         _SPARSE_LINEAR_BF16,
@@ -43,3 +45,8 @@ OPERATORS: dict[str, Operator] = {
 }
 ON_GPU = {name: operator for name, operator in OPERATORS.items() if operator.gpu}
 """Those with Triton and CUDA kernels, which TensorRT takes as plugins."""
+
+
+def called(kind: str) -> Operator:
+    """The operator that a lowered model holds under :meth:`Operator.kind`."""
+    return OPERATORS[kind.partition("_")[0]]

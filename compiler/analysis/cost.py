@@ -88,9 +88,9 @@ def _bipartite_merge(args: list[Shape], out: Shape) -> int:
     return batch * ((tokens // 2) ** 2 * dim + removed * removed * width)
 
 
-def _adaptive_mlp(args: list[Shape], out: Shape) -> int:
-    """With every learner run for every token."""
-    return prod(args[0][:-1]) * (prod(args[2]) + prod(args[4]))
+def _adaptive(args: list[Shape], out: Shape) -> int:
+    """With every learner run for every token; matrices of learners are the operands of rank 3."""
+    return prod(args[0][:-1]) * sum(prod(shape) for shape in args[2:] if len(shape) == 3)
 
 
 def _class_attention(args: list[Shape], out: Shape) -> int:
@@ -137,7 +137,8 @@ _MACS: dict[object, Callable[[list[Shape], Shape], int]] = {
     SDPA: _attention,
 }
 _OURS = {
-    "thresher::adaptive_mlp": _adaptive_mlp,
+    "thresher::adaptive_mlp": _adaptive,
+    "thresher::adaptive_gated_mlp": _adaptive,
     "thresher::bipartite_merge": _bipartite_merge,
     "thresher::class_attention": _class_attention,
     "thresher::keep_tokens": _keep_tokens,

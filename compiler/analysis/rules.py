@@ -516,6 +516,7 @@ RULES: dict[str, Rule] = {
     "linear": _linear,
     "scaled_dot_product_attention": _attention,
     "thresher::adaptive_mlp": _adaptive,
+    "thresher::adaptive_gated_mlp": _adaptive,
     "thresher::sparse_linear": _sparse,
     "embedding": _embedding,
     "index": _index,

@@ -20,7 +20,7 @@ from thresher.compiler.lowering.origin import note_origins
 from thresher.compiler.lowering.prepare import LOWERING, prepare
 from thresher.compiler.lowering.table import translations
 from thresher.compiler.program import Program
-from thresher.kernels.registry import DOMAIN, OPERATORS, OUTPUTS, VERSION
+from thresher.kernels.registry import DOMAIN, OPERATORS, OUTPUTS, VERSION, called
 
 OPSET = 20
 PRECISIONS = ("fp32", "fp16")
@@ -111,35 +111,23 @@ def _add_functions(model: ir.Model) -> None:
     used: dict[str, list[ir.Node]] = {}
     for node in model.graph:
         if node.domain == DOMAIN:
+            node.op_type = OPERATORS[node.op_type].kind(_attributes(node))
             used.setdefault(node.op_type, []).append(node)
     for name, nodes in sorted(used.items()):
         count = max(_read(node) for node in nodes)
         for node in nodes:
             node.resize_outputs(count)
             node.attributes.add(ir.AttrInt64(OUTPUTS, count))
-        operator = OPERATORS[name]
-        function = ir.serde.deserialize_function(operator.function(OPSET, count, _common(nodes)))
+        written = called(name).function(OPSET, count, _attributes(nodes[0]))
+        function = ir.serde.deserialize_function(written)
         model.functions[function.identifier()] = function
     if used:
         model.graph.opset_imports[DOMAIN] = VERSION
 
 
-def _common(nodes: list[ir.Node]) -> dict[str, Any]:
-    """Attributes of nodes of one operator, for its body.
-
-    Raises:
-        RefusedError: its body depends on them and they differ, as a model holds one body of a name.
-    """
-    operator = OPERATORS[nodes[0].op_type]
-    found = [{name: node.attributes[name].value for name in operator.attributes} for node in nodes]
-    if not isinstance(operator.body, str):
-        for node, given in zip(nodes, found, strict=True):
-            if given != found[0]:
-                raise RefusedError(
-                    f"{node.name} and {nodes[0].name} are {operator.name} with {given} and {found[0]},"
-                    " and a model holds one kind: convert the layers alike"
-                )
-    return found[0]
+def _attributes(node: ir.Node) -> dict[str, Any]:
+    """What the operator itself declares."""
+    return {name: node.attributes[name].value for name in called(node.op_type).attributes}
 
 
 def _read(node: ir.Node) -> int:

@@ -34,7 +34,7 @@ PRODUCTS = frozenset({
     "conv2d", "conv3d", "scaled_dot_product_attention",
 })
 # fmt: on
-OUR_PRODUCTS = frozenset({"adaptive_mlp"})
+OUR_PRODUCTS = frozenset({"adaptive_mlp", "adaptive_gated_mlp"})
 PRODUCTS |= OUR_PRODUCTS
 _FLOATS = (torch.float32, torch.float16)
 

@@ -76,6 +76,13 @@ def _adaptive_mlp(x: Any, k: Any, w1: Any, b1: Any, w2: Any, activation: str) ->
     return _operator("AdaptiveMLP")(x, k, w1, b1, w2, learners=learners, activation=activation)
 
 
+def _adaptive_gated_mlp(
+    x: Any, k: Any, w1: Any, b1: Any, v: Any, c: Any, w2: Any, activation: str
+) -> Any:
+    layer, learners = _operator("AdaptiveGatedMLP"), int(w1.shape[0])
+    return layer(x, k, w1, b1, v, c, w2, learners=learners, activation=activation)
+
+
 def _sparse_linear(
     x: Any, weight: Any, threshold: Any, most_tokens: int, compact: bool = False
 ) -> Any:
@@ -98,6 +105,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     ours = torch.ops.thresher
     return {
         ours.adaptive_mlp.default: _adaptive_mlp,
+        ours.adaptive_gated_mlp.default: _adaptive_gated_mlp,
         ours.bipartite_merge.default: _bipartite_merge,
         ours.class_attention.default: _class_attention,
         ours.keep_tokens.default: _keep_tokens,

@@ -1,4 +1,4 @@
-"""``adaptive_mlp`` in standard ONNX operators: tokens sorted by how many learners they run.
+"""``adaptive_mlp`` and its gated sibling in standard ONNX operators: tokens sorted by how many learners they run.
 
 Sorted by counting, as there are few counts and TensorRT's TopK ends at 3,840.  Learner n then works on
 the first ``c_n = #{k > n}`` rows, one contiguous product without masks.  The
@@ -6,6 +6,8 @@ learners are written out, so that a reader that folds constants cuts their weigh
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 from thresher.kernels.operator import Operator
 
@@ -65,8 +67,16 @@ _LEARNER = """
     product{n} = MatMul (in{n}, w1_{n})
     sum{n} = Add (product{n}, b1_{n})
     {activation}
+    {factor}
     out{n} = MatMul (hidden{n}, w2_{n})
 """
+
+_PLAIN = "hidden{n} = Identity (bent{n})"
+_GATED = """v_{n} = Gather (v, i{n})
+    c_{n} = Gather (c, i{n})
+    opened{n} = MatMul (in{n}, v_{n})
+    factor{n} = Add (opened{n}, c_{n})
+    hidden{n} = Mul (bent{n}, factor{n})"""
 
 # The rows of the learners from n on: those of n + 1 are the first of them.
 _ADD = """
@@ -88,25 +98,30 @@ _BACK = """
 """
 
 
-def body(learners: int = 4, activation: str = "gelu") -> str:
-    """The statements for so many learners."""
+def body(factor: str, learners: int = 4, activation: str = "gelu") -> str:
+    """The statements for so many learners, each of which makes its hidden values by ``factor``."""
     falling = ", ".join(map(str, range(learners, -1, -1)))
     parts = [_SORT.format(learners=learners, levels=learners + 1, falling=falling)]
     for n in range(learners):
-        line = _ACTIVATIONS[activation].format(x=f"sum{n}", y=f"hidden{n}")
-        parts.append(_LEARNER.format(n=n, activation=line))
+        line = _ACTIVATIONS[activation].format(x=f"sum{n}", y=f"bent{n}")
+        parts.append(_LEARNER.format(n=n, activation=line, factor=factor.format(n=n)))
     parts.append(f"\n    all{learners - 1} = Identity (out{learners - 1})\n")
     parts += [_ADD.format(n=n, above=n + 1) for n in reversed(range(learners - 1))]
     return "".join([*parts, _BACK])
 
 
-OPERATOR = Operator(
-    name="AdaptiveMLP",
-    torch_name="adaptive_mlp",
-    inputs={"x": "T", "k": "tensor(int64)", "w1": "T", "b1": "T", "w2": "T"},
-    outputs={"y": "T"},
-    shapes={"y": "x0 x1 x2"},
-    attributes={"learners": int, "activation": str},
-    body=body,
-    gpu=False,
-)
+def _operator(name: str, torch_name: str, factor: str, **opened: str) -> Operator:
+    return Operator(
+        name=name,
+        torch_name=torch_name,
+        inputs={"x": "T", "k": "tensor(int64)", "w1": "T", "b1": "T", **opened, "w2": "T"},
+        outputs={"y": "T"},
+        shapes={"y": "x0 x1 x2"},
+        attributes={"learners": int, "activation": str},
+        body=partial(body, factor),
+        gpu=False,
+    )
+
+
+PLAIN = _operator("AdaptiveMLP", "adaptive_mlp", _PLAIN)
+GATED = _operator("AdaptiveGatedMLP", "adaptive_gated_mlp", _GATED, v="T", c="T")

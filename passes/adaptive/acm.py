@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from thresher.compiler.analysis.cost import total_macs
 from thresher.compiler.analysis.ffn import FFN
-from thresher.compiler.contract import Context, Pass, PassResult
-from thresher.compiler.program import Program, Refusal
+from thresher.compiler.contract import Calibration, Context, Pass, PassResult
+from thresher.compiler.program import Program
+from thresher.passes.adaptive import kept
 from thresher.passes.adaptive.insert import insert
 from thresher.passes.adaptive.job import AcmOptions, Distilled, Job
 from thresher.passes.adaptive.sites import adaptable
 from thresher.passes.adaptive.train import distil
+from thresher.passes.sparsity import calibration
 
 ROWS = 60  # of the history, at most
 
@@ -33,45 +36,44 @@ class Acm(Pass[AcmOptions]):
 
     def match(self, program: Program, context: Context) -> PassResult:
         """How many networks would be converted; no training."""
-        ffns, refused = self._sites(program)
-        return PassResult(program, len(ffns) + len(refused), len(ffns), tuple(refused))
+        found = adaptable(program, self.options.learners)
+        matched = len(found.ffns) + len(found.refusals)
+        return PassResult(program, matched, len(found.ffns), tuple(found.refusals))
 
     def run(self, program: Program, context: Context) -> PassResult:
-        ffns, refused = self._sites(program)
-        matched = len(ffns) + len(refused)
-        if not ffns:
-            return PassResult(program, matched, 0, tuple(refused))
-        found = distil(Job(program, ffns, self.options, context))
+        counted = self.match(program, context)
+        if not counted.applied:
+            return counted
+        ffns = adaptable(program, self.options.learners).ffns
+        job, digest = Job(program, ffns, self.options, context), calibration.weights_digest(program)
+        known = self.options.calibration is not None
+        found = kept.restored(job, self.name, digest) if known else distil(job)
         exported = insert(program, ffns, found.modules, found.shares, self.name)
-        result = dataclasses.replace(program, exported=exported)
+        result = replace(program, exported=exported)
         details = _details(program, result, ffns, found) | {"note": self._note(found, context)}
-        return PassResult(result, matched, len(ffns), tuple(refused), details)
+        file = f"{calibration.numbered(program, self.name)}.safetensors"
+        trained = kept.tensors(found, ffns, self.options.budget)
+        return replace(
+            counted,
+            program=result,
+            details=details,
+            options=self.options.model_copy(update={"calibration": Path(file)}),
+            calibration=Calibration(file, digest, trained, self.options.facts),
+        )
 
-    def _sites(self, program: Program) -> tuple[list[FFN], list[Refusal]]:
-        """Networks of one activation, and why others are left alone.
-
-        A lowered model holds one body of ``adaptive_mlp``, which has one activation.
-        """
-        found = adaptable(program, self.options.learners)
-        fits, refused = list[FFN](), list(found.refusals)
-        for ffn in found.ffns:
-            assert ffn.form is not None
-            first = fits[0].form if fits else ffn.form
-            assert first is not None
-            if ffn.form.activation != first.activation:
-                why = f"{ffn.path} has the activation {ffn.form.activation} and {fits[0].path} has"
-                why = f"{why} {first.activation}, and a model holds adaptive networks of one kind"
-                refused.append(Refusal(ffn.down.name, why))
-            else:
-                fits.append(dataclasses.replace(ffn, layer=len(fits)))
-        return fits, refused
+    def demand_data(self, context: Context) -> None:
+        if self.options.calibration is None:
+            super().demand_data(context)
 
     def _note(self, found: Distilled, context: Context) -> str:
-        assert context.data is not None
-        judge = "its labels" if found.loss == "labels" else "the dense model's outputs"
+        how = f"taken from {self.options.calibration}"
+        if found.loss:
+            assert context.data is not None
+            judge = "its labels" if found.loss == "labels" else "the dense model's outputs"
+            how = f"trained on {context.data.name} by {judge} in {sum(found.steps)} steps"
         return (
-            f"trained on {context.data.name} by {judge} in {sum(found.steps)} steps; of the feed-forward"
-            f" work {found.share:.3f} is run on data held out, at a budget of {self.options.budget:g}"
+            f"{how}; of the feed-forward work {found.share:.3f} is run on data held out, at a budget of"
+            f" {self.options.budget:g}"
         )
 
 

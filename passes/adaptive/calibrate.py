@@ -55,6 +55,12 @@ def calibrated(
     return total
 
 
+def work(shares: Sequence[float], modules: Sequence[Learners]) -> float:
+    """Work of the learners that run over that of all, of networks that all tokens pass."""
+    whole = sum(m.count * m.macs for m in modules)
+    return sum(s * m.count * m.macs for s, m in zip(shares, modules, strict=True)) / whole
+
+
 def _work(logits: Sequence[Tensor], modules: Sequence[Learners], tilt: float) -> float:
     """Work of the learners that run over that of all, under a shift."""
     run, everything = 0.0, 0
@@ -68,11 +74,11 @@ def _work(logits: Sequence[Tensor], modules: Sequence[Learners], tilt: float) ->
 def _logits(
     forward: AdaptiveForward, modules: Sequence[Learners], batches: Iterator[Batch]
 ) -> list[Tensor]:
-    """``[T, L + 1]`` by network, of all tokens."""
+    """``[T, L + 1]`` by network, of all tokens that are no padding."""
     seen: list[list[Tensor]] = [[] for _ in modules]
 
     def largest(site: int, logits: Tensor) -> Tensor:
-        seen[site].append(logits.flatten(0, -2))
+        seen[site].append(logits[forward.alive(logits) > 0])
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
 
     with torch.no_grad():

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, fx
 
 from thresher.compiler.analysis.ffn import FFN
+from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.program import Program
 from thresher.passes.adaptive.learners import Learners, running
+from thresher.passes.tokens.sizes import visible
 
 aten = torch.ops.aten
 
@@ -29,11 +31,13 @@ class AdaptiveForward(fx.Interpreter):
         self._down = {ffn.down: ffn for ffn in ffns}
         self._x: dict[int, Tensor] = {}
         self._inner = frozenset[fx.Node]().union(*(ffn.inner for ffn in ffns))
+        self._padding = find_sites(program).padding
+        self._visible: Tensor | None = None
         self._choose: Any = None
         self._seen: dict[int, tuple[Tensor, Tensor]] | None = None
 
     def watched(self, inputs: Mapping[str, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
-        """By site, what the dense network reads and writes: ``[B, N, D]`` both."""
+        """By site, what the dense network reads and writes where there is no padding: ``[T, D]`` both."""
         self._choose, self._seen = None, {}
         with torch.no_grad():
             self.run(*self.program.placeholder_values(inputs))
@@ -51,8 +55,21 @@ class AdaptiveForward(fx.Interpreter):
         self._choose = choose
         return self._named(inputs)
 
+    def alive(self, value: Tensor) -> Tensor:
+        """``[B, N]``, dtype of the value ``[B, N, C]``: 0 for tokens that are padding in the last run, else 1.
+
+        Behind a pass that removes tokens nothing is known of padding, and all count.
+        """
+        if self._visible is None or self._visible.shape != value.shape[:2]:
+            return value.new_ones(value.shape[:2])
+        return self._visible.to(value.dtype)
+
     def run_node(self, n: fx.Node) -> Any:
         """One node; the dense networks are left out where modules stand for them."""
+        if n is self._padding:
+            found = super().run_node(n)
+            self._visible = visible(found)
+            return found
         first = self._first.get(n)
         if first is not None:
             assert first.x is not None
@@ -68,7 +85,8 @@ class AdaptiveForward(fx.Interpreter):
             return module.mixed(x, running(self._choose(ffn.layer, module.logits(x))))
         y = super().run_node(n)
         if self._seen is not None:
-            self._seen[ffn.layer] = (x, y)
+            real = self.alive(x) > 0
+            self._seen[ffn.layer] = (x[real], y[real])
         return y
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

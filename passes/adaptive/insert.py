@@ -47,13 +47,13 @@ def insert(
             rewriter.copy(node)
             continue
         place = at[node]
-        _module(rewriter, ffns[place], modules[place].activation, shares[place], made)
+        _module(rewriter, ffns[place], modules[place], shares[place], made)
     outputs = [rewriter.map[n] for n in program.output_nodes()]
     return rewriter.finish(outputs, constants, _unread(ffns))
 
 
 def _module(
-    rewriter: Rewriter, ffn: FFN, activation: str, share: float, made: Mapping[str, fx.Node]
+    rewriter: Rewriter, ffn: FFN, module: Learners, share: float, made: Mapping[str, fx.Node]
 ) -> None:
     def weight(name: str) -> fx.Node:
         return made[f"{name}_of_{ffn.down.name}"]
@@ -64,10 +64,10 @@ def _module(
     logits = rewriter.emit(aten.linear.default, x, weight("gate"), weight("gate_bias"))
     k = rewriter.emit(aten.argmax.default, logits, -1)
     rewriter.at(ffn.down, **{SHARE: share})
-    y = rewriter.emit(
-        torch.ops.thresher.adaptive_mlp.default,
-        x, k, weight("w1"), weight("b1"), weight("w2"), activation,
-    )  # fmt: skip
+    ours = torch.ops.thresher
+    layer = ours.adaptive_gated_mlp if module.gated else ours.adaptive_mlp
+    weights = [weight(name) for name in module.operands]
+    y = rewriter.emit(layer.default, x, k, *weights, module.activation)
     rewriter.at(ffn.down)
     rewriter.map[ffn.down] = rewriter.emit(aten.add.Tensor, y, weight("bias"))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -39,6 +40,14 @@ class AcmOptions(Options):
         int,
         Field(ge=1, description="end a phase when its mean loss of so many steps has not sunk"),
     ] = 100
+    calibration: Annotated[
+        Path | None, Field(description="modules trained before, instead of a training")
+    ] = None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What trained modules answer to, besides the budget of their gates."""
+        return {"learners": str(self.learners)}
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Distilled:
         shares: of each network's learners, how many run for a token on average on held-out data.
         share: the same of their work altogether.
         tilt: what was added to the logits, times the number of learners, to meet the budget.
-        loss: name of the task's loss.
+        loss: name of the task's loss, empty where modules were trained before.
         steps: of each phase.
         history: rows of phase, task's loss and share of the work, one per step.
     """
@@ -58,10 +67,10 @@ class Distilled:
     modules: Sequence[Learners]
     shares: tuple[float, ...]
     share: float
-    tilt: float
-    loss: str
-    steps: tuple[int, ...]
-    history: list[list[float]]
+    tilt: float = 0.0
+    loss: str = ""
+    steps: tuple[int, ...] = ()
+    history: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -85,5 +94,5 @@ class Job:
             "seed": self.context.seed,
             "batch": self.context.batch,
             "workers": workers.count(),
-            **self.options.model_dump(mode="json"),
+            **self.options.model_dump(mode="json", exclude={"calibration"}),
         }

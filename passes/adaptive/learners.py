@@ -2,51 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thresher.kernels.activations import ACTIVATIONS
 
-NAMES = ("w1", "b1", "w2", "bias")  # everything but the gate
+NAMES = ("w1", "b1", "v", "c", "w2", "bias", "gate", "gate_bias")
 
 
 class Learners(nn.Module):
-    """``y = bias + sum over n < k of act(x w1[n] + b1[n]) w2[n]``, and a gate that chooses k in 0 ... L.
+    """``y = bias + sum over n < k of hidden_n(x) w2[n]``, and a gate that chooses k in 0 ... L.
 
-    The learners begin as slices of a dense network's neurons, so that all of them together are that
-    network.  The gate is one affine map, which is what the published stack of linears without a
-    non-linearity amounts to.
+    ``hidden_n(x)`` is ``act(x w1[n] + b1[n])``, in a gated network times ``x v[n] + c[n]``.  The learners
+    begin as slices of a dense network's neurons, so that all of them together are that network.  The
+    gate is one affine map, which is what the published stack of linears without a non-linearity
+    amounts to.
     """
 
-    def __init__(self, w1: Tensor, b1: Tensor, w2: Tensor, bias: Tensor, activation: str) -> None:
-        """``w1 [L, D, H], b1 [L, H], w2 [L, H, D], bias [D]``, which are copied."""
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    bias: Tensor
+    gate: Tensor
+    gate_bias: Tensor
+
+    def __init__(self, weights: Mapping[str, Tensor], activation: str) -> None:
+        """Copies ``w1 [L, D, H], b1 [L, H], w2 [L, H, D], bias [D]``, of a gated network also ``v`` and
+        ``c`` as w1 and b1, and a ``gate [L + 1, D]`` with its ``gate_bias`` if there is one.
+        """
         super().__init__()
-        learners, width, _ = w1.shape
+        learners, width, _ = weights["w1"].shape
+        like = weights["w1"]
         self.activation = activation
-        self.w1, self.b1 = nn.Parameter(w1.clone()), nn.Parameter(b1.clone())
-        self.w2, self.bias = nn.Parameter(w2.clone()), nn.Parameter(bias.clone())
-        self.gate = nn.Parameter(torch.zeros(learners + 1, width, dtype=w1.dtype))
-        self.gate_bias = nn.Parameter(torch.zeros(learners + 1, dtype=w1.dtype))
+        gate = {
+            "gate": like.new_zeros(learners + 1, width),
+            "gate_bias": like.new_zeros(learners + 1),
+        }
+        given = {**gate, **weights}
+        for name in (name for name in NAMES if name in given):
+            self.register_parameter(name, nn.Parameter(given[name].detach().clone()))
 
     @classmethod
     def dense(
-        cls, up: Tensor, up_bias: Tensor | None, down: Tensor, bias: Tensor | None, activation: str
+        cls,
+        bent: tuple[Tensor, Tensor | None],
+        factor: tuple[Tensor, Tensor | None] | None,
+        down: tuple[Tensor, Tensor | None],
+        activation: str,
     ) -> Learners:
-        """One learner that is a whole network; ``up [H, D]`` and ``down [D, H]`` as linears store them."""
-        inner = torch.zeros_like(up[:, 0]) if up_bias is None else up_bias
-        outer = torch.zeros_like(down[:, 0]) if bias is None else bias
-        return cls(up.T[None], inner[None], down.T[None], outer, activation)
+        """One learner that is a whole network, of ``[H, D]`` and ``[D, H]`` weights and biases of linears."""
+        w1, b1 = _by_input(*bent)
+        w2, bias = _by_input(*down)
+        weights = {"w1": w1, "b1": b1, "w2": w2, "bias": bias[0]}
+        if factor is not None:
+            weights["v"], weights["c"] = _by_input(*factor)
+        return cls(weights, activation)
 
     def cut(self, order: Tensor, learners: int) -> Learners:
         """One learner's neurons in another order ``[H]``, dealt out to so many learners block by block."""
-        with torch.no_grad():
-            width, hidden = self.w1.shape[1:]
-            blocks = (learners, hidden // learners)
-            w1 = self.w1[0, :, order].reshape(width, *blocks).transpose(0, 1).contiguous()
-            b1 = self.b1[0, order].reshape(blocks)
-            w2 = self.w2[0, order].reshape(*blocks, width)
-            return Learners(w1, b1, w2, self.bias, self.activation)
+        width, hidden = self.w1.shape[1:]
+        blocks = (learners, hidden // learners)
+
+        def dealt(name: str, whole: Tensor) -> Tensor:
+            if name == "w2":
+                return whole[0, order].reshape(*blocks, width)
+            if whole.dim() == 2:
+                return whole[0, order].reshape(blocks)
+            return whole[0, :, order].reshape(width, *blocks).transpose(0, 1).contiguous()
+
+        weights = {n: w.detach() for n, w in self.named_parameters() if not n.startswith("gate")}
+        bias = weights.pop("bias")
+        return Learners(
+            {n: dealt(n, w) for n, w in weights.items()} | {"bias": bias}, self.activation
+        )
+
+    @property
+    def gated(self) -> bool:
+        """Whether the network has a second factor."""
+        return hasattr(self, "v")
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """Weights of the operator, in its order."""
+        return ("w1", "b1", "v", "c", "w2") if self.gated else ("w1", "b1", "w2")
 
     @property
     def count(self) -> int:
@@ -56,14 +97,14 @@ class Learners(nn.Module):
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one learner for one token."""
-        return 2 * self.w1[0].numel()
+        return (3 if self.gated else 2) * self.w1[0].numel()
 
     def trained(self) -> list[nn.Parameter]:
         """All parameters but those of the gate."""
-        return [getattr(self, name) for name in NAMES]
+        return [p for name, p in self.named_parameters() if not name.startswith("gate")]
 
     def gates(self) -> list[nn.Parameter]:
-        return [self.gate, self.gate_bias]
+        return [p for name, p in self.named_parameters() if name.startswith("gate")]
 
     def logits(self, x: Tensor) -> Tensor:
         """``[..., D] -> [..., L + 1]``: of the choice of each number of learners."""
@@ -71,22 +112,29 @@ class Learners(nn.Module):
 
     def prefixes(self, x: Tensor) -> Tensor:
         """``[T, D] -> [L + 1, T, D]``: the result with 0, 1, ... L learners."""
-        act = ACTIVATIONS[self.activation]
-        each = act(x @ self.w1 + self.b1[:, None]) @ self.w2
+        each = self.hidden(x).transpose(0, 1) @ self.w2
         none = torch.zeros_like(each[:1])
         return self.bias + torch.cat([none, each]).cumsum(0)
 
     def hidden(self, x: Tensor) -> Tensor:
         """``[..., D] -> [..., L, H]``: all neurons in one product, as in the dense network."""
-        learners, width, hidden = self.w1.shape
-        wide = self.w1.transpose(0, 1).reshape(width, learners * hidden)
-        values: Tensor = ACTIVATIONS[self.activation](x @ wide + self.b1.flatten())
-        return values.reshape(*x.shape[:-1], learners, hidden)
+        values: Tensor = ACTIVATIONS[self.activation](self._up(x, self.w1, self.b1))
+        return values * self._up(x, self.v, self.c) if self.gated else values
+
+    def _up(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        learners, width, hidden = weight.shape
+        wide = weight.transpose(0, 1).reshape(width, learners * hidden)
+        return (x @ wide + bias.flatten()).reshape(*x.shape[:-1], learners, hidden)
 
     def mixed(self, x: Tensor, run: Tensor) -> Tensor:
         """The result where learner n counts ``run[..., n]`` times: ``[..., D], [..., L] -> [..., D]``."""
         weighed = self.hidden(x) * run[..., None]
         return weighed.flatten(-2) @ self.w2.flatten(0, 1) + self.bias
+
+
+def _by_input(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``[O, I], [O]`` of a linear as one learner's ``[1, I, O], [1, O]``."""
+    return weight.T[None], (weight.new_zeros(len(weight)) if bias is None else bias)[None]
 
 
 def running(choice: Tensor) -> Tensor:

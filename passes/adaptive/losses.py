@@ -8,6 +8,7 @@ formula does not, and labels of gates may be 0 and 1, which a token gets whose f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,41 +35,61 @@ def gate_labels(prefixes: Tensor, target: Tensor) -> Tensor:
     return torch.cat([useless, never]).int().argmax(0)
 
 
-def budget(choices: Sequence[Tensor], macs: Sequence[int], wanted: float) -> Tensor:
-    """``|mean share of the learners' work - wanted|``; choices ``[B, N, L + 1]`` by site.
+@dataclass(frozen=True)
+class Choice:
+    """What a site's gate chose.
+
+    Attributes:
+        made: ``[B, N, L + 1]``, one-hot.
+        alive: ``[B, N]``: 1, or 0 for padding, which counts nowhere.
+        macs: of one learner for one token.
+    """
+
+    made: Tensor
+    alive: Tensor
+    macs: int
+
+    @property
+    def run(self) -> Tensor:
+        """``[B]``: learners that a sample runs."""
+        return (learners_run(self.made) * self.alive).sum(1)
+
+    @property
+    def every(self) -> Tensor:
+        """``[B]``: learners that it could run."""
+        return self.alive.sum(1) * (self.made.shape[-1] - 1)
+
+
+def budget(choices: Sequence[Choice], wanted: float) -> Tensor:
+    """``|mean share of the learners' work - wanted|``.
 
     The mean over the batch is taken inside, so that samples may differ.
     """
-    return (share(choices, macs) - wanted).abs()
+    return (share(choices) - wanted).abs()
 
 
-def share(choices: Sequence[Tensor], macs: Sequence[int]) -> Tensor:
+def share(choices: Sequence[Choice]) -> Tensor:
     """Multiply-accumulates of the learners that run over those of all learners."""
-    run = sum(learners_run(c).sum() * m for c, m in zip(choices, macs, strict=True))
-    everything = sum(
-        c[..., 0].numel() * (c.shape[-1] - 1) * m for c, m in zip(choices, macs, strict=True)
-    )
-    assert isinstance(run, Tensor)
-    return run / everything
+    run = torch.stack([choice.run.sum() * choice.macs for choice in choices]).sum()
+    return run / torch.stack([choice.every.sum() * choice.macs for choice in choices]).sum()
 
 
-def negative_entropy(choices: Sequence[Tensor]) -> Tensor:
+def negative_entropy(choices: Sequence[Choice]) -> Tensor:
     """``sum a log a / log(L + 1)``, a the choices' frequencies in a sample and site; in [-1, 0].
 
     Least where the tokens of a sample choose differently.
     """
     terms = []
     for choice in choices:
-        frequency = choice.mean(1).clamp(min=1e-6)
-        most = torch.log(torch.tensor(float(choice.shape[-1]), dtype=choice.dtype))
+        count = choice.alive.sum(1, keepdim=True).clamp(min=1)
+        frequency = ((choice.made * choice.alive[..., None]).sum(1) / count).clamp(min=1e-6)
+        most = torch.log(torch.tensor(float(choice.made.shape[-1]), dtype=frequency.dtype))
         terms.append((frequency * frequency.log()).sum(-1).mean() / most)
     return torch.stack(terms).mean()
 
 
-def diversity(choices: Sequence[Tensor]) -> Tensor:
+def diversity(choices: Sequence[Choice]) -> Tensor:
     """``mean over pairs of samples |b_i - b_m|``, b a sample's share of learners that run."""
-    run = sum(learners_run(choice).sum(1) for choice in choices)
-    everything = sum(choice.shape[1] * (choice.shape[2] - 1) for choice in choices)
-    assert isinstance(run, Tensor)
-    shares = run / everything
+    run = torch.stack([choice.run for choice in choices]).sum(0)
+    shares = run / torch.stack([choice.every for choice in choices]).sum(0).clamp(min=1)
     return (shares[:, None] - shares).abs().mean()

@@ -26,8 +26,6 @@ def adaptable(program: Program, learners: int) -> Found:
 
 
 def _problem(ffn: FFN, stored: Collection[fx.Node], learners: int) -> Refusal | None:
-    if ffn.gated:
-        return refuse(ffn.down, "is gated")
     if ffn.form is None:
         return refuse(ffn.down, "has an activation that adaptive modules do not know")
     if ffn.x is None:

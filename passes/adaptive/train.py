@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 
 from thresher.compiler import workers
 from thresher.compiler.analysis.ffn import FFN
@@ -24,10 +24,11 @@ from thresher.compiler.errors import UsageError
 from thresher.compiler.program import Program
 from thresher.passes.adaptive import losses
 from thresher.passes.adaptive.batches import Batches
-from thresher.passes.adaptive.calibrate import calibrated, shares
+from thresher.passes.adaptive.calibrate import calibrated, shares, work
 from thresher.passes.adaptive.forward import AdaptiveForward
 from thresher.passes.adaptive.job import Distilled, Job
 from thresher.passes.adaptive.learners import Learners, gumbel, straight_through
+from thresher.passes.adaptive.losses import Choice
 from thresher.passes.learning import checkpoint
 from thresher.passes.learning.loss import choose
 
@@ -85,10 +86,8 @@ class _Training:
             self._next_phase()
         tilt = self._calibrate()
         found = shares(self.forward, self.modules, self.batches.held_out())
-        work = [s * m.count * m.macs for s, m in zip(found, self.modules, strict=True)]
-        whole = sum(m.count * m.macs for m in self.modules)
         return Distilled(
-            self.modules, tuple(found), sum(work) / whole, tilt, self.loss_name,
+            self.modules, tuple(found), work(found, self.modules), tilt, self.loss_name,
             tuple(self.finished), self.history,
         )  # fmt: skip
 
@@ -146,31 +145,39 @@ class _Training:
     def _train_whole(self, step: int) -> Loss:
         inputs, labels = self.batches.at(step)
         generator = self._generator(step)
-        choices: list[Tensor] = []
+        choices: list[Choice] = []
 
         def sampled(site: int, logits: Tensor) -> Tensor:
             noise = gumbel(logits.shape, generator, logits.dtype)
-            choices.append(straight_through(logits, noise, TEMPERATURE))
-            return choices[-1]
+            made = straight_through(logits, noise, TEMPERATURE)
+            choices.append(Choice(made, self.forward.alive(logits), self.macs[site]))
+            return made
 
-        outputs = self.forward.adaptive(inputs, sampled)
-        dense = {} if self.loss_name == "labels" else self.forward.dense(inputs)
+        outputs = self._unpadded(self.forward.adaptive(inputs, sampled))
+        by_labels = self.loss_name == "labels"
+        dense = {} if by_labels else self._unpadded(self.forward.dense(inputs))
         task = self.loss(outputs, dense, labels)
         total = (
             task
-            + BUDGET * losses.budget(choices, self.macs, self.options.budget)
+            + BUDGET * losses.budget(choices, self.options.budget)
             + ENTROPY * losses.negative_entropy(choices)
             - DIVERSITY * losses.diversity(choices)
         )
-        return total, float(task.detach()), float(losses.share(choices, self.macs).detach())
+        return total, float(task.detach()), float(losses.share(choices).detach())
+
+    def _unpadded(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Vectors of tokens that are padding made zero, which leaves them out of every distance."""
+        return {
+            name: value * self.forward.alive(value)[..., None] if value.dim() == 3 else value
+            for name, value in outputs.items()
+        }
 
     def _tokens(self, step: int) -> list[tuple[int, Tensor, Tensor]]:
         """Site, inputs ``[T, D]`` and outputs ``[T, D]`` of the dense networks, at the same tokens in all."""
         seen = self.forward.watched(self.batches.at(step)[0])
         generator, found = self._generator(step), []
         chosen: dict[int, Tensor] = {}
-        for index, (x, y) in sorted(seen.items()):
-            rows, results = x.flatten(0, 1), y.flatten(0, 1)
+        for index, (rows, results) in sorted(seen.items()):
             if len(rows) not in chosen:
                 chosen[len(rows)] = torch.randperm(len(rows), generator=generator)[:TOKENS]
             at = chosen[len(rows)]
@@ -265,13 +272,18 @@ def cut(job: Job, batches: Batches) -> list[Learners]:
 
 def dense(program: Program, ffn: FFN) -> Learners:
     """A feed-forward network as one learner."""
-    assert ffn.form is not None
-    stored, up = stored_values(program), ffn.form.bent.linear
-    up_bias, bias = bias_of(up), bias_of(ffn.down)
+    stored, form = stored_values(program), ffn.form
+    assert form is not None
+
+    def rows(linear: fx.Node, start: int, count: int) -> tuple[Tensor, Tensor | None]:
+        bias = bias_of(linear)
+        chosen = slice(start, start + count)
+        return stored[operand(linear, 1)][chosen], None if bias is None else stored[bias][chosen]
+
+    bent, factor = form.bent, form.factor
     return Learners.dense(
-        stored[operand(up, 1)],
-        None if up_bias is None else stored[up_bias],
-        stored[operand(ffn.down, 1)],
-        None if bias is None else stored[bias],
-        ffn.form.activation,
+        rows(bent.linear, bent.start, ffn.width),
+        None if factor is None else rows(factor.linear, factor.start, ffn.width),
+        rows(ffn.down, 0, ffn.down.meta["val"].shape[-1]),
+        form.activation,
     )

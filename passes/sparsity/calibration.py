@@ -7,6 +7,7 @@ they were measured on.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, fx
 
-from thresher.compiler.contract import Context, Dataset
+from thresher.compiler.contract import FACTS, Context, Dataset
 from thresher.compiler.errors import UsageError
 from thresher.compiler.program import Program, stored_tensors
 from thresher.passes.learning import checkpoint
@@ -154,7 +155,7 @@ def read(
         )
     try:
         with safe_open(path, framework="pt") as file:
-            told = file.metadata() or {}
+            told = json.loads((file.metadata() or {}).get(FACTS, "{}"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise UsageError(

@@ -81,7 +81,7 @@ def model(
         for n in narrow
     ]
     node = onnx.helper.make_node(
-        name,
+        operator.kind(dict(attributes)),
         [f"{n}_bf16" if n in narrow else n for n in operator.inputs],
         [n for n, _ in wanted],
         domain=DOMAIN,

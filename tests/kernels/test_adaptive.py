@@ -6,7 +6,6 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -17,12 +16,10 @@ from torch.library import opcheck
 import thresher.kernels.ops  # noqa: F401
 from tests.kernels.back_ends import run
 from tests.kernels.cases import Array
-from thresher.compiler.errors import RefusedError
-from thresher.compiler.lowering.onnx_export import _common
-from thresher.kernels.registry import DOMAIN, OPERATORS
+from thresher.kernels.registry import OPERATORS, Operator, called
 
-OPERATOR = OPERATORS["AdaptiveMLP"]
-adaptive_mlp = torch.ops.thresher.adaptive_mlp
+PLAIN, GATED = OPERATORS["AdaptiveMLP"], OPERATORS["AdaptiveGatedMLP"]
+ours = torch.ops.thresher
 SINGLE, HALF = 2.0**-20, 2.0**-8  # sums of some dozens of terms
 everywhere = pytest.mark.parametrize("back_end", ["onnxruntime", "openvino"])
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
@@ -33,28 +30,41 @@ FAST = settings(
 
 
 class Case(NamedTuple):
-    """Arguments of ``adaptive_mlp``, in order."""
+    """Tokens, counts, the weights of an operator by name, and an activation."""
 
     x: Array
     k: Array
-    w1: Array
-    b1: Array
-    w2: Array
+    weights: dict[str, Array]
     activation: str
+
+    @property
+    def operator(self) -> Operator:
+        return GATED if "v" in self.weights else PLAIN
+
+    @property
+    def arguments(self) -> dict[str, Array]:
+        """By name, in the operator's order."""
+        given = {"x": self.x, "k": self.k, **self.weights}
+        return {name: given[name] for name in self.operator.inputs}
+
+    def torch(self, dtype: Any = None) -> list[torch.Tensor]:
+        return [
+            torch.from_numpy(v if name == "k" else v.astype(dtype or v.dtype))
+            for name, v in self.arguments.items()
+        ]
 
 
 def made(
-    learners: int, shape: tuple[int, int], k: Array, activation: str, seed: int, dtype: str
-) -> Case:
+    learners: int, shape: tuple[int, int], k: Array, activation: str, seed: int, dtype: str,
+    gated: bool = False,
+) -> Case:  # fmt: skip
     rng, width, hidden = np.random.default_rng(seed), 4, 3
-    sizes = [
-        (*shape, width),
-        (learners, width, hidden),
-        (learners, hidden),
-        (learners, hidden, width),
-    ]
-    x, w1, b1, w2 = (rng.standard_normal(size).astype(dtype) for size in sizes)
-    return Case(x, k.reshape(shape).astype(np.int64), w1, b1, w2, activation)
+    up, bias = (learners, width, hidden), (learners, hidden)
+    sizes = {"w1": up, "b1": bias, "w2": (learners, hidden, width)}
+    sizes |= {"v": up, "c": bias} if gated else {}
+    x = rng.standard_normal((*shape, width)).astype(dtype)
+    weights = {name: rng.standard_normal(size).astype(dtype) for name, size in sizes.items()}
+    return Case(x, k.reshape(shape).astype(np.int64), weights, activation)
 
 
 @st.composite
@@ -67,7 +77,8 @@ def cases(draw: st.DrawFn, dtype: str = "float32") -> Case:
         "any": k, "none": k * 0, "all": k * 0 + learners, "rising": np.sort(k),
         "falling": -np.sort(-k), "same": k * 0 + k[0],
     }[kind]  # fmt: skip
-    return made(learners, (batch, tokens), k, draw(st.sampled_from(ACTIVATIONS)), seed, dtype)
+    activation, gated = draw(st.sampled_from(ACTIVATIONS)), draw(st.booleans())
+    return made(learners, (batch, tokens), k, activation, seed, dtype, gated)
 
 
 def act(name: str, value: float) -> float:
@@ -83,36 +94,41 @@ def act(name: str, value: float) -> float:
 
 def oracle(case: Case) -> Array:
     """Token by token and neuron by neuron, in float64."""
-    x, k, w1, b1, w2, name = case
+    x, k, weights, name = case
     y = np.zeros(x.shape)
+
+    def row(matrix: str, bias: str, token: Array, n: int, h: int) -> float:
+        products = (
+            float(t) * float(w) for t, w in zip(token, weights[matrix][n, :, h], strict=True)
+        )
+        return float(weights[bias][n, h]) + sum(products)
+
     for b, t in np.ndindex(k.shape):
         for n in range(int(k[b, t])):
-            for h in range(w1.shape[2]):
-                total = float(b1[n, h])
-                total += sum(float(x[b, t, d]) * float(w1[n, d, h]) for d in range(x.shape[2]))
-                y[b, t] += act(name, total) * w2[n, h].astype(np.float64)
+            for h in range(weights["b1"].shape[1]):
+                value = act(name, row("w1", "b1", x[b, t], n, h))
+                value *= row("v", "c", x[b, t], n, h) if "v" in weights else 1.0
+                y[b, t] += value * weights["w2"][n, h].astype(np.float64)
     return y
 
 
-def torch_of(case: Case, dtype: Any = None) -> list[torch.Tensor]:
-    x, k, w1, b1, w2, _ = case
-    return [
-        torch.from_numpy(v if v is k else v.astype(dtype or v.dtype)) for v in (x, k, w1, b1, w2)
-    ]
+def call(case: Case, dtype: Any = None) -> torch.Tensor:
+    found: torch.Tensor = getattr(ours, case.operator.torch_name)(
+        *case.torch(dtype), case.activation
+    )
+    return found
 
 
 @FAST
 @given(cases())
 def test_the_definition_in_double_precision_is_the_oracle(case: Case) -> None:
-    found = adaptive_mlp(*torch_of(case, np.float64), case.activation)
-    assert_allclose(found, oracle(case), atol=1e-12)
+    assert_allclose(call(case, np.float64), oracle(case), atol=1e-12)
 
 
 def on(back_end: str, case: Case) -> Array:
     pytest.importorskip(back_end)
-    arguments = dict(zip(OPERATOR.inputs, case[:5], strict=True))
-    attributes = {"learners": case.w1.shape[0], "activation": case.activation}
-    (y,) = run(back_end, OPERATOR.name, arguments, **attributes)
+    attributes = {"learners": len(case.weights["b1"]), "activation": case.activation}
+    (y,) = run(back_end, case.operator.name, case.arguments, **attributes)
     return y
 
 
@@ -135,29 +151,34 @@ def test_the_body_in_half_precision(back_end: str, case: Case) -> None:
     assert_allclose(found, oracle(case), atol=HALF * 64)
 
 
-def test_gradients_and_shapes() -> None:
-    case = made(3, (2, 3), np.array([0, 1, 2, 3, 3, 1]), "gelu", 0, "float64")
-    x, k, *weights = torch_of(case)
+@pytest.mark.parametrize("gated", [False, True])
+def test_gradients_and_shapes(gated: bool) -> None:
+    case = made(3, (2, 3), np.array([0, 1, 2, 3, 3, 1]), "gelu", 0, "float64", gated)
+    operator = getattr(ours, case.operator.torch_name)
+    x, k, *weights = case.torch()
     floats = [value.requires_grad_() for value in (x, *weights)]
-    assert torch.autograd.gradcheck(lambda x, *w: adaptive_mlp(x, k, *w, "gelu"), floats)
-    opcheck(adaptive_mlp.default, (x, k, *weights, "gelu"))
+    assert torch.autograd.gradcheck(lambda x, *w: operator(x, k, *w, "gelu"), floats)
+    opcheck(operator.default, (x, k, *weights, "gelu"))
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    x, k, w1, b1, w2 = torch_of(made(2, (1, 3), np.zeros(3), "relu", 0, "float32"))
+    x, k, *weights = made(2, (1, 3), np.zeros(3), "relu", 0, "float32").torch()
     with pytest.raises(ValueError, match=r"x \[B, N, D\].* not \[1, 3, 3\]"):
-        adaptive_mlp(x[..., :3], k, w1, b1, w2, "relu")
+        ours.adaptive_mlp(x[..., :3], k, *weights, "relu")
     with pytest.raises(ValueError, match="no activation 'tanh'"):
-        adaptive_mlp(x, k, w1, b1, w2, "tanh")
+        ours.adaptive_mlp(x, k, *weights, "tanh")
+    x, k, w1, b1, v, c, w2 = made(2, (1, 3), np.zeros(3), "relu", 0, "float32", True).torch()
+    with pytest.raises(ValueError, match=r"v and c as w1 \[2, 4, 3\]"):
+        ours.adaptive_gated_mlp(x, k, w1, b1, v[..., :2], c, w2, "relu")
 
 
-def test_one_model_holds_one_kind() -> None:
-    nodes = [
-        ir.node(
-            OPERATOR.name, [], {"learners": n, "activation": "relu"}, domain=DOMAIN, name=f"n{n}"
-        )
-        for n in (2, 4)
-    ]
-    assert _common(nodes[:1]) == {"learners": 2, "activation": "relu"}
-    with pytest.raises(RefusedError, match=r"n4 and n2 are AdaptiveMLP with .* convert the layers"):
-        _common(nodes)
+def test_each_kind_has_a_body_of_its_own_name() -> None:
+    kinds = {n: {"learners": n, "activation": "relu"} for n in (2, 4)}
+    assert {PLAIN.kind(given) for given in kinds.values()} == {
+        "AdaptiveMLP_2_relu",
+        "AdaptiveMLP_4_relu",
+    }
+    written = PLAIN.function(attributes=kinds[2])
+    assert written.name == "AdaptiveMLP_2_relu"
+    assert called(written.name) is PLAIN
+    assert sum(node.op_type == "Relu" for node in written.node) == 2

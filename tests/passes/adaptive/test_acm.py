@@ -24,7 +24,6 @@ from thresher.compiler.pipeline import optimize
 from thresher.compiler.program import Program
 from thresher.compiler.recipe import load_recipe
 from thresher.models.data import Dataset
-from thresher.passes.adaptive.acm import Acm
 from thresher.passes.adaptive.calibrate import CLOSE, shares
 from thresher.passes.adaptive.insert import insert
 from thresher.passes.adaptive.job import AcmOptions, Distilled, Job
@@ -277,18 +276,6 @@ def test_what_cannot_be_converted_is_refused() -> None:
 
     with pytest.raises(RefusedError, match="shares its weight with"):
         convert(dense(lambda: Toy(Tied(), Tied())))
-
-
-class Rectified(Block):
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x + self.fc2(nn.functional.relu(self.fc1(self.norm2(x))))
-        return y
-
-
-def test_another_activation_than_the_first_is_refused_before_any_training() -> None:
-    found = Acm(AcmOptions()).match(traced(Toy(Block(), Rectified(), Block())), Context())
-    assert (found.matched, found.applied) == (3, 2)
-    assert "has the activation relu and blocks.0.fc2 has gelu" in found.refused[0].reason
 
 
 def test_who_asks_for_a_size_reads_nothing() -> None:
