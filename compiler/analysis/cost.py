@@ -24,7 +24,7 @@ from thresher.compiler.program import Program, provenance, stored_tensors
 
 aten = torch.ops.aten
 Shape = Sequence[int]
-SHARE = "share"  # a pass notes on a node which part of its work is expected to be done
+SHARE = "share"  # a pass notes on a node which part of the work that depends on data is expected
 
 
 def symbol_sizes(program: Program, named: Mapping[str, int]) -> dict[str, int]:
@@ -88,9 +88,9 @@ def _bipartite_merge(args: list[Shape], out: Shape) -> int:
     return batch * ((tokens // 2) ** 2 * dim + removed * removed * width)
 
 
-def _adaptive_mlp(args: list[Shape], out: Shape) -> int:
-    """With every learner run for every token."""
-    return prod(args[0][:-1]) * (prod(args[2]) + prod(args[4]))
+def _adaptive_mlp(args: list[Shape], out: Shape, share: float) -> int:
+    """The share is that of the learners that run."""
+    return round(share * prod(args[0][:-1]) * (prod(args[2]) + prod(args[4])))
 
 
 def _class_attention(args: list[Shape], out: Shape) -> int:
@@ -108,9 +108,17 @@ def _keep_tokens(args: list[Shape], out: Shape) -> int:
     return prod(args[0]) - prod(out)
 
 
-def _sparse_linear(args: list[Shape], out: Shape) -> int:
-    """As if dense: what is skipped depends on the input."""
-    return prod(out) * args[1][0]
+def _sparse_linear(args: list[Shape], out: Shape, share: float) -> int:
+    """The share is that of the inputs which few tokens need; many need all."""
+    tokens, (most,) = prod(out[:-1]), args[3]
+    return round((share if tokens <= most else 1) * tokens * prod(args[1]))
+
+
+def _sparse_gated_ffn(args: list[Shape], out: Shape, share: float) -> int:
+    """The gate is dense; the share is that of the neurons which few tokens need."""
+    tokens, (most,) = prod(out[:-1]), args[6]
+    gate, up, down = map(prod, args[1:4])
+    return tokens * gate + round((share if tokens <= most else 1) * tokens * (up + down))
 
 
 def _select_diverse(args: list[Shape], out: Shape) -> int:
@@ -137,13 +145,16 @@ _MACS: dict[object, Callable[[list[Shape], Shape], int]] = {
     SDPA: _attention,
 }
 _OURS = {
-    "thresher::adaptive_mlp": _adaptive_mlp,
     "thresher::bipartite_merge": _bipartite_merge,
     "thresher::class_attention": _class_attention,
     "thresher::keep_tokens": _keep_tokens,
     "thresher::prune_merge": _prune_merge,
     "thresher::redundant_merge": _redundant_merge,
     "thresher::select_diverse": _select_diverse,
+}
+_BY_DATA: dict[str, Callable[[list[Shape], Shape, float], int]] = {
+    "thresher::adaptive_mlp": _adaptive_mlp,
+    "thresher::sparse_gated_ffn": _sparse_gated_ffn,
     "thresher::sparse_linear": _sparse_linear,
 }
 
@@ -166,10 +177,14 @@ def node_cost(node: fx.Node, batch: int = 1, sizes: Mapping[str, int] | None = N
     result = node.meta.get("val")
     results = list(result) if isinstance(result, (tuple, list)) else [result]
     schema = getattr(node.target, "_schema", None)
-    rule = _MACS.get(node.target) or _OURS.get(schema.name if schema is not None else "")
+    name = schema.name if schema is not None else ""
     shapes: list[Shape] = [_operand(a, batch, sizes) for a in node.args]
-    macs = rule(shapes, shape_of(results[0], batch, sizes)) if rule else 0
-    macs = round(macs * provenance(node).get(SHARE, 1))
+    out = shape_of(results[0], batch, sizes)
+    if name in _BY_DATA:
+        macs = _BY_DATA[name](shapes, out, provenance(node).get(SHARE, 1.0))
+    else:
+        rule = _MACS.get(node.target) or _OURS.get(name)
+        macs = rule(shapes, out) if rule else 0
     moved = sum(
         prod(shape_of(v, batch, sizes)) * v.element_size()
         for v in [*values, *results]

@@ -208,7 +208,7 @@ def _cone(hidden: fx.Node) -> _Cone:
         node = stack.pop()
         if node in cone.inner:
             continue
-        source = _source(node)
+        source = source_of(node)
         if source is not None:
             cone.sources.append(source)
             cone.inner |= _down_to(node, source.linear)
@@ -222,7 +222,8 @@ def _cone(hidden: fx.Node) -> _Cone:
     return cone
 
 
-def _source(node: fx.Node) -> Source | None:
+def source_of(node: fx.Node) -> Source | None:
+    """A linear, or the piece of one, that a node is."""
     if node.target is LINEAR:
         return Source(node)
     if node.target is operator.getitem and operand(node, 0).target in SPLITS:
