@@ -42,6 +42,7 @@ class Operator:
     ``keep`` the value of the input of that name.  ``gpu``: there are Triton and CUDA kernels, which
     need the shapes; without them the definition runs on CUDA tensors, and TensorRT takes the body.  A
     body that is not ``portable`` is for ONNX Runtime: whoever inserts the operator knows the target.
+    ``dense`` is the body for more than ``most_tokens`` tokens, of operators that have such a limit.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Operator:
     types: tuple[str, ...] = FLOATS
     portable: bool = True
     gpu: bool = True
+    dense: str = ""
 
     @property
     def counts(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from thresher.kernels.body import thresholded
 from thresher.kernels.operator import Operator
 
 _KEPT = thresholded("x", "x") + "    kept = Where (dropped, zero, x)\n"
+_DENSE = "    y = MatMul (x, weight)\n"
 _INPUTS = {"x": "T", "weight": "T", "threshold": "tensor(float)"}
 
 MASK = Operator(
@@ -20,6 +21,7 @@ MASK = Operator(
     outputs={"y": "T"},
     attributes={"most_tokens": int},
     gpu=False,
+    dense=_DENSE,
     body=_KEPT + "    y = MatMul (kept, weight)\n",
 )
 
@@ -31,6 +33,7 @@ COMPACT = Operator(
     attributes={"most_tokens": int},
     gpu=False,
     portable=False,
+    dense=_DENSE,
     body=_KEPT
     + """
     # Channels that some token keeps.
@@ -54,6 +57,7 @@ BF16 = Operator(
     attributes={"most_tokens": int},
     gpu=False,
     types=("tensor(float)",),
+    dense="    wide = CastLike (weight, x)\n    y = MatMul (x, wide)\n",
     body=_KEPT
     + """
     wide = CastLike (weight, x)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.cli.conftest import Cli
+from tests.kernels.test_sparse import nodes_of
 from tests.models.folders import GROUPED, build, save, word_tokenizer
 from thresher.cli.opening import open_measured
 from thresher.compiler.analysis.cost import parameters
@@ -110,7 +111,7 @@ def test_a_prompt_is_read_dense_and_steps_skip(
     for given in (source, tmp_path / "sparse"):
         assert cli("export", given, "-o", tmp_path / f"{Path(given).name}.engine").code == 0
     both = [tmp_path / f"{name}.engine" for name in (folder.name, "sparse")]
-    nodes = onnx.load(both[1] / "model.onnx", load_external_data=False).graph.node
+    nodes = nodes_of(onnx.load(both[1] / "model.onnx", load_external_data=False).graph)
     assert [node.op_type for node in nodes if node.domain == "thresher"] == operators
     judged = ("verify", *both, "--not-same", "--data", text, "--limit", str(WINDOWS), "--json")
     whole, steps = (cli(*judged, *more).json["perplexity"] for more in ((), ("--step", "1")))
