@@ -5,7 +5,6 @@ from __future__ import annotations
 from thresher.kernels.body import thresholded
 from thresher.kernels.operator import Operator
 
-
 _GATE = "    logits = MatMul (x, gate)\n"
 _OPENED = """
     columns = Transpose <perm = [1, 0]> (up)
@@ -23,6 +22,7 @@ def _gated(name: str, activate: str) -> Operator:
         outputs={"y": "T"},
         attributes={"most_tokens": int},
         gpu=False,
+        triton=True,
         dense=_GATE + activate + _OPENED + "    y = MatMul (product, down)\n",
         body=_GATE
         + activate

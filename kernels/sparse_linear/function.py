@@ -21,6 +21,7 @@ MASK = Operator(
     outputs={"y": "T"},
     attributes={"most_tokens": int},
     gpu=False,
+    triton=True,
     dense=_DENSE,
     body=_KEPT + "    y = MatMul (kept, weight)\n",
 )
@@ -32,6 +33,7 @@ COMPACT = Operator(
     outputs={"y": "T"},
     attributes={"most_tokens": int},
     gpu=False,
+    triton=True,
     portable=False,
     dense=_DENSE,
     body=_KEPT
@@ -56,6 +58,7 @@ BF16 = Operator(
     outputs={"y": "T"},
     attributes={"most_tokens": int},
     gpu=False,
+    triton=True,
     types=("tensor(float)",),
     dense="    wide = CastLike (weight, x)\n    y = MatMul (x, wide)\n",
     body=_KEPT

@@ -16,7 +16,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch.library import opcheck
 
 import thresher.kernels.ops  # noqa: F401
-from tests.kernels import oracle
+from tests.kernels import oracle, triton_back_end
 from tests.kernels.back_ends import Array, library, run
 from tests.kernels.test_definitions import tensors
 from thresher.compiler.lowering import branch_prompts, to_onnx
@@ -41,11 +41,13 @@ def _installed(request: pytest.FixtureRequest) -> None:
         back_end = request.getfixturevalue("back_end")
         if back_end == "native":
             library()
+        elif back_end == "triton":
+            triton_back_end.device()
         elif back_end != "torch":
             pytest.importorskip(back_end)
 
 
-everywhere = pytest.mark.parametrize("back_end", ["torch", *ONNX])
+everywhere = pytest.mark.parametrize("back_end", ["torch", "triton", *ONNX])
 
 
 class Linear(NamedTuple):
@@ -357,7 +359,10 @@ def test_engines_hold_each_as_one_node(
 
 def test_where_the_number_of_tokens_is_fixed_nothing_branches() -> None:
     program = trace(
-        Layers().eval(), {"x": torch.zeros(2, 3, 8)}, info=SourceInfo("layers", "random")
+        Layers().eval(),
+        {"x": torch.zeros(2, 3, 8)},
+        dynamic={},
+        info=SourceInfo("layers", "random"),
     )
     model = to_onnx(program)
     before = [node.op_type for node in model.graph]
