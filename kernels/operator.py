@@ -40,8 +40,9 @@ class Operator:
     Outputs that are rarely read come last, so that a model can do without them.  ``shapes`` has the
     axes of each output: ``x0`` is the first axis of x, ``x2+`` all of its axes from the third on, and
     ``keep`` the value of the input of that name.  ``gpu``: there are Triton and CUDA kernels, which
-    need the shapes; without them the definition runs on CUDA tensors, and TensorRT takes the body.  A
-    body that is not ``portable`` is for ONNX Runtime: whoever inserts the operator knows the target.
+    need the shapes; without them the definition runs on CUDA tensors, and TensorRT takes the body.
+    ``triton``: there are Triton kernels at least.  A body that is not ``portable`` is for ONNX Runtime: whoever inserts the operator knows the target.
+    ``dense`` is the body for more than ``most_tokens`` tokens, of operators that have such a limit.
     """
 
     name: str
@@ -54,6 +55,8 @@ class Operator:
     types: tuple[str, ...] = FLOATS
     portable: bool = True
     gpu: bool = True
+    triton: bool = False
+    dense: str = ""
 
     @property
     def counts(self) -> tuple[str, ...]:

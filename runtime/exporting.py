@@ -78,7 +78,7 @@ def export(
     wanted = narrowed(shapes, specs, facts.ranges)
     maker.check_shapes(specs, wanted.ranges)
     facts = dataclasses.replace(facts, ranges=wanted.ranges, usual=wanted.usual)
-    from thresher.compiler.lowering import to_onnx
+    from thresher.compiler.lowering import branch_prompts, to_onnx
 
     tell("lowering", 0, 0)
     model = to_onnx(program, precision=maker.graph_precision(precision))
@@ -86,6 +86,8 @@ def export(
         chosen = Calibration(data, samples)
         told = calibrate(model, specs, wanted.ranges, chosen, threads=threads)
         facts = dataclasses.replace(facts, calibration=told)
+    if maker.branches:
+        branch_prompts(model)
     agrees = None
     if check:
         reference = ProgramRunner(program, threads=threads)

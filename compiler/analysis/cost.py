@@ -24,7 +24,7 @@ from thresher.compiler.program import Program, provenance, stored_tensors
 
 aten = torch.ops.aten
 Shape = Sequence[int]
-SHARE = "share"  # a pass notes on a node which part of its work is expected to be done
+SHARE = "share"  # a pass notes on a node which part of the work that depends on data is expected
 
 
 def symbol_sizes(program: Program, named: Mapping[str, int]) -> dict[str, int]:
@@ -88,9 +88,10 @@ def _bipartite_merge(args: list[Shape], out: Shape) -> int:
     return batch * ((tokens // 2) ** 2 * dim + removed * removed * width)
 
 
-def _adaptive(args: list[Shape], out: Shape) -> int:
-    """With every learner run for every token; matrices of learners are the operands of rank 3."""
-    return prod(args[0][:-1]) * sum(prod(shape) for shape in args[2:] if len(shape) == 3)
+def _adaptive(args: list[Shape], out: Shape, share: float) -> int:
+    """The share is that of the learners that run, whose matrices are the operands of rank 3."""
+    learners = sum(prod(shape) for shape in args[2:] if len(shape) == 3)
+    return round(share * prod(args[0][:-1]) * learners)
 
 
 def _class_attention(args: list[Shape], out: Shape) -> int:
@@ -108,9 +109,17 @@ def _keep_tokens(args: list[Shape], out: Shape) -> int:
     return prod(args[0]) - prod(out)
 
 
-def _sparse_linear(args: list[Shape], out: Shape) -> int:
-    """As if dense: what is skipped depends on the input."""
-    return prod(out) * args[1][0]
+def _sparse_linear(args: list[Shape], out: Shape, share: float) -> int:
+    """The share is that of the inputs which few tokens need; many need all."""
+    tokens, (most,) = prod(out[:-1]), args[3]
+    return round((share if tokens <= most else 1) * tokens * prod(args[1]))
+
+
+def _sparse_gated_ffn(args: list[Shape], out: Shape, share: float) -> int:
+    """The gate is dense; the share is that of the neurons which few tokens need."""
+    tokens, (most,) = prod(out[:-1]), args[6]
+    gate, up, down = map(prod, args[1:4])
+    return tokens * gate + round((share if tokens <= most else 1) * tokens * (up + down))
 
 
 def _select_diverse(args: list[Shape], out: Shape) -> int:
@@ -137,14 +146,17 @@ _MACS: dict[object, Callable[[list[Shape], Shape], int]] = {
     SDPA: _attention,
 }
 _OURS = {
-    "thresher::adaptive_mlp": _adaptive,
-    "thresher::adaptive_gated_mlp": _adaptive,
     "thresher::bipartite_merge": _bipartite_merge,
     "thresher::class_attention": _class_attention,
     "thresher::keep_tokens": _keep_tokens,
     "thresher::prune_merge": _prune_merge,
     "thresher::redundant_merge": _redundant_merge,
     "thresher::select_diverse": _select_diverse,
+}
+_BY_DATA: dict[str, Callable[[list[Shape], Shape, float], int]] = {
+    "thresher::adaptive_gated_mlp": _adaptive,
+    "thresher::adaptive_mlp": _adaptive,
+    "thresher::sparse_gated_ffn": _sparse_gated_ffn,
     "thresher::sparse_linear": _sparse_linear,
 }
 
@@ -167,10 +179,14 @@ def node_cost(node: fx.Node, batch: int = 1, sizes: Mapping[str, int] | None = N
     result = node.meta.get("val")
     results = list(result) if isinstance(result, (tuple, list)) else [result]
     schema = getattr(node.target, "_schema", None)
-    rule = _MACS.get(node.target) or _OURS.get(schema.name if schema is not None else "")
+    name = schema.name if schema is not None else ""
     shapes: list[Shape] = [_operand(a, batch, sizes) for a in node.args]
-    macs = rule(shapes, shape_of(results[0], batch, sizes)) if rule else 0
-    macs = round(macs * provenance(node).get(SHARE, 1))
+    out = shape_of(results[0], batch, sizes)
+    if name in _BY_DATA:
+        macs = _BY_DATA[name](shapes, out, provenance(node).get(SHARE, 1.0))
+    else:
+        rule = _MACS.get(node.target) or _OURS.get(name)
+        macs = rule(shapes, out) if rule else 0
     moved = sum(
         prod(shape_of(v, batch, sizes)) * v.element_size()
         for v in [*values, *results]

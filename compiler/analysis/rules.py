@@ -343,12 +343,16 @@ def _linear(axes: Axes, node: fx.Node) -> None:
     _mix(axes, node, operand, [-1], "multiplies it by a weight")
 
 
-def _sparse(axes: Axes, node: fx.Node) -> None:
-    """As a linear, whose weight is ``[inputs, outputs]``; how many tokens there are in all decides."""
-    operand, out = _operand(node), axes.tensors(node)[0]
-    _equal(axes, out[:-1], axes.of(operand)[:-1])
-    axes.variables.union(out[-1], axes.of(_operand(node, 1))[1])
-    _mix(axes, node, operand, [-1], "multiplies it by a weight")
+def _sparse(last: int) -> Rule:
+    """As linears, whose ``last`` weight is ``[.., outputs]``; how many tokens there are in all decides."""
+
+    def rule(axes: Axes, node: fx.Node) -> None:
+        operand, out = _operand(node), axes.tensors(node)[0]
+        _equal(axes, out[:-1], axes.of(operand)[:-1])
+        axes.variables.union(out[-1], axes.of(_operand(node, last))[1])
+        _mix(axes, node, operand, [-1], "multiplies it by a weight")
+
+    return rule
 
 
 def _matmul(axes: Axes, node: fx.Node) -> None:
@@ -517,7 +521,8 @@ RULES: dict[str, Rule] = {
     "scaled_dot_product_attention": _attention,
     "thresher::adaptive_mlp": _adaptive,
     "thresher::adaptive_gated_mlp": _adaptive,
-    "thresher::sparse_linear": _sparse,
+    "thresher::sparse_gated_ffn": _sparse(3),
+    "thresher::sparse_linear": _sparse(1),
     "embedding": _embedding,
     "index": _index,
     **dict.fromkeys(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_PUBLIC = {"to_onnx": "onnx_export", "inlined": "inline"}
+_PUBLIC = {"to_onnx": "onnx_export", "inlined": "inline", "branch_prompts": "prompts"}
 
 
 def __getattr__(name: str) -> Any:

@@ -40,7 +40,8 @@ class Product {
 };
 
 // From so many tokens on the runtime's product is faster than sums of rows.  With fewer it is not: it has
-// to pack the matrix in every call, as only weights of nodes of its own are packed once.
+// to pack the matrix in every call, as only weights of nodes of its own are packed once (prompts of open
+// length therefore have such nodes, see compiler/lowering/prompts.py).
 constexpr int64_t MANY_TOKENS = 16;
 
 // Types that ONNX Runtime multiplies on every processor.

@@ -5,6 +5,13 @@ from __future__ import annotations
 from thresher.kernels.body import thresholded
 from thresher.kernels.operator import Operator
 
+_GATE = "    logits = MatMul (x, gate)\n"
+_OPENED = """
+    columns = Transpose <perm = [1, 0]> (up)
+    opened = MatMul (x, columns)
+    product = Mul (h, opened)
+"""
+
 
 def _gated(name: str, activate: str) -> Operator:
     """The operator whose ``activate`` makes ``h`` of ``logits``."""
@@ -15,13 +22,13 @@ def _gated(name: str, activate: str) -> Operator:
         outputs={"y": "T"},
         attributes={"most_tokens": int},
         gpu=False,
-        body="    logits = MatMul (x, gate)\n"
+        triton=True,
+        dense=_GATE + activate + _OPENED + "    y = MatMul (product, down)\n",
+        body=_GATE
         + activate
         + thresholded("h", "x")
+        + _OPENED
         + """
-    columns = Transpose <perm = [1, 0]> (up)
-    opened = MatMul (x, columns)
-    product = Mul (h, opened)
     kept = Where (dropped, zero, product)
     y = MatMul (kept, down)
 """,

@@ -11,6 +11,7 @@ from thresher.kernels.body import thresholded
 from thresher.kernels.operator import Operator
 
 _KEPT = thresholded("x", "x") + "    kept = Where (dropped, zero, x)\n"
+_DENSE = "    y = MatMul (x, weight)\n"
 _INPUTS = {"x": "T", "weight": "T", "threshold": "tensor(float)"}
 
 MASK = Operator(
@@ -20,6 +21,8 @@ MASK = Operator(
     outputs={"y": "T"},
     attributes={"most_tokens": int},
     gpu=False,
+    triton=True,
+    dense=_DENSE,
     body=_KEPT + "    y = MatMul (kept, weight)\n",
 )
 
@@ -30,7 +33,9 @@ COMPACT = Operator(
     outputs={"y": "T"},
     attributes={"most_tokens": int},
     gpu=False,
+    triton=True,
     portable=False,
+    dense=_DENSE,
     body=_KEPT
     + """
     # Channels that some token keeps.
@@ -53,7 +58,9 @@ BF16 = Operator(
     outputs={"y": "T"},
     attributes={"most_tokens": int},
     gpu=False,
+    triton=True,
     types=("tensor(float)",),
+    dense="    wide = CastLike (weight, x)\n    y = MatMul (x, wide)\n",
     body=_KEPT
     + """
     wide = CastLike (weight, x)

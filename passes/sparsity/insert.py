@@ -11,9 +11,12 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 import thresher.kernels.ops  # noqa: F401  (registers the operators)
+from thresher.compiler.analysis.cost import SHARE
+from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.analysis.linears import bias_of, operand, stored_weights, weights_of
 from thresher.compiler.program import Program
 from thresher.compiler.surgery import Rewriter
+from thresher.passes.sparsity.gated import GatedForm, gated_form
 
 aten = torch.ops.aten
 
@@ -25,12 +28,19 @@ class Skip:
     Attributes:
         threshold: ``[I]`` float32; inputs of at most this size are skipped.
         shift: subtracted from the input first, ``W shift`` being added to the bias.
-        gate: a node ``[..., I]`` whose small values decide instead of the input's own.
+        by_gate: the network whose gate decides with its small values instead of the input with its own.
+        active: expected share of the inputs that is needed where anything is skipped.
     """
 
     threshold: Tensor
     shift: float = 0.0
-    gate: fx.Node | None = None
+    by_gate: FFN | None = None
+    active: float = 1.0
+
+    @property
+    def form(self) -> GatedForm | None:
+        """Of a network that one operator computes from beginning to end."""
+        return None if self.by_gate is None else gated_form(self.by_gate)
 
 
 def insert(
@@ -39,10 +49,36 @@ def insert(
     """The graph with ``sparse_linear`` in place of the given groups of linears.
 
     Each group reads one tensor and has one Skip.  Weights are kept as ``[I, O]``, so that a skipped
-    input skips a row.
+    input skips a row.  A network that is skipped by its gate becomes one ``sparse_gated_ffn`` where it
+    has that form; elsewhere its hidden tensor is masked by the gate, and only rows of down are skipped.
     """
     rewriter = Rewriter(program, made_by)
     of = {linear: skip for linears, skip in skips.items() for linear in linears}
+    forms = {linear: form for linear, skip in of.items() if (form := skip.form) is not None}
+    constants = _constants(program, of, forms)
+    inputs, made = set(program.input_nodes()), dict[str, fx.Node]()
+    for node in program.graph.nodes:
+        if node.op == "output":
+            continue
+        if node in inputs and not made:
+            made = {name: rewriter.constant(name, tensor) for name, tensor in constants.items()}
+        if node in of:
+            _replace(rewriter, node, of[node], forms.get(node), made, most_tokens)
+        else:
+            rewriter.copy(node)
+    outputs = [rewriter.map[n] for n in program.output_nodes()]
+    gone = {*of, *(linear for form in forms.values() for linear in form.linears)}
+    unread = {operand(n, 1) for n in gone} | {
+        b for n, s in of.items() if s.shift and (b := bias_of(n))
+    }
+    dropped = frozenset(p.name for p in unread if all(u in gone for u in p.users))
+    return rewriter.finish(outputs, constants, dropped)
+
+
+def _constants(
+    program: Program, of: Mapping[fx.Node, Skip], forms: Mapping[fx.Node, GatedForm]
+) -> dict[str, Tensor]:
+    """Weights by input, thresholds and shifted biases, by name."""
     names = stored_weights(program)
     constants: dict[str, Tensor] = {}
     for linear, weight in zip(of, weights_of(program, list(of)), strict=True):
@@ -55,37 +91,39 @@ def insert(
                 stored = {**program.exported.constants, **program.exported.state_dict}
                 bias = bias + stored[names[bias_at]].detach().double()
             constants[f"shifted_bias_{linear.name}"] = bias.to(weight.dtype)
-    inputs, made = set(program.input_nodes()), dict[str, fx.Node]()
-    for node in program.graph.nodes:
-        if node.op == "output":
-            continue
-        if node in inputs and not made:
-            made = {name: rewriter.constant(name, tensor) for name, tensor in constants.items()}
-        if node in of:
-            _replace(rewriter, node, of[node], made, most_tokens)
-        else:
-            rewriter.copy(node)
-    outputs = [rewriter.map[n] for n in program.output_nodes()]
-    unread = {operand(n, 1) for n in of} | {
-        b for n, s in of.items() if s.shift and (b := bias_of(n))
-    }
-    dropped = frozenset(p.name for p in unread if all(u in of for u in p.users))
-    return rewriter.finish(outputs, constants, dropped)
+        if linear in forms:
+            gate, up = (
+                weights_of(program, [source.linear])[0][source.start :][: len(skip.threshold)]
+                for source in (forms[linear].gate, forms[linear].up)
+            )
+            constants[f"gate_by_input_{linear.name}"] = gate.T.contiguous()
+            constants[f"up_by_neuron_{linear.name}"] = up.contiguous()
+    return constants
 
 
 def _replace(
-    rewriter: Rewriter, node: fx.Node, skip: Skip, made: Mapping[str, fx.Node], most_tokens: int
+    rewriter: Rewriter,
+    node: fx.Node,
+    skip: Skip,
+    form: GatedForm | None,
+    made: Mapping[str, fx.Node],
+    most_tokens: int,
 ) -> None:
-    x = rewriter.map[operand(node, 0)]
-    rewriter.at(node)
-    threshold = made[f"threshold_{node.name}"]
-    if skip.gate is not None:
-        x = _gated(rewriter, x, rewriter.map[skip.gate], threshold, most_tokens)
-        threshold = rewriter.inline(torch.zeros_like, threshold)
-    if skip.shift:
-        x = rewriter.emit(aten.sub.Tensor, x, skip.shift)
-    weight = made[f"by_input_{node.name}"]
-    y = rewriter.emit(torch.ops.thresher.sparse_linear.default, x, weight, threshold, most_tokens)
+    rewriter.at(node, **{SHARE: skip.active})
+    threshold, weight = made[f"threshold_{node.name}"], made[f"by_input_{node.name}"]
+    if form is not None:
+        gate, up = made[f"gate_by_input_{node.name}"], made[f"up_by_neuron_{node.name}"]
+        layer, x = torch.ops.thresher.sparse_gated_ffn.default, rewriter.map[form.x]
+        y = rewriter.emit(layer, x, gate, up, weight, threshold, form.activation, most_tokens)
+    else:
+        x = rewriter.map[operand(node, 0)]
+        if skip.by_gate is not None and skip.by_gate.gate is not None:
+            x = _masked(rewriter, x, rewriter.map[skip.by_gate.gate], threshold, most_tokens)
+            threshold = rewriter.inline(torch.zeros_like, threshold)
+        if skip.shift:
+            x = rewriter.emit(aten.sub.Tensor, x, skip.shift)
+        layer = torch.ops.thresher.sparse_linear.default
+        y = rewriter.emit(layer, x, weight, threshold, most_tokens)
     bias_at = bias_of(node)
     if skip.shift:
         y = rewriter.emit(aten.add.Tensor, y, made[f"shifted_bias_{node.name}"])
@@ -94,7 +132,7 @@ def _replace(
     rewriter.map[node] = y
 
 
-def _gated(
+def _masked(
     rewriter: Rewriter, x: fx.Node, gate: fx.Node, threshold: fx.Node, most_tokens: int
 ) -> fx.Node:
     """``x`` with zeros where the gate is small, if there are few tokens; NaN in the gate keeps x."""

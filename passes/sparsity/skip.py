@@ -21,6 +21,7 @@ from thresher.kernels import native
 from thresher.passes.sparsity import calibration, criterion, payoff
 from thresher.passes.sparsity.cett import Cett, Union
 from thresher.passes.sparsity.criterion import Judge
+from thresher.passes.sparsity.gated import gated_form
 from thresher.passes.sparsity.insert import Skip, insert
 from thresher.passes.sparsity.quantiles import Mode, Quantiles
 from thresher.passes.sparsity.report import MANY, item_tokens
@@ -115,11 +116,12 @@ class Sparsity(Pass[SparsityOptions]):
         found = find(program)
         chosen = [entry for entry in found.inputs if entry.kind in self.options.kinds]
         refused = [*found.refusals]
-        gates = {ffn.layer: ffn.gate for ffn in found.ffns}
         if self.options.method == "cats":
-            plain = [f for f in found.ffns if f.gate is None]
-            refused += [Refusal(f.down.name, f"{f.path} has no gate to decide by") for f in plain]
-            chosen = [entry for entry in chosen if gates[entry.layer] is not None]
+            plain = {f.layer: f for f in found.ffns if f.gate is None}
+            refused += [
+                Refusal(f.down.name, f"{f.path} has no gate to decide by") for f in plain.values()
+            ]
+            chosen = [entry for entry in chosen if entry.layer not in plain]
         if not chosen:
             return PassResult(program, len(found.inputs), 0, tuple(refused))
         digest = calibration.weights_digest(program)
@@ -130,7 +132,7 @@ class Sparsity(Pass[SparsityOptions]):
             told: dict[str, Any] = {}
         else:
             tensors, told = self._calibrate(program, context, found, chosen, digest)
-        skips = self._skips(chosen, tensors, gates)
+        skips = self._skips(chosen, tensors, found.ffns)
         exported = insert(program, skips, self.options.most_tokens, self.name)
         file = f"{calibration.numbered(program, self.name)}.safetensors"
         return PassResult(
@@ -147,13 +149,19 @@ class Sparsity(Pass[SparsityOptions]):
         self,
         chosen: Sequence[Input],
         tensors: Mapping[str, Tensor],
-        gates: Mapping[int, fx.Node | None],
+        ffns: Sequence[FFN],
     ) -> dict[tuple[fx.Node, ...], Skip]:
+        of = {ffn.layer: ffn for ffn in ffns} if self.options.method == "cats" else {}
         skips: dict[tuple[fx.Node, ...], Skip] = {}
         for entry in chosen:
-            gate = gates[entry.layer] if self.options.method == "cats" else None
-            shift = float(tensors.get(f"shift.{entry.name}", torch.zeros(())))
-            skips[entry.linears] = Skip(tensors[f"threshold.{entry.name}"], shift, gate)
+            shares = tensors.get(f"active.{entry.name}", torch.empty(0)).tolist()
+            union = dict(zip(MANY, shares, strict=False))
+            skips[entry.linears] = Skip(
+                tensors[f"threshold.{entry.name}"],
+                float(tensors.get(f"shift.{entry.name}", torch.zeros(()))),
+                of.get(entry.layer),
+                payoff.at(union, self.options.most_tokens),
+            )
         return skips
 
     # --- calibration --------------------------------------------------------------------------
@@ -181,10 +189,9 @@ class Sparsity(Pass[SparsityOptions]):
             tensors = method.at(DEFAULT_SPARSITY if asked is None else asked)
         else:
             judge = Judge(program, data, items, criterion.choose(program, data), context.batch)
-            gates = {ffn.layer: ffn.gate for ffn in found.ffns}
 
             def rise(amount: float) -> float:
-                skips = self._skips(chosen, method.at(amount), gates)
+                skips = self._skips(chosen, method.at(amount), found.ffns)
                 changed = insert(program, skips, EVERY_TOKEN, self.name)
                 return judge.rise_of(dataclasses.replace(program, exported=changed))
 
@@ -193,18 +200,32 @@ class Sparsity(Pass[SparsityOptions]):
             tensors = method.at(amount)
             told = {"rise": 100 * reached, "judged by": judge.criterion.kind}
         unions = method.unions(tensors)
-        verdict = self._demand_gain(program, chosen, unions)
+        for name, union in unions.items():
+            shares = torch.tensor(list(union.values()), dtype=torch.float64)
+            tensors[f"active.{name}"] = shares
+        verdict = self._demand_gain(program, found, chosen, unions)
         if verdict.pays and not _kernels_built():
             told["note"] = f"{verdict.sentence}, only with the kernels: thresher kernels build"
         sparsity = {name: 1 - shares.get(1, 1.0) for name, shares in unions.items()}
         return tensors, told | {"sparsity": sparsity, "union": unions}
 
     def _demand_gain(
-        self, program: Program, chosen: Sequence[Input], unions: Mapping[str, Mapping[int, float]]
+        self,
+        program: Program,
+        found: Found,
+        chosen: Sequence[Input],
+        unions: Mapping[str, Mapping[int, float]],
     ) -> payoff.Verdict:
         tokens = 1 if criterion.is_causal(program) else item_tokens(program)
         stored = parameters(program)
-        layers = {entry.name: (entry.weights / stored, unions[entry.name]) for entry in chosen}
+        also: dict[int, int] = {}  # rows of up that go with the neurons of a gated network
+        if self.options.method == "cats":
+            forms = {ffn: gated_form(ffn) for ffn in found.ffns}
+            also = {ffn.layer: ffn.width * form.width for ffn, form in forms.items() if form}
+        layers = {
+            entry.name: ((entry.weights + also.get(entry.layer, 0)) / stored, unions[entry.name])
+            for entry in chosen
+        }
         verdict = payoff.verdict("cpu", tokens, layers)
         if self.options.allow or (verdict.pays and tokens <= self.options.most_tokens):
             return verdict

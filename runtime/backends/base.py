@@ -85,6 +85,7 @@ class Backend(ABC):
     cached: ClassVar[bool] = (
         False  # whether what is built is kept; fingerprint() then has to be whole
     )
+    branches: ClassVar[bool] = False  # whether prompts are best told apart by an If
     choices: ClassVar[bool] = False  # whether a choice may follow the target's name
 
     def __init__(self, choice: str = "") -> None:

@@ -26,6 +26,7 @@ class OnnxRuntimeCpu(OnnxRuntime):
     install = "pip install onnxruntime"
     provider = CPU
     precisions = ("fp32", "fp16", "int8")
+    branches = True  # only products of the graph have their weights packed once
 
     def available(self) -> Availability:
         state = super().available()

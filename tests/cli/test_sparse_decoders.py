@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.cli.conftest import Cli
+from tests.kernels.test_sparse import nodes_of
 from tests.models.folders import GROUPED, build, save, word_tokenizer
 from thresher.cli.opening import open_measured
 from thresher.compiler.analysis.cost import parameters
@@ -61,13 +63,20 @@ def _loss(model: Any, windows: int) -> float:
         return float(model(input_ids=ids, labels=ids).loss)
 
 
-def _skipping(model: Any, thresholds: dict[str, Tensor]) -> Any:
-    """The model with every input masked at its threshold, for each token by itself."""
+def _skipping(model: Any, method: str, thresholds: dict[str, Tensor]) -> Any:
+    """The model with every input, or every gate, masked at its threshold, for each token by itself."""
+
+    def masked(x: Tensor, threshold: Tensor) -> Tensor:
+        return torch.where(x.abs() <= threshold, 0.0, x)
 
     def mask(threshold: Tensor) -> Callable[..., tuple[Tensor]]:
-        return lambda _, given: (torch.where(given[0].abs() <= threshold, 0.0, given[0]),)
+        return lambda _, given: (masked(given[0], threshold),)
 
     for number, layer in enumerate(model.model.layers):
+        if method == "cats":
+            limits = thresholds[f"threshold.{number}.down"]
+            layer.mlp.act_fn.register_forward_hook(lambda _, __, s, t=limits: masked(s, t))
+            continue
         for kind, names in SITES.items():
             for name in names:
                 threshold = thresholds[f"threshold.{number}.{kind}"]
@@ -87,21 +96,30 @@ def test_the_loss_is_that_of_the_next_token(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_prompt_is_read_dense_and_steps_skip(cli: Cli, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "operators"), [("teal", 7 * ["SparseLinear"]), ("cats", ["SparseSwiGLU"])]
+)
+def test_a_prompt_is_read_dense_and_steps_skip(
+    method: str, operators: list[str], cli: Cli, folder: Path, tmp_path: Path
+) -> None:
     """Perplexity of steps is that of transformers with the same masks on every input."""
     source, text = f"hf:{folder}", folder / "text.txt"
-    asked = ("--recipe", "sparsity", "--set", "sparsity=0.6", "--learn-data", text)
+    asked = ("--recipe", "sparsity", "--set", f"method={method}", "--set", "sparsity=0.6")
+    asked += ("--learn-data", text)
     done = cli("optimize", source, *asked, "-o", tmp_path / "sparse", "--json")
     assert (done.code, done.err) == (0, "")
     for given in (source, tmp_path / "sparse"):
         assert cli("export", given, "-o", tmp_path / f"{Path(given).name}.engine").code == 0
     both = [tmp_path / f"{name}.engine" for name in (folder.name, "sparse")]
+    nodes = nodes_of(onnx.load(both[1] / "model.onnx", load_external_data=False).graph)
+    assert [node.op_type for node in nodes if node.domain == "thresher"] == operators
     judged = ("verify", *both, "--not-same", "--data", text, "--limit", str(WINDOWS), "--json")
     whole, steps = (cli(*judged, *more).json["perplexity"] for more in ((), ("--step", "1")))
     assert (whole["step"], steps["step"]) == (None, 1)
     assert abs(whole["rise"]) < 1e-4
     dense = np.exp(_loss(_model(), WINDOWS))
-    skipped = _skipping(_model(), load_file(tmp_path / "sparse" / "sparsity.safetensors"))
+    thresholds = load_file(tmp_path / "sparse" / "sparsity.safetensors")
+    skipped = _skipping(_model(), method, thresholds)
     assert steps["perplexity_a"] == pytest.approx(dense, rel=1e-4)
     assert steps["perplexity_b"] == pytest.approx(np.exp(_loss(skipped, WINDOWS)), rel=1e-4)
     assert abs(steps["rise"]) > 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch.library import opcheck
 
 import thresher.kernels.ops  # noqa: F401
-from tests.kernels import oracle
+from tests.kernels import oracle, triton_back_end
 from tests.kernels.back_ends import Array, library, run
 from tests.kernels.test_definitions import tensors
+from thresher.compiler.lowering import branch_prompts, to_onnx
 from thresher.compiler.program import SourceInfo
 from thresher.compiler.trace import trace
 from thresher.runtime import Engine, export
@@ -39,11 +41,13 @@ def _installed(request: pytest.FixtureRequest) -> None:
         back_end = request.getfixturevalue("back_end")
         if back_end == "native":
             library()
+        elif back_end == "triton":
+            triton_back_end.device()
         elif back_end != "torch":
             pytest.importorskip(back_end)
 
 
-everywhere = pytest.mark.parametrize("back_end", ["torch", *ONNX])
+everywhere = pytest.mark.parametrize("back_end", ["torch", "triton", *ONNX])
 
 
 class Linear(NamedTuple):
@@ -291,6 +295,14 @@ def test_hostile_shapes_of_the_ffn_are_errors(changed: str) -> None:
         ops.sparse_gated_ffn(*tensors(*arguments.values()), "silu", 8)
 
 
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Those of branches included."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from nodes_of(attribute.g)
+
+
 class Layers(torch.nn.Module):
     """All of the operators in a row."""
 
@@ -326,20 +338,37 @@ def test_engines_hold_each_as_one_node(
     )
     export(program, tmp_path / "layers", precision=precision, threads=1)
     written = onnx.load(tmp_path / "layers" / "model.onnx")
-    found = [node.op_type for node in written.graph.node if node.domain == "thresher"]
+    found = [n.op_type for n in nodes_of(written.graph) if n.domain == "thresher"]
     narrow = "SparseLinearBf16" if precision == "fp32" else "SparseLinear"
     assert found == ["SparseLinear", "CompactSparseLinear", narrow, "SparseSwiGLU"]
+    branches = [n for n in written.graph.node if n.op_type == "If"]
+    assert len(branches) == 4
+    assert len({n.input[0] for n in branches}) == 1  # the number of tokens is asked for once
     for switch in ("off", "on"):
         if switch == "on":
             library()
         monkeypatch.setenv("THRESHER_KERNELS", switch)
         with Engine.load(tmp_path / "layers", threads=1) as engine:
             assert engine.details["kernels"] == ("native" if switch == "on" else "function bodies")
-            for batch in (2, 3):
+            for batch in (1, 2, 3):
                 x = torch.randn(batch, 3, 8)
                 (y,) = engine.run({"x": x.numpy()}).values()
                 # In half precision what lies on its threshold may fall on either side.
                 assert np.abs(y - model(x).detach().numpy()).mean() < most
+
+
+def test_where_the_number_of_tokens_is_fixed_nothing_branches() -> None:
+    program = trace(
+        Layers().eval(),
+        {"x": torch.zeros(2, 3, 8)},
+        dynamic={},
+        info=SourceInfo("layers", "random"),
+    )
+    model = to_onnx(program)
+    before = [node.op_type for node in model.graph]
+    branch_prompts(model)
+    assert [node.op_type for node in model.graph] == before
+    assert "SparseSwiGLU" in before
 
 
 def test_definitions_refuse_what_does_not_fit() -> None:

@@ -221,6 +221,33 @@ def test_what_runs_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(x, size, metric, 6, 1, True)[0].shape == (1, 6, 4)
 
 
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_skipping_over_many_blocks(tokens: int) -> None:
+    """Splits that are not full, columns and neurons beyond a block, and strides that are followed."""
+    torch.manual_seed(tokens)
+    x, weight = torch.randn(2 * tokens, 333)[::2], torch.randn(75, 333).t() / 18
+    threshold = torch.rand(666)
+    for rows in (x, x[0]):
+        (y,) = kernel("sparse_linear", rows, weight, threshold[:333], 8)
+        expected = ops.sparse_linear(rows.double(), weight.double(), threshold[:333], 8)
+        assert_close(y.double(), expected, rtol=0, atol=2e-6)
+    gate, up, down = (torch.randn(n) / n[0] ** 0.5 for n in ((333, 131), (131, 333), (131, 40)))
+    x, up = x.t().contiguous().t(), up * 131**0.5 / 333**0.5
+    (y,) = kernel("sparse_gated_ffn", x, gate, up, down, threshold[:131], "silu", 8)
+    wide = [one.double() for one in (x, gate, up, down)]
+    expected = ops.sparse_gated_ffn(*wide, threshold[:131], "silu", 8)
+    assert_close(y.double(), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 9])
+def test_weights_in_bfloat16_beside_float32(tokens: int) -> None:
+    torch.manual_seed(0)
+    x, weight, threshold = torch.randn(tokens, 50), torch.randn(50, 37).bfloat16(), torch.rand(50)
+    (y,) = kernel("sparse_linear", x, weight, threshold, 8)
+    expected = ops.sparse_linear(x.double(), weight.double(), threshold, 8)
+    assert_close(y.double(), expected, rtol=0, atol=1e-5)
+
+
 def test_without_triton_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     assert dispatch.kernels.__wrapped__("gather_tokens") is None
@@ -232,7 +259,8 @@ def test_operators_have_a_kernel_for_cuda_tensors_where_they_say_so() -> None:
     for operator in OPERATORS.values():
         name = f"thresher::{operator.torch_name}"
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
-        assert (dispatch.kernels(operator.torch_name) is not None) == operator.gpu
+        has = operator.gpu or operator.triton
+        assert (dispatch.kernels(operator.torch_name) is not None) == has
 
 
 def test_importing_the_operators_imports_no_triton() -> None:
@@ -272,9 +300,17 @@ def test_the_kernels_of_merging_compile_for_a_gpu() -> None:
     check_compiled(lines, "_merge_rows _nearest _place _rank _unit_vectors", ("80",))
 
 
+def test_the_kernels_of_skipping_compile_for_a_gpu() -> None:
+    lines = compiled("90", "--types", "bf16", "--operators", "sparse_gated_ffn")
+    check_compiled(lines, "_add_up _products_of_rows _sum_of_rows", ("90",))
+
+
 @pytest.mark.slow
 def test_every_kernel_compiles_for_every_gpu() -> None:
-    kernels = "_attend _copy_rows _fuse _merge_rows _nearest _place _rank _select _unit_vectors"
+    kernels = (
+        "_add_up _attend _copy_rows _fuse _merge_rows _nearest _place _products_of_rows _rank _select"
+        " _sum_of_rows _unit_vectors"
+    )
     check_compiled(compiled(*CAPABILITIES, "--types", "fp16"), kernels, CAPABILITIES)
 
 

@@ -16,11 +16,14 @@ from thresher.kernels.gpu.dispatch import kernels
 from thresher.kernels.registry import OPERATORS
 
 Array = NDArray[Any]
-SWITCHES: dict[str, dict[str, bool]] = {
+SWITCHES: dict[str, dict[str, Any]] = {
     "BipartiteMerge": {"by_index": True},
     "RankedBipartiteMerge": {"by_index": False},
     "KeepTokens": {"fuse": False},
     "FuseTokens": {"fuse": True},
+    "SparseSwiGLU": {"activation": "silu"},
+    "SparseGeGLU": {"activation": "gelu"},
+    "SparseReGLU": {"activation": "relu"},
 }
 
 

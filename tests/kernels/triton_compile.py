@@ -41,6 +41,14 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
     yield "prune_merge", (x, size, size, 180, 150, 1)
     yield "gather_tokens", (x, index)
     yield "restore_tokens", (x[:, :120], index, x[:, :150])
+    gate, up, down = (
+        torch.empty(size, dtype=dtype) for size in ((384, 999), (999, 384), (999, 384))
+    )
+    threshold = torch.empty(999)
+    for token in (x[0, :1], x[0, :7]):
+        yield "sparse_linear", (token, gate, threshold[:384], 8)
+        yield "sparse_gated_ffn", (token, gate, up, down, threshold, "silu", 8)
+    yield "sparse_linear", (x[0, :1].float(), gate.bfloat16(), threshold[:384], 8)
 
 
 def launches(dtype: torch.dtype, operators: Sequence[str] = ()) -> list[Launch]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.compiler.toys import TOKENS, WIDTH
 from tests.passes.sparsity.toys import Causal, noise, sentences, toy
 from thresher.compiler import pipeline
-from thresher.compiler.analysis.cost import parameters
+from thresher.compiler.analysis.cost import parameters, symbol_sizes, total_macs
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.program import Program, SourceInfo
@@ -89,8 +89,7 @@ def test_cett_drops_what_the_definition_drops() -> None:
     result = run(program, method="cett", sparsity=0.6)
     assert result.calibration is not None
     (ffn,) = find(program).ffns
-    (name,) = result.calibration.tensors
-    threshold = result.calibration.tensors[name]
+    threshold = result.calibration.tensors["threshold.0.down"]
     sizes = seen(program)["0.down"].abs() * _weight(program, ffn.down).double().norm(dim=0)
     eps = float((threshold * _weight(program, ffn.down).norm(dim=0)).max())
     assert float((sizes < eps).double().mean()) == pytest.approx(0.6, abs=0.02)
@@ -102,12 +101,23 @@ def test_cett_drops_what_the_definition_drops() -> None:
 
 @pytest.mark.parametrize("most", [1, MANY])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_cats_drops_by_the_gate_where_there_are_few_tokens(most: int, dynamic: bool) -> None:
-    program = toy("gated", dynamic=dynamic, pool="mean")
+@pytest.mark.parametrize(
+    ("kind", "whole"), [("gated", False), ("fused", False), ("llama", True), ("phi", True)]
+)
+def test_cats_drops_by_the_gate_where_there_are_few_tokens(
+    kind: str, whole: bool, most: int, dynamic: bool
+) -> None:
+    program = toy(kind, dynamic=dynamic, pool="mean")
     result = run(program, method="cats", sparsity=0.5, most_tokens=most)
     assert result.calibration is not None
     (ffn,) = find(program).ffns
-    (threshold,) = result.calibration.tensors.values()
+    found = [
+        str(n.target).split(".")[1]
+        for n in result.program.graph.nodes
+        if "thresher" in str(n.target)
+    ]
+    assert found == ["sparse_gated_ffn" if whole else "sparse_linear"]
+    threshold = result.calibration.tensors["threshold.0.down"]
     gate: list[Tensor] = []
     tapped, x = Tapped(program), torch.randn(2, TOKENS, WIDTH)
     assert ffn.gate is not None
@@ -117,6 +127,25 @@ def test_cats_drops_by_the_gate_where_there_are_few_tokens(most: int, dynamic: b
 
     want = tapped.outputs({"x": x}, {ffn.gate: gate.append, ffn.hidden: drop})["output"]
     torch.testing.assert_close(result.program.run({"x": x})["output"], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["cats", "teal"])
+@pytest.mark.parametrize("kind", ["llama", "phi"])
+def test_what_few_tokens_are_expected_to_skip_is_no_work(kind: str, method: str) -> None:
+    """By the measured union of most_tokens tokens; a prompt is counted whole, and so is the gate of cats."""
+    program = toy(kind, dynamic=True, pool="mean")
+    sites = ("down",) if method == "cats" else ("up", "down")
+    result = run(program, method=method, sites=sites, sparsity=0.5, most_tokens=2)
+    needed = {name: shares[2] for name, shares in result.details["union"].items()}
+    down = 1 - needed["0.down"]
+    skipped = 2 * down if method == "cats" else 2 * (1 - needed["0.up"]) + down
+    (ffn,) = find(program).ffns
+    for tokens in (1, 2, 3):
+        at = symbol_sizes(program, {"batch": 1, "tokens": tokens})
+        dense, left = (total_macs(p.graph, sizes=at) for p in (program, result.program))
+        matrix = tokens * WIDTH * ffn.width
+        saved = skipped * matrix if tokens <= 2 else 0
+        assert left == pytest.approx(dense - saved, abs=2)
 
 
 def test_many_tokens_run_dense_and_few_do_not() -> None:

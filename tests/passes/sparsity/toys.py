@@ -20,11 +20,13 @@ HIDDEN, ITEMS = 2 * WIDTH, 24
 class Gated(Block):
     """Gated with two linears, or with one that is cut in two; ``norm`` stands over the neurons."""
 
-    def __init__(self, *, fused: bool = False, norm: bool = False, shown: bool = False) -> None:
+    def __init__(
+        self, *, fused: bool = False, norm: bool = False, shown: bool = False, bias: bool = True
+    ) -> None:
         super().__init__()
         self.fused, self.shown = fused, shown
-        self.gate, self.up = nn.Linear(WIDTH, HIDDEN), nn.Linear(WIDTH, HIDDEN, bias=False)
-        self.both = nn.Linear(WIDTH, 2 * HIDDEN)
+        self.gate, self.up = nn.Linear(WIDTH, HIDDEN, bias), nn.Linear(WIDTH, HIDDEN, bias=False)
+        self.both = nn.Linear(WIDTH, 2 * HIDDEN, bias)
         self.down = nn.Linear(HIDDEN, WIDTH, bias=False)
         self.norm = nn.LayerNorm(HIDDEN) if norm else nn.Identity()
 
@@ -55,6 +57,8 @@ BLOCKS: dict[str, Callable[[], Block]] = {
     "plain": Block,
     "gated": Gated,
     "fused": lambda: Gated(fused=True),
+    "llama": lambda: Gated(bias=False),
+    "phi": lambda: Gated(fused=True, bias=False),
     "normed": lambda: Gated(norm=True),
     "shown": lambda: Gated(shown=True),
 }

@@ -1,0 +1,152 @@
+"""Products of few tokens that skip the rows of a matrix which no token needs.
+
+Rows are read under a mask, so a row that is skipped costs no traffic.  What a product sums over is split
+among programs, since one column block alone would not fill a device; their sums are added in a fixed
+order by a second kernel, so results are the same in every run.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from thresher.kernels.gpu.shapes import blocks, power
+
+MOST_TOKENS = 8  # of a product that skips: with more the union of what they need fills up
+PROGRAMS = 512  # that fill a device
+ROWS, COLUMNS = 16, 256  # of a block of the matrix; fewer columns for more tokens
+NEURONS, DEPTH = 16, 128  # of a block of rows that are multiplied one by one
+LANES = 256  # outputs of a program that adds up
+
+
+def sum_of_rows(x: Tensor, matrix: Tensor, threshold: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``(x * (|x| > threshold)) @ matrix``.
+
+    Args:
+        x: ``[T, I]``, at most :data:`MOST_TOKENS` tokens.
+        matrix: ``[I, O]``.
+        threshold: ``[I]`` float32; None keeps all but exact zeros.
+        dtype: of the result.
+
+    Returns:
+        ``[T, O]``.
+    """
+    (tokens, width), columns = x.shape, matrix.shape[1]
+    stacked = power(tokens, 1, MOST_TOKENS)
+    across = power(columns, 16, COLUMNS // stacked)
+    programs = blocks(columns, across)
+    splits = max(1, min(blocks(PROGRAMS, max(programs, 1)), blocks(width, ROWS)))
+    span = blocks(blocks(width, splits), ROWS) * ROWS
+    sums = x.new_empty(splits, tokens, columns, dtype=torch.float32)
+    limits = x if threshold is None else threshold
+    _sum_of_rows[(programs, splits)](
+        x, matrix, limits, sums, *x.stride(), *matrix.stride(), limits.stride(-1),
+        tokens, width, columns, span, threshold is not None, stacked, ROWS, across,
+    )  # fmt: skip
+    y = x.new_empty(tokens, columns, dtype=dtype)
+    _add_up[(blocks(tokens * columns, LANES),)](sums, y, splits, tokens * columns, LANES)
+    return y
+
+
+def products_of_rows(x: Tensor, matrix: Tensor, h: Tensor, threshold: Tensor) -> Tensor:
+    """``h * (x @ matrix.T)`` where ``|h| > threshold``, elsewhere 0.
+
+    Args:
+        x: ``[T, I]``, at most :data:`MOST_TOKENS` tokens.
+        matrix: ``[F, I]``; a row that no token needs is not read.
+        h: ``[T, F]``.
+        threshold: ``[F]`` float32.
+
+    Returns:
+        ``[T, F]`` float32.
+    """
+    (tokens, width), neurons = x.shape, matrix.shape[0]
+    hidden = x.new_empty(tokens, neurons, dtype=torch.float32)
+    stacked = power(tokens, 1, MOST_TOKENS)
+    _products_of_rows[(blocks(neurons, NEURONS),)](
+        x, matrix, h, threshold, hidden, *x.stride(), *matrix.stride(), *h.stride(),
+        threshold.stride(0), tokens, width, neurons,
+        stacked, NEURONS, power(width, 16, 2 * DEPTH // stacked),
+    )  # fmt: skip
+    return hidden
+
+
+@triton.jit(do_not_specialize=["tokens", "width", "columns", "span"])
+def _sum_of_rows(
+    x, matrix, threshold, sums, x_token, x_channel, matrix_row, matrix_column, threshold_channel,
+    tokens, width, columns, span,
+    THRESHOLD: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    token = tl.arange(0, TOKENS)
+    column = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
+    there, wanted = token < tokens, column < columns
+    first = tl.program_id(1) * span
+    total = tl.zeros([TOKENS, COLUMNS], tl.float32)
+    for start in range(first, tl.minimum(first + span, width), ROWS):
+        row = (start + tl.arange(0, ROWS)).to(tl.int64)
+        inside = row < width
+        value = tl.load(
+            x + token[:, None] * x_token + row[None, :] * x_channel,
+            mask=there[:, None] & inside[None, :], other=0.0,
+        ).to(tl.float32)  # fmt: skip
+        if THRESHOLD:
+            limit = tl.load(threshold + row * threshold_channel, mask=inside, other=0.0)
+            value = tl.where(tl.abs(value) <= limit[None, :], 0.0, value)
+        used = tl.max((value != 0).to(tl.int32), 0) > 0  # NaN is not 0
+        part = tl.load(
+            matrix + row[:, None] * matrix_row + column[None, :] * matrix_column,
+            mask=used[:, None] & wanted[None, :], other=0.0,
+        ).to(tl.float32)  # fmt: skip
+        total += tl.sum(value[:, :, None] * part[None, :, :], 1)
+    at = (tl.program_id(1) * tokens + token).to(tl.int64)
+    tl.store(
+        sums + at[:, None] * columns + column[None, :], total, mask=there[:, None] & wanted[None, :]
+    )
+
+
+@triton.jit(do_not_specialize=["splits", "count"])
+def _add_up(sums, y, splits, count, LANES: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    inside = at < count
+    total = tl.zeros([LANES], tl.float32)
+    for _ in range(splits):
+        total += tl.load(sums + at, mask=inside, other=0.0)
+        sums += count
+    tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["tokens", "width", "neurons"])
+def _products_of_rows(
+    x, matrix, h, threshold, hidden, x_token, x_channel, matrix_row, matrix_column, h_token,
+    h_neuron, threshold_neuron, tokens, width, neurons,
+    TOKENS: tl.constexpr, NEURONS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    token = tl.arange(0, TOKENS)
+    neuron = (tl.program_id(0) * NEURONS + tl.arange(0, NEURONS)).to(tl.int64)
+    there, inside = token < tokens, neuron < neurons
+    both = there[:, None] & inside[None, :]
+    value = tl.load(
+        h + token[:, None] * h_token + neuron[None, :] * h_neuron, mask=both, other=0.0
+    ).to(tl.float32)
+    limit = tl.load(threshold + neuron * threshold_neuron, mask=inside, other=0.0)
+    kept = both & ~(tl.abs(value) <= limit[None, :])  # NaN is kept
+    used = tl.max(kept.to(tl.int32), 0) > 0
+    product = tl.zeros([TOKENS, NEURONS], tl.float32)
+    for start in range(0, width, DEPTH):
+        channel = (start + tl.arange(0, DEPTH)).to(tl.int64)
+        wanted = channel < width
+        part = tl.load(
+            matrix + neuron[:, None] * matrix_row + channel[None, :] * matrix_column,
+            mask=used[:, None] & wanted[None, :], other=0.0,
+        ).to(tl.float32)  # fmt: skip
+        own = tl.load(
+            x + token[:, None] * x_token + channel[None, :] * x_channel,
+            mask=there[:, None] & wanted[None, :], other=0.0,
+        ).to(tl.float32)  # fmt: skip
+        product += tl.sum(own[:, None, :] * part[None, :, :], 2)
+    tl.store(
+        hidden + token[:, None] * neurons + neuron[None, :],
+        tl.where(kept, value * product, 0.0), mask=both,
+    )  # fmt: skip
