@@ -42,6 +42,8 @@ class Operator:
     ``keep`` the value of the input of that name.  ``gpu``: there are Triton and CUDA kernels, which
     need the shapes; without them the definition runs on CUDA tensors, and TensorRT takes the body.  A
     body that is not ``portable`` is for ONNX Runtime: whoever inserts the operator knows the target.
+    ``product``: its work is a product with weights, which half precision is for; the other operators
+    leave the type of their tokens as it comes.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Operator:
     types: tuple[str, ...] = FLOATS
     portable: bool = True
     gpu: bool = True
+    product: bool = False
 
     @property
     def counts(self) -> tuple[str, ...]:

@@ -107,4 +107,5 @@ OPERATOR = Operator(
     attributes={"learners": int, "activation": str},
     body=body,
     gpu=False,
+    product=True,
 )

@@ -15,6 +15,7 @@ def _gated(name: str, activate: str) -> Operator:
         outputs={"y": "T"},
         attributes={"most_tokens": int},
         gpu=False,
+        product=True,
         body="    logits = MatMul (x, gate)\n"
         + activate
         + thresholded("h", "x")

@@ -20,6 +20,7 @@ MASK = Operator(
     outputs={"y": "T"},
     attributes={"most_tokens": int},
     gpu=False,
+    product=True,
     body=_KEPT + "    y = MatMul (kept, weight)\n",
 )
 
@@ -30,6 +31,7 @@ COMPACT = Operator(
     outputs={"y": "T"},
     attributes={"most_tokens": int},
     gpu=False,
+    product=True,
     portable=False,
     body=_KEPT
     + """
@@ -53,6 +55,7 @@ BF16 = Operator(
     outputs={"y": "T"},
     attributes={"most_tokens": int},
     gpu=False,
+    product=True,
     types=("tensor(float)",),
     body=_KEPT
     + """
