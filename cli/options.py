@@ -210,7 +210,9 @@ MeantFor = Annotated[
 ]
 Precision = Annotated[
     str,
-    typer.Option(help="Arithmetic: fp32, fp16, with openvino bf16, or with --data of export int8."),
+    typer.Option(
+        help="Arithmetic: fp32, fp16, with openvino or cuda bf16, or with --data of export int8."
+    ),
 ]
 Shape = Annotated[
     list[str] | None,

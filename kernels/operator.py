@@ -41,8 +41,10 @@ class Operator:
     axes of each output: ``x0`` is the first axis of x, ``x2+`` all of its axes from the third on, and
     ``keep`` the value of the input of that name.  ``gpu``: there are Triton and CUDA kernels, which
     need the shapes; without them the definition runs on CUDA tensors, and TensorRT takes the body.
-    ``triton``: there are Triton kernels at least.  A body that is not ``portable`` is for ONNX Runtime: whoever inserts the operator knows the target.
-    ``dense`` is the body for more than ``most_tokens`` tokens, of operators that have such a limit.
+    ``triton``: there are Triton kernels at least.  A body that is not ``portable`` is for ONNX Runtime:
+    whoever inserts the operator knows the target.  ``dense`` is the body for more than ``most_tokens``
+    tokens, of operators that have such a limit.  ``product``: its work is a product with weights, which
+    half precision is for; the other operators leave the type of their tokens as it comes.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Operator:
     gpu: bool = True
     triton: bool = False
     dense: str = ""
+    product: bool = False
 
     @property
     def counts(self) -> tuple[str, ...]:

@@ -20,7 +20,17 @@ from thresher.kernels.sparse_linear.function import BF16 as _SPARSE_LINEAR_BF16
 from thresher.kernels.sparse_linear.function import COMPACT as _COMPACT_SPARSE_LINEAR
 from thresher.kernels.sparse_linear.function import MASK as _SPARSE_LINEAR
 
-__all__ = ["DOMAIN", "ON_GPU", "OPERATORS", "OUTPUTS", "PLUGIN", "VERSION", "Operator", "called"]
+__all__ = [
+    "BY_TORCH_NAME",
+    "DOMAIN",
+    "ON_GPU",
+    "OPERATORS",
+    "OUTPUTS",
+    "PLUGIN",
+    "VERSION",
+    "Operator",
+    "called",
+]
 
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
@@ -43,6 +53,8 @@ OPERATORS: dict[str, Operator] = {
         *_SPARSE_GATED_FFN.values(),
     )
 }
+BY_TORCH_NAME = {operator.torch_name: operator for operator in reversed(OPERATORS.values())}
+"""The first of those that one torch operator lowers to; its inputs have the names of the arguments."""
 ON_GPU = {name: operator for name, operator in OPERATORS.items() if operator.gpu}
 """Those with Triton and CUDA kernels, which TensorRT takes as plugins."""
 

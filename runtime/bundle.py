@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -102,11 +103,24 @@ def package(
 
 
 def _checkable(folder: Path, manifest: Manifest, maker: Backend, threads: int | None) -> Engine:
-    """The engine, or where it cannot run here its ``model.onnx`` in ONNX Runtime."""
+    """The engine, or where it cannot run here its ``model.onnx`` in ONNX Runtime on the CPU.
+
+    bfloat16, which the CPU has no kernels for, is computed in float32 and rounded.
+    """
     if not maker.cannot_run():
         return Engine.load(folder, threads=threads)
-    count = threads or default_threads()
-    return Engine(folder, manifest, backend("cpu").open(folder, manifest, count), count)
+    cpu, count = backend("cpu"), threads or default_threads()
+    if manifest.precision in cpu.precisions:
+        return Engine(folder, manifest, cpu.open(folder, manifest, count), count)
+    import onnx_ir as ir
+
+    from thresher.compiler.lowering.widen import widen
+
+    model = ir.load(folder / MODEL)
+    widen(model)
+    with tempfile.TemporaryDirectory() as place:
+        save_model(model, Path(place) / MODEL)
+        return Engine(folder, manifest, cpu.open(Path(place), manifest, count), count)
 
 
 def ready(

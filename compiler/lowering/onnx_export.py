@@ -17,13 +17,14 @@ import torch
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.lowering.lint import check
 from thresher.compiler.lowering.origin import note_origins
+from thresher.compiler.lowering.precision import HALF
 from thresher.compiler.lowering.prepare import LOWERING, prepare
 from thresher.compiler.lowering.table import translations
 from thresher.compiler.program import Program
 from thresher.kernels.registry import DOMAIN, OPERATORS, OUTPUTS, VERSION, called
 
 OPSET = 20
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", *HALF)
 
 
 def to_onnx(program: Program, *, precision: str = "fp32") -> ir.Model:
@@ -31,7 +32,7 @@ def to_onnx(program: Program, *, precision: str = "fp32") -> ir.Model:
 
     Args:
         program: any Program whose operators ONNX can express.
-        precision: ``"fp32"``, or ``"fp16"`` with float32 inputs, outputs and islands.
+        precision: ``"fp32"``, or ``"fp16"`` or ``"bf16"`` with float32 inputs, outputs and islands.
 
     Raises:
         UsageError: unknown precision.

@@ -3,8 +3,8 @@
 Attention becomes MatMul, Softmax, MatMul: the form that ONNX Runtime's CPU kernels run fastest and
 that every back end takes in every precision.  A bias of the logits (a mask, the sizes of merged tokens) is
 added to them: of six forms tried on ONNX Runtime, only one more channel in q and k was faster, by
-5 % of the attention, and back ends with a kernel for attention know the sum.  For float16 the
-weights are halved, and casts round the islands (:mod:`.precision`) are written into the graph; no
+5 % of the attention, and back ends with a kernel for attention know the sum.  For float16 and
+bfloat16 the weights are halved, and casts round the islands (:mod:`.precision`) are written into the graph; no
 builder flag decides.
 """
 
@@ -20,22 +20,24 @@ from torch.export.graph_signature import InputKind
 import thresher.kernels.ops  # noqa: F401  (registers the operators)
 from thresher.compiler.analysis.sites import SDPA, Attention
 from thresher.compiler.errors import RefusedError
-from thresher.compiler.lowering.precision import PRODUCTS, is_float, islands, operator_name
+from thresher.compiler.lowering.precision import (
+    FLOAT32,
+    HALF,
+    PRODUCTS,
+    declared,
+    is_float,
+    islands,
+    operator_name,
+    our_operator,
+    wants_float32,
+)
 from thresher.compiler.program import Program, module_path
 from thresher.compiler.surgery import Rewriter
+from thresher.kernels.registry import Operator
 
 aten = torch.ops.aten
 LOWERING = "lower"  # what the nodes made here are noted with
 HIDDEN = -1e4  # logit of a masked key: finite in float16, zero after softmax
-_LIKE_TOKENS = {  # arguments that have the type of the first one, as kernels and plugins want it
-    torch.ops.thresher.bipartite_merge.default: 2,
-    torch.ops.thresher.redundant_merge.default: 2,
-    torch.ops.thresher.restore_tokens.default: 2,
-}
-_THRESHOLDS = {  # the argument that stays float32, beside tokens and weights of any precision
-    torch.ops.thresher.sparse_linear.default: 2,
-    torch.ops.thresher.sparse_gated_ffn.default: 4,
-}
 _CHECKS = (
     aten._assert_tensor_metadata.default,
     aten._assert_scalar.default,
@@ -43,22 +45,22 @@ _CHECKS = (
 
 
 def prepare(program: Program, precision: str) -> Program:
-    """The Program as it will be exported, in ``"fp32"`` or ``"fp16"``; inputs and outputs stay float32.
+    """The Program as it will be exported, in fp32, fp16 or bf16; inputs and outputs stay float32.
 
     Raises:
         RefusedError: an attention drops out, which inference does not; named with its node.
     """
-    lowering = _Lowering(program, half=precision == "fp16")
+    lowering = _Lowering(program, precision)
     return dataclasses.replace(program, exported=lowering.run())
 
 
 class _Lowering:
-    def __init__(self, program: Program, half: bool) -> None:
-        self.program, self.half = program, half
+    def __init__(self, program: Program, precision: str) -> None:
+        self.program, self.half = program, HALF.get(precision)
         self.rewriter = Rewriter(program, LOWERING)
         self.casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
         self.biases: dict[fx.Node | tuple[str, str], fx.Node] = {}
-        self.islands = islands(program) if half else frozenset()
+        self.islands = islands(program, precision) if self.half else frozenset()
         self.halved: dict[str, torch.Tensor] = {}
 
     def run(self) -> torch.export.ExportedProgram:
@@ -80,10 +82,10 @@ class _Lowering:
             self.half
             and tensor is not None
             and is_float(node)
-            and not all(user in self.islands or _limits(user, node) for user in node.users)
+            and not all(user in self.islands or wants_float32(user, node) for user in node.users)
         ):
             spec = self._spec(node)
-            half = tensor.detach().half()
+            half = tensor.detach().to(self.half)
             parameter = isinstance(tensor, torch.nn.Parameter)
             self.halved[spec.target] = torch.nn.Parameter(half, False) if parameter else half
             self.rewriter.weight(node, self.halved[spec.target])
@@ -117,44 +119,36 @@ class _Lowering:
             )
             shape = fx.node.map_arg(node.args[1], lambda n: self.rewriter.map[n])
             self.rewriter.call_like(node, (whole, shape), {}, aten.view.default)
-        elif node.target is torch.ops.thresher.class_attention.default:
-            self._class_attention(node)
-        elif self.half and node.target in _LIKE_TOKENS:
-            x, other = node.args[0], node.args[_LIKE_TOKENS[node.target]]
-            assert isinstance(x, fx.Node)
-            assert isinstance(other, fx.Node)
-            wanted = self.rewriter.map[x].meta["val"].dtype
-            self.rewriter.copy(node, {other: self._cast(self.rewriter.map[other], wanted)})
-        elif self.half and node.target in _THRESHOLDS:
-            for operand in node.all_input_nodes:
-                wanted = torch.float32 if _limits(node, operand) else torch.float16
-                replace[operand] = self._cast(self.rewriter.map[operand], wanted)
-            self.rewriter.copy(node, replace)
+        elif self.half and (operator := our_operator(node)):
+            self._ours(node, operator, self.half)
         else:
             self.rewriter.copy(node, replace)
 
-    def _class_attention(self, node: fx.Node) -> None:
-        """The operator takes the one row of the bias that it needs, as float32."""
-        arguments: tuple[Any, ...] = node.args
-        q, k, mask, scale, row = arguments
-        if mask is not None:
-            bias = self._bias(mask)
-            if bias.meta["val"].shape[-2] != 1:
-                bias = self.rewriter.inline(lambda b: b[..., row : row + 1, :], bias)
-            mask = bias
-        self.rewriter.call_like(
-            node, (self.rewriter.map[q], self.rewriter.map[k], mask, scale, row), {}
-        )
+    def _ours(self, node: fx.Node, operator: Operator, half: torch.dtype) -> None:
+        """Operands get the types that the operator declares: ``T`` is its first one's, or half in a product."""
+        new = self.rewriter.map
+        given = list(declared(node, operator))
+        first = next(value for _, value, kind in given if kind == "T")
+        tokens = half if operator.product else new[first].meta["val"].dtype
+        wanted = {"T": tokens, FLOAT32: torch.float32}
+        typed: dict[str, Any] = {
+            name: self._cast(new[value], wanted[kind])
+            if isinstance(value, fx.Node) and kind in wanted
+            else fx.node.map_arg(value, lambda n: new[n])
+            for name, value, kind in given
+        }
+        args = tuple(typed.pop(name) for name, _, _ in given[: len(node.args)])
+        self.rewriter.call_like(node, args, typed)
 
     def _operands(self, node: fx.Node) -> dict[fx.Node, fx.Node]:
-        """Operands that need a cast: float32 in islands and behind them, float16 elsewhere."""
+        """Operands that need a cast: float32 in islands and behind them, half elsewhere."""
         name = operator_name(node)
         floats = [n for n in node.all_input_nodes if is_float(n)]
         if not self.half or name is None or not floats:
             return {}
         wide = all(self.rewriter.map[n].meta["val"].dtype == torch.float32 for n in floats)
         island = node in self.islands or (wide and name not in PRODUCTS)
-        wanted = torch.float32 if island else torch.float16
+        wanted = torch.float32 if island else self.half
         return {n: self._cast(self.rewriter.map[n], wanted) for n in floats}
 
     def _cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
@@ -177,7 +171,8 @@ class _Lowering:
             return torch.matmul(q * scale, k.transpose(-1, -2))
 
         def weigh(logits: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            return torch.matmul(logits.softmax(dim=-1, dtype=torch.float32).to(v.dtype), v)
+            # Widened by a cast of its own: what is asked of softmax, the exporter casts behind it.
+            return torch.matmul(logits.to(torch.float32).softmax(dim=-1).to(v.dtype), v)
 
         def weigh_biased(logits: torch.Tensor, bias: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             return weigh(logits.to(torch.float32) + bias, v)
@@ -209,11 +204,6 @@ class _Lowering:
             else:
                 self.biases[mask] = self._cast(new, torch.float32)
         return self.biases[mask]
-
-
-def _limits(user: fx.Node, node: fx.Node) -> bool:
-    """Whether ``node`` is the thresholds of ``user``."""
-    return user.target in _THRESHOLDS and user.args[_THRESHOLDS[user.target]] is node
 
 
 def _options(node: fx.Node) -> dict[str, Any]:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from onnxscript import values
 from onnxscript.onnx_opset import opset20 as op
 
+from thresher.compiler.lowering.prepare import HIDDEN
 from thresher.kernels.registry import DOMAIN, OPERATORS, VERSION
 from thresher.kernels.sparse_gated_ffn.function import BY_ACTIVATION
 
@@ -36,8 +38,17 @@ def _bipartite_merge(
 
 
 def _class_attention(q: Any, k: Any, bias: Any, scale: float, row: int) -> Any:
-    given = op.Constant(value_float=0.0) if bias is None else bias
-    return _operator("ClassAttention")(q, k, given, scale=scale, row=row)
+    """The operator takes the one row of the bias that it needs, added to the logits."""
+    if bias is None:
+        return _operator("ClassAttention")(q, k, op.Constant(value_float=0.0), scale=scale, row=row)
+    marks, rows = bias.dtype == ir.DataType.BOOL, bias.shape[-2]
+    if rows != 1:
+        start, end, axis = (op.Constant(value_ints=[at]) for at in (row, row + 1, -2))
+        bias = op.Slice(bias, start, end, axis)
+    if marks:
+        hidden: Any = op.Constant(value_float=HIDDEN)
+        bias = op.Mul(op.Cast(op.Not(bias), to=ir.DataType.FLOAT), hidden)
+    return _operator("ClassAttention")(q, k, bias, scale=scale, row=row)
 
 
 def _keep_tokens(x: Any, score: Any, keep: Any, protected: int, fuse: bool) -> Any:

@@ -120,6 +120,7 @@ def _operator(name: str, torch_name: str, factor: str, **opened: str) -> Operato
         attributes={"learners": int, "activation": str},
         body=partial(body, factor),
         gpu=False,
+        product=True,
     )
 
 

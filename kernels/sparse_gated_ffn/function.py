@@ -23,6 +23,7 @@ def _gated(name: str, activate: str) -> Operator:
         attributes={"most_tokens": int},
         gpu=False,
         triton=True,
+        product=True,
         dense=_GATE + activate + _OPENED + "    y = MatMul (product, down)\n",
         body=_GATE
         + activate

@@ -23,6 +23,7 @@ MASK = Operator(
     gpu=False,
     triton=True,
     dense=_DENSE,
+    product=True,
     body=_KEPT + "    y = MatMul (kept, weight)\n",
 )
 
@@ -34,6 +35,7 @@ COMPACT = Operator(
     attributes={"most_tokens": int},
     gpu=False,
     triton=True,
+    product=True,
     portable=False,
     dense=_DENSE,
     body=_KEPT
@@ -59,6 +61,7 @@ BF16 = Operator(
     attributes={"most_tokens": int},
     gpu=False,
     triton=True,
+    product=True,
     types=("tensor(float)",),
     dense="    wide = CastLike (weight, x)\n    y = MatMul (x, wide)\n",
     body=_KEPT

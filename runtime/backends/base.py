@@ -147,10 +147,7 @@ class Backend(ABC):
                 continue
             reason = self.can_take(node, opset)
             if reason:
-                module, inserted = node_source(node)
-                inserted = f"the body of {body}" if body else inserted and f"the pass {inserted}"
-                op = _operator(node.domain, node.op_type)
-                found.append(Problem(node.name, op, reason, module, inserted))
+                found.append(problem(node, body, reason))
         return found
 
     def refuse_problems(self, model: onnx.ModelProto) -> None:
@@ -190,6 +187,13 @@ class Backend(ABC):
     @abstractmethod
     def open(self, folder: Path, manifest: Manifest, threads: int) -> Session:
         """Load the engine in ``folder``; the manifest has been checked by the caller."""
+
+
+def problem(node: onnx.NodeProto, body: str, reason: str) -> Problem:
+    """What is wrong with a node of the graph or of a function's ``body``."""
+    module, inserted = node_source(node)
+    inserted = f"the body of {body}" if body else inserted and f"the pass {inserted}"
+    return Problem(node.name, _operator(node.domain, node.op_type), reason, module, inserted)
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, int, str]]:

@@ -7,7 +7,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thresher.runtime.backends.base import Availability
+from thresher.runtime.backends.base import Availability, Problem, problem
+from thresher.runtime.backends.bfloat16 import without_kernel
 from thresher.runtime.backends.nvidia import free_memory, gpu, no_gpu
 from thresher.runtime.backends.onnx_runtime import (
     OnnxRuntime,
@@ -35,6 +36,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
     summary = "ONNX Runtime on NVIDIA GPUs"
     install = INSTALL
     provider = PROVIDER
+    precisions = ("fp32", "fp16", "bf16")
     multiple = 8  # rows of a tile of the matrix units
 
     def available(self) -> Availability:
@@ -52,6 +54,13 @@ class OnnxRuntimeCuda(OnnxRuntime):
 
     def free_memory(self) -> int | None:
         return free_memory()
+
+    def problems(self, model: onnx.ModelProto) -> list[Problem]:
+        """Kernels of the CPU stand in for any that the provider lacks, but not in bfloat16."""
+        return super().problems(model) + [
+            problem(node, body, f"ONNX Runtime's CUDA provider has no bfloat16 {node.op_type}")
+            for node, body in without_kernel(model)
+        ]
 
     def requires(self, model: onnx.ModelProto) -> dict[str, str]:
         return {FLAVOUR: super().requires(model)[self.package]}

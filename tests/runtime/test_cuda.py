@@ -11,9 +11,13 @@ import onnx
 import pytest
 
 from tests.cli.conftest import cli, failed  # noqa: F401  (fixtures)
+from tests.compiler.toys import Toy, traced
 from tests.runtime import toys
 from thresher.compiler.errors import MissingRequirementError, RefusedError
+from thresher.compiler.pipeline import optimize
+from thresher.compiler.recipe import load_recipe
 from thresher.runtime.backends import backend, cuda, onnx_runtime
+from thresher.runtime.exporting import export
 from thresher.runtime.manifest import installed, read
 
 BOTH = ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -157,3 +161,17 @@ def test_a_flavour_counts_as_the_package(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("thresher.runtime.manifest.version", version)
     assert installed("onnxruntime") == "1.31.1"
     assert installed("openvino") is None
+
+
+def test_bfloat16_is_exported_and_checked_where_nothing_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cuda, "no_gpu", lambda: NO_DRIVER)
+    program = optimize(traced(Toy()), load_recipe("tome", ["keep=0.7"]))
+    made = export(program, tmp_path / "e", target="cuda", precision="bf16", threads=1)
+    stored = onnx.load(tmp_path / "e" / "model.onnx").graph
+    assert onnx.TensorProto.BFLOAT16 in {tensor.data_type for tensor in stored.initializer}
+    told = made.manifest.verified
+    assert told is not None
+    assert told["run by"] == "CPUExecutionProvider"
+    assert 1e-4 < told["outputs"]["output"]["relative"] < told["tolerance"]
