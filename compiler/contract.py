@@ -15,6 +15,7 @@ both check that the author kept the contract.
 
 from __future__ import annotations
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,7 +99,7 @@ class Calibration:
     """What a pass measured on data: tensors by name, to be written to ``file`` beside the recipe.
 
     ``digest`` is that of the weights they were measured on; it and ``facts`` (the options that they
-    answer to) go into the file's metadata.
+    answer to) go into the file's metadata, under one key, as several have no order there.
     """
 
     file: str
@@ -111,7 +112,8 @@ class Calibration:
         from safetensors.torch import save_file
 
         whole = {name: tensor.contiguous() for name, tensor in sorted(self.tensors.items())}
-        save_file(whole, folder / self.file, {**self.facts, "digest": self.digest})
+        about = json.dumps({**self.facts, "digest": self.digest}, sort_keys=True)
+        save_file(whole, folder / self.file, {"calibration": about})
 
 
 @dataclass(frozen=True)
