@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -65,6 +66,18 @@ def chosen_items(data: Dataset, limit: int, least: int = 1) -> list[int]:
             f"{data.name} has {len(data)} items and calibration needs at least {least}: give more data"
         )
     return [index * len(data) // total for index in range(total)]
+
+
+def halves(data: Dataset, limit: int, least: int, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of at most ``limit`` items to measure on and of as many that are held out, by chance.
+
+    Raises:
+        UsageError: there are fewer than ``least`` of each.
+    """
+    chosen = chosen_items(data, 2 * limit, 2 * least)
+    random.Random(seed).shuffle(chosen)
+    half = (len(chosen) + 1) // 2
+    return sorted(chosen[:half]), sorted(chosen[half:])
 
 
 def collect(

@@ -110,6 +110,7 @@ class Judge:
         batch: int,
     ) -> None:
         self.tapped, self.data, self.criterion = Tapped(program), data, criterion
+        self.items = len(items)
         self.batches = [items[i : i + batch] for i in range(0, len(items), batch)]
         keeps = criterion.kind in ("error", "divergence")
         self._dense: list[Outputs] = []

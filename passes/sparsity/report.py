@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -97,10 +96,7 @@ def report(program: Program, context: Context, *, items: int = ITEMS) -> Report:
     assert data is not None
     if not found.ffns:
         raise RefusedError(f"{program.info.source} cannot be measured: {found.refusals[0].reason}")
-    chosen = calibration.chosen_items(data, 2 * items, 2 * LEAST_ITEMS)
-    random.Random(context.seed).shuffle(chosen)
-    half = (len(chosen) + 1) // 2
-    ours, held = sorted(chosen[:half]), sorted(chosen[half:])
+    ours, held = calibration.halves(data, items, LEAST_ITEMS, context.seed)
     downs = [ffn.down for ffn in found.ffns]
     weights = weights_of(program, downs)
     tables = {f.hidden: Cett(w) for f, w in zip(found.ffns, weights, strict=True)}

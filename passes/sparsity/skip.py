@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
@@ -13,19 +13,18 @@ from torch import Tensor, fx
 
 from thresher.compiler.analysis.cost import parameters
 from thresher.compiler.analysis.ffn import FFN
-from thresher.compiler.analysis.linears import weights_of
 from thresher.compiler.contract import Calibration, Context, Options, Pass, PassResult
-from thresher.compiler.errors import RefusedError, UsageError
+from thresher.compiler.errors import RefusedError
 from thresher.compiler.program import Program, Refusal
 from thresher.kernels import native
 from thresher.passes.sparsity import calibration, criterion, payoff
-from thresher.passes.sparsity.cett import Cett, Union
+from thresher.passes.sparsity.allocation import FAR, Even, Greedy
 from thresher.passes.sparsity.criterion import Judge
 from thresher.passes.sparsity.gated import gated_form
 from thresher.passes.sparsity.insert import Skip, insert
-from thresher.passes.sparsity.quantiles import Mode, Quantiles
 from thresher.passes.sparsity.report import MANY, item_tokens
 from thresher.passes.sparsity.sites import Found, Input, find
+from thresher.passes.sparsity.thresholds import Thresholds
 
 Kind: TypeAlias = Literal["qkv", "out", "up", "down"]
 LEAST_ITEMS = 8
@@ -43,11 +42,24 @@ class SparsityOptions(Options):
             " its distance to the mode (scap), a neuron's contribution (cett), the gate (cats)"),
     ] = "teal"  # fmt: skip
     sparsity: Annotated[
-        float | None, Field(ge=0, lt=1, description="share of the inputs to skip at every site")
+        float | None,
+        Field(ge=0, lt=1, description="share of the inputs to skip, each counted by its weights"),
     ] = None
     rise: Annotated[
-        float | None, Field(gt=0, description="per cent by which the loss may rise on the data")
+        float | None,
+        Field(
+            gt=0,
+            description="per cent by which the loss may rise on the data, half of which is held out"
+            " to tell how much it rises there",
+        ),
     ] = None
+    spread: Annotated[
+        Literal["even", "greedy"],
+        Field(
+            description="the same share everywhere, or in each block more of what moves its output"
+            " least (TEAL's allocation; takes minutes)"
+        ),
+    ] = "even"
     sites: Annotated[
         tuple[Kind, ...] | None,
         Field(
@@ -74,6 +86,8 @@ class SparsityOptions(Options):
         only_down = self.method in ("cett", "cats")
         if only_down and self.sites is not None and set(self.sites) != {"down"}:
             raise ValueError(f"method {self.method} is made for sites: [down]")
+        if only_down and self.spread == "greedy":
+            raise ValueError(f"method {self.method} has one input in a block: nothing to spread")
         return self
 
     @property
@@ -83,12 +97,16 @@ class SparsityOptions(Options):
         return self.sites or ("qkv", "out", "up", "down")
 
     @property
+    def share(self) -> float:
+        """The share of the inputs that is asked for where no rise is."""
+        return DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
+
+    @property
     def facts(self) -> dict[str, str]:
         """What thresholds answer to."""
-        asked = {"sparsity": self.sparsity, "rise": self.rise}
-        if self.sparsity is None and self.rise is None:
-            asked["sparsity"] = DEFAULT_SPARSITY
-        return {"method": self.method} | {k: f"{v:g}" for k, v in asked.items() if v is not None}
+        asked = {"sparsity": self.share} if self.rise is None else {"rise": self.rise}
+        told = {name: f"{amount:g}" for name, amount in asked.items()}
+        return {"method": self.method, "spread": self.spread} | told
 
 
 class Sparsity(Pass[SparsityOptions]):
@@ -179,35 +197,71 @@ class Sparsity(Pass[SparsityOptions]):
         Raises:
             RefusedError: skipping cannot pay, with the arithmetic.
         """
-        data = context.data
+        asked, data = self.options.rise, context.data
         assert data is not None
-        items = calibration.chosen_items(data, self.options.items, LEAST_ITEMS)
-        method = _Method(program, context, self.options, found.ffns, chosen, items, digest)
-        told: dict[str, Any] = {}
-        if self.options.rise is None:
-            asked = self.options.sparsity
-            tensors = method.at(DEFAULT_SPARSITY if asked is None else asked)
+        if asked is None:
+            items, held = calibration.chosen_items(data, self.options.items, LEAST_ITEMS), []
         else:
-            judge = Judge(program, data, items, criterion.choose(program, data), context.batch)
+            items, held = calibration.halves(data, self.options.items, LEAST_ITEMS, context.seed)
+        method = self._thresholds(program, context, found, chosen, items, digest)
+        spread: Even | Greedy = Even(chosen)
+        if self.options.spread == "greedy":
+            spread = self._greedy(program, context, found, chosen, method)
+        if asked is None:
+            amount, told = self.options.share, dict[str, Any]()
+        else:
 
-            def rise(amount: float) -> float:
-                skips = self._skips(chosen, method.at(amount), found.ffns)
-                changed = insert(program, skips, EVERY_TOKEN, self.name)
-                return judge.rise_of(dataclasses.replace(program, exported=changed))
+            def changed(amount: float) -> Program:
+                skips = self._skips(chosen, method.at(spread.at(amount)), found.ffns)
+                exported = insert(program, skips, EVERY_TOKEN, self.name)
+                return dataclasses.replace(program, exported=exported)
 
-            top = 1.0 if self.options.method == "cett" else MOST
-            amount, reached = criterion.largest(rise, self.options.rise / 100, top)
-            tensors = method.at(amount)
-            told = {"rise": 100 * reached, "judged by": judge.criterion.kind}
-        unions = method.unions(tensors)
+            kind = criterion.choose(program, data)
+            ours, others = (Judge(program, data, s, kind, context.batch) for s in (items, held))
+            top = 1.0 if method.by_cett else MOST if isinstance(spread, Even) else FAR
+            amount, told = _searched(asked, top, changed, ours, others)
+        shares = spread.at(amount)
+        if isinstance(spread, Greedy):
+            told |= spread.told(amount)
+        tensors = method.at(shares)
+        unions = method.unions(tensors, MANY)
         for name, union in unions.items():
-            shares = torch.tensor(list(union.values()), dtype=torch.float64)
-            tensors[f"active.{name}"] = shares
+            tensors[f"active.{name}"] = torch.tensor(list(union.values()), dtype=torch.float64)
         verdict = self._demand_gain(program, found, chosen, unions)
         if verdict.pays and not _kernels_built():
-            told["note"] = f"{verdict.sentence}, only with the kernels: thresher kernels build"
+            needs = f"{verdict.sentence}, only with the kernels: thresher kernels build"
+            told["note"] = "; ".join(filter(None, [told.get("note"), needs]))
         sparsity = {name: 1 - shares.get(1, 1.0) for name, shares in unions.items()}
         return tensors, told | {"sparsity": sparsity, "union": unions}
+
+    def _thresholds(
+        self,
+        program: Program,
+        context: Context,
+        found: Found,
+        chosen: Sequence[Input],
+        items: Sequence[int],
+        digest: str,
+    ) -> Thresholds:
+        options, sites = self.options, " ".join(entry.name for entry in chosen)
+        identity = {"digest": digest, "sites": sites, **options.facts}
+        by_cett = options.method == "cett" and options.rise is not None
+        return Thresholds(
+            program, context, options.method, by_cett, found.ffns, chosen, items, identity
+        )
+
+    def _greedy(
+        self,
+        program: Program,
+        context: Context,
+        found: Found,
+        chosen: Sequence[Input],
+        method: Thresholds,
+    ) -> Greedy:
+        until = self.options.share if self.options.rise is None else FAR
+        return Greedy(
+            program, context, found.ffns, chosen, method.skip, until, method.items, method.identity
+        )
 
     def _demand_gain(
         self,
@@ -238,93 +292,26 @@ class Sparsity(Pass[SparsityOptions]):
         )
 
 
+def _searched(
+    asked: float, top: float, changed: Callable[[float], Program], ours: Judge, held: Judge
+) -> tuple[float, dict[str, Any]]:
+    """The amount at which the loss rises as asked, and what it comes to on items held out; in per cent."""
+    amount, share = criterion.largest(lambda a: ours.rise_of(changed(a)), asked / 100, top)
+    reached, held_out = 100 * share, 100 * held.rise_of(changed(amount))
+    kind = ours.criterion.kind
+    note = (
+        f"{kind} rises by {reached:.2f}% on the {ours.items} items that thresholds were found on and"
+        f" by {held_out:.2f}% on {held.items} others"
+    )
+    if abs(share - asked / 100) > criterion.TOLERANCE:
+        note += f" ({asked:g}% was asked: the search found nothing nearer below it)"
+    told = {"rise": reached, "held-out rise": held_out, "judged by": kind, "note": note}
+    return amount, told
+
+
 def _kernels_built() -> bool:
     """Whether engines here would load the kernels whose factors the verdict counts with."""
     try:
         return native.wanted() is not None
     except native.KernelError:  # the engine says what is wrong with them
         return False
-
-
-class _Method:
-    """One method's thresholds as a function of how much is to go; measured once."""
-
-    def __init__(
-        self,
-        program: Program,
-        context: Context,
-        options: SparsityOptions,
-        ffns: Sequence[FFN],
-        chosen: Sequence[Input],
-        items: Sequence[int],
-        digest: str,
-    ) -> None:
-        self.program, self.context, self.options = program, context, options
-        self.chosen, self.items = chosen, items
-        self.identity = {"digest": digest, **options.facts}
-        gates = {ffn.layer: ffn.gate for ffn in ffns}
-        self.node = {
-            entry.name: (gates[entry.layer] if options.method == "cats" else None) or entry.node
-            for entry in chosen
-        }
-        self.norms = {entry.name: self._norms(entry) for entry in chosen}
-        self.shifts = self._shifts() if options.method == "scap" else {}
-        self.curves: dict[str, Cett] = {}
-        self.sizes: dict[str, Quantiles] = {}
-        if options.method == "cett":
-            downs = weights_of(program, [entry.linears[0] for entry in chosen])
-            self.curves = {e.name: Cett(w) for e, w in zip(chosen, downs, strict=True)}
-            self._collect(self.curves, "cett")
-        else:
-            scaled = options.method == "wina"
-            self.sizes = {
-                name: Quantiles(norms if scaled else None, self.shifts.get(name, 0.0))
-                for name, norms in self.norms.items()
-            }
-            self._collect(self.sizes, "sizes")
-
-    def at(self, amount: float) -> dict[str, Tensor]:
-        """Thresholds ``[I]`` and shifts; ``amount`` is a sparsity, for cett and a rise a CETT."""
-        found = {}
-        for entry in self.chosen:
-            norms = self.norms[entry.name]
-            if self.options.method == "cett":
-                threshold = self._eps(entry.name, amount) / norms
-            else:
-                size = self.sizes[entry.name].at(amount)
-                even = torch.full((entry.width,), size)
-                threshold = size / norms if self.options.method == "wina" else even
-            found[f"threshold.{entry.name}"] = threshold.float()
-            if self.shifts:
-                found[f"shift.{entry.name}"] = torch.tensor(self.shifts[entry.name])
-        return found
-
-    def unions(self, tensors: Mapping[str, Tensor]) -> dict[str, dict[int, float]]:
-        """Measured share of the inputs that any of M tokens needs, by site."""
-        unions = {
-            e.name: Union(tensors[f"threshold.{e.name}"], MANY, self.shifts.get(e.name, 0.0))
-            for e in self.chosen
-        }
-        self._collect(unions, "unions")
-        return {name: union.shares() for name, union in unions.items()}
-
-    def _eps(self, name: str, amount: float) -> float:
-        curve = self.curves[name].curve()
-        return curve.threshold(amount) if self.options.rise is not None else curve.sparse(amount)
-
-    def _norms(self, entry: Input) -> Tensor:
-        """``[I]``: length of each column over all matrices that read the tensor."""
-        squares = [w.float().square().sum(0) for w in weights_of(self.program, entry.linears)]
-        return torch.stack(squares).sum(0).sqrt().clamp(min=1e-30)
-
-    def _shifts(self) -> dict[str, float]:
-        modes = {entry.name: Mode() for entry in self.chosen}
-        self._collect(modes, "modes")
-        return {name: mode.value() for name, mode in modes.items()}
-
-    def _collect(self, by_site: Mapping[str, calibration.Collector], what: str) -> None:
-        nodes = {self.node[name]: collector for name, collector in by_site.items()}
-        if len(nodes) < len(by_site):
-            raise UsageError("two groups of linears read the same tensor as different sites")
-        name = f"{calibration.numbered(self.program, 'sparsity')}-{what}"
-        calibration.collect(self.program, self.context, self.items, nodes, name, self.identity)

@@ -42,10 +42,19 @@ class Tapped(fx.Interpreter):
         changed = None if tap is None else tap(value)
         return value if changed is None else changed
 
+    @property
+    def alive(self) -> Tensor | None:
+        """``[B, N]`` bool of the last run: which tokens are no padding; None if nothing says so."""
+        return self._alive
+
     def rows(self, value: Tensor) -> Tensor:
         """``[..., C] -> [T, C]`` float32 or wider: the vectors of all tokens that are no padding."""
-        alive = self._alive
-        wide = value.to(torch.promote_types(value.dtype, torch.float32))
-        if alive is None or tuple(value.shape[:-1]) != tuple(alive.shape):
-            return wide.reshape(-1, value.shape[-1])
-        return wide[alive]
+        return real_rows(value, self._alive)
+
+
+def real_rows(value: Tensor, alive: Tensor | None) -> Tensor:
+    """``[..., C] -> [T, C]`` float32 or wider: those that are alive, all where shapes differ."""
+    wide = value.to(torch.promote_types(value.dtype, torch.float32))
+    if alive is None or tuple(value.shape[:-1]) != tuple(alive.shape):
+        return wide.reshape(-1, value.shape[-1])
+    return wide[alive]

@@ -20,6 +20,7 @@ from thresher.compiler.program import Program, SourceInfo
 from thresher.compiler.recipe import parse_recipe
 from thresher.compiler.trace import trace
 from thresher.kernels import native
+from thresher.kernels.sparse_linear.reference import small
 from thresher.passes.sparsity import calibration
 from thresher.passes.sparsity.insert import Skip, insert
 from thresher.passes.sparsity.sites import find
@@ -99,6 +100,32 @@ def test_cett_drops_what_the_definition_drops() -> None:
     torch.testing.assert_close(result.program.run({"x": x})["output"], want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["teal", "wina", "scap", "cett", "cats"])
+def test_masks_are_those_of_the_definition_in_float64(method: str) -> None:
+    """What is dropped is smaller than all that is kept, in every tensor."""
+    program = toy("gated")
+    result = run(program, method=method, sparsity=0.5)
+    assert result.calibration is not None
+    tensors, (ffn,), values = result.calibration.tensors, find(program).ffns, seen(program)
+    if method == "cats":
+        arrays, _ = noise().take(range(24))
+        assert ffn.gate is not None
+        gate = {ffn.gate: lambda v: values.update({"0.down": v.flatten(0, 1).double()})}
+        Tapped(program).outputs({"x": torch.from_numpy(arrays["x"])}, gate)
+    entries = [e for e in find(program).inputs if f"threshold.{e.name}" in tensors]
+    assert len(entries) == (1 if method in ("cett", "cats") else 4)
+    for entry in entries:
+        shift = tensors.get(f"shift.{entry.name}", torch.zeros(()))
+        x = values[entry.name]
+        masked = small(x.float() - shift, tensors[f"threshold.{entry.name}"])
+        sizes = (x - shift.double()).abs()
+        if method in ("wina", "cett"):
+            weights = [_weight(program, n).double() for n in entry.linears]
+            sizes = sizes * torch.cat(weights).norm(dim=0)
+        assert float(sizes[masked].max()) < float(sizes[~masked].min())
+        assert float(masked.double().mean()) == pytest.approx(0.5, abs=0.02)
+
+
 @pytest.mark.parametrize("most", [1, MANY])
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(
@@ -169,6 +196,17 @@ def test_a_threshold_of_zero_is_dense_to_the_bit() -> None:
     assert torch.equal(*outputs)
 
 
+@pytest.mark.parametrize("method", ["teal", "wina"])
+def test_a_share_of_zero_skips_nothing(method: str) -> None:
+    program = toy("gated", "plain")
+    result = run(program, method=method, sparsity=0.0)
+    assert result.calibration is not None
+    assert not any(tensor.any() for tensor in result.calibration.tensors.values())
+    x = torch.randn(2, TOKENS, WIDTH)
+    dense, skipped = (p.run({"x": x})["output"] for p in (program, result.program))
+    torch.testing.assert_close(skipped, dense)
+
+
 def test_nan_comes_through() -> None:
     result = run(toy("plain"), sparsity=0.5)
     x = torch.randn(1, TOKENS, WIDTH)
@@ -197,10 +235,30 @@ def test_a_decoder_is_taken(built: bool, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("method", ["teal", "cett"])
-def test_a_rise_is_met(method: str) -> None:
-    result = run(toy("plain"), method=method, rise=5.0)
-    assert result.details["rise"] == pytest.approx(5.0, abs=0.05)
-    assert result.details["judged by"] == "error"
+def test_a_rise_is_met_and_told_beside_that_of_items_held_out(method: str) -> None:
+    program, data = toy("plain"), noise(500)
+    result = run(program, Context(data=data, batch=125), method=method, rise=5.0, items=250)
+    told = result.details
+    assert told["rise"] == pytest.approx(5.0, abs=0.05)
+    assert told["judged by"] == "error"
+    ours, held = calibration.halves(data, 250, 8, 0)
+    assert sorted(ours + held) == list(range(500))
+    for name, items in (("rise", ours), ("held-out rise", held)):
+        arrays, _ = data.take(items)
+        x = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        dense, found = (p.run(x)["output"].double() for p in (program, result.program))
+        error = ((found - dense).norm(dim=1) / dense.norm(dim=1)).mean()
+        assert told[name] == pytest.approx(100 * float(error), rel=1e-4)
+    assert told["note"].startswith(
+        f"error rises by {told['rise']:.2f}% on the 250 items that thresholds were found on and by"
+        f" {told['held-out rise']:.2f}% on 250 others"
+    )
+
+
+def test_a_rise_out_of_reach_is_said_to_be_missed() -> None:
+    told = run(toy("plain"), method="cett", rise=1e6).details
+    assert told["rise"] < 1e6
+    assert "(1e+06% was asked: the search found nothing nearer below it)" in told["note"]
 
 
 def test_a_second_run_changes_nothing() -> None:
@@ -209,13 +267,19 @@ def test_a_second_run_changes_nothing() -> None:
     assert (second.applied, second.program) == (0, first.program)
 
 
-def test_a_saved_calibration_makes_the_same_graph(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spread", ["even", "greedy"])
+def test_a_saved_calibration_makes_the_same_graph(tmp_path: Path, spread: str) -> None:
     program = toy("plain")
-    first = run(program, sparsity=0.5, method="scap")
+    asked = {"sparsity": 0.5, "method": "scap", "spread": spread}
+    first, repeated = run(program, **asked), run(program, **asked)
     assert first.calibration is not None
-    first.calibration.write(tmp_path)
+    assert repeated.calibration is not None
+    repeated.calibration.write(tmp_path)
     file = tmp_path / first.calibration.file
-    again = run(program, Context(), sparsity=0.5, method="scap", calibration=file)
+    made = file.read_bytes()
+    first.calibration.write(tmp_path)
+    assert file.read_bytes() == made
+    again = run(program, Context(), calibration=file, **asked)
     assert again.program.text() == first.program.text()
     for name, tensor in first.program.exported.constants.items():
         assert torch.equal(tensor, again.program.exported.constants[name])
@@ -226,7 +290,10 @@ def test_a_saved_calibration_makes_the_same_graph(tmp_path: Path) -> None:
         run(program, Context(), sites=("up", "down"), calibration=file)
     first.calibration.write(tmp_path)
     with pytest.raises(UsageError, match=r"made with sparsity=0.5 and not sparsity=0.6"):
-        run(program, Context(), sparsity=0.6, method="scap", calibration=file)
+        run(program, Context(), calibration=file, **asked | {"sparsity": 0.6})
+    other = {"even": "greedy", "greedy": "even"}[spread]
+    with pytest.raises(UsageError, match=f"made with spread={spread} and not spread={other}"):
+        run(program, Context(), calibration=file, **asked | {"spread": other})
 
 
 def test_two_runs_in_one_recipe_keep_two_files(
