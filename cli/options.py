@@ -187,7 +187,7 @@ LearnData = Annotated[
     typer.Option(
         "--learn-data",
         metavar="DATA",
-        help="Other data, for passes that learn or measure (diffrate, acm, channels, sparsity);"
+        help="Other data, for passes that learn or measure (diffrate, acm, channels, relufy, sparsity);"
         " --data then only judges.",
     ),
 ]
