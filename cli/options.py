@@ -246,3 +246,10 @@ MinSpeedup = Annotated[
     float | None,
     typer.Option(help="Speed-up demanded over the first candidate; exit code 1 if missed."),
 ]
+Steps = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ENGINE",
+        help="The graph of steps that goes with a graph of prompts, both by 'core-neurons'.",
+    ),
+]

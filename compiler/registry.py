@@ -20,6 +20,7 @@ BUILT_IN = {
     "acm": "thresher.passes.adaptive.acm:Acm",
     "channels": "thresher.passes.sparsity.channels:ChannelPruning",
     "cleanup": "thresher.passes.cleanup:Cleanup",
+    "core-neurons": "thresher.passes.sparsity.core:CoreNeurons",
     "diffrate": "thresher.passes.tokens.diffrate:DiffRate",
     "evit": "thresher.passes.tokens.methods:Evit",
     "max-min": "thresher.passes.tokens.methods:MaxMin",

@@ -28,7 +28,7 @@ class Tapped(fx.Interpreter):
         self._padding, self.class_token = sites.padding, sites.class_token
         self._alive: Tensor | None = None
         self._taps: Taps = {}
-        self._attended: tuple[Any, ...] = ()
+        self._attended: tuple[Tensor, Tensor, Tensor | None, float] | None = None
 
     def outputs(self, inputs: Mapping[str, Tensor], taps: Taps) -> dict[str, Tensor]:
         """Outputs by name."""
@@ -59,5 +59,7 @@ class Tapped(fx.Interpreter):
 
     def class_attention(self) -> Tensor:
         """``[B, N]``: what the class token pays to each token in the last attention so far."""
+        assert self._attended is not None
         assert self.class_token is not None
-        return class_attention(*self._attended, self.class_token)
+        q, k, mask, scale = self._attended
+        return class_attention(q, k, mask, scale, self.class_token)

@@ -37,7 +37,7 @@ def expected(program: Program) -> list[tuple[Tensor, Tensor]]:
     weights = {k: v.detach().double() for k, v in program.exported.state_dict.items()}
 
     def linear(x: Tensor, name: str) -> Tensor:
-        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+        return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
 
     def norm(x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, (WIDTH,), weights[f"{name}.weight"], weights[f"{name}.bias"])
@@ -52,7 +52,8 @@ def expected(program: Program) -> list[tuple[Tensor, Tensor]]:
     found = []
     for block in ("blocks.0", "blocks.1"):
         qkv = linear(norm(x, f"{block}.norm1"), f"{block}.qkv")
-        q, k, v = (p.unflatten(-1, (HEADS, -1)).transpose(1, 2) for p in qkv.chunk(3, -1))
+        heads = (*x.shape[:2], HEADS, WIDTH // HEADS)
+        q, k, v = (p.reshape(heads).transpose(1, 2) for p in qkv.chunk(3, -1))
         attention = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
         x = x + linear((attention @ v).transpose(1, 2).flatten(2), f"{block}.proj")
         y = norm(x, f"{block}.norm2")
