@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -18,24 +19,30 @@ STOPPED = {
 
 
 def continue_text(
-    engine: str, prompt: str, tokens: int, threads: int | None, *, json: bool
+    engine: str, prompt: str, tokens: int, threads: int | None, steps: str | None, *, json: bool
 ) -> None:
     """Print what follows the prompt as it is made, then how fast it was made.
 
+    Args:
+        steps: an engine that makes the steps behind the prompt, by default the same.
+
     Raises:
-        UsageError: the engine is no causal language model or has no tokenizer, or the prompt is empty
-            or too long.
+        UsageError: the engines do not go together, the first is no causal language model or has no
+            tokenizer, or the prompt is empty or too long.
     """
     from thresher.cli.inputs import language_of
     from thresher.runtime import Engine
     from thresher.runtime.generate import generate
+    from thresher.runtime.two_graphs import TwoGraphs
 
     with progress() as tell:
         tell(f"loading {engine}", 0, 0)
-        loaded = Engine.load(engine, threads=threads)
-    with loaded:
-        steps = language_of(loaded.preprocessing, loaded.name)
-        write, pieces = steps.writer(), list[str]()
+        first = Engine.load(engine, threads=threads)
+        following = None if steps is None else Engine.load(steps, threads=threads)
+    with first, following or nullcontext():
+        model = first if following is None else TwoGraphs(first, following)
+        language = language_of(first.preprocessing, first.name)
+        write, pieces = language.writer(), list[str]()
 
         def add(token: int) -> None:
             pieces.append(write(token))
@@ -43,11 +50,11 @@ def continue_text(
                 print(pieces[-1], end="", flush=True)
 
         found = generate(
-            loaded,
-            steps.read(prompt),
+            model,
+            language.read(prompt),
             tokens=tokens,
-            ends=steps.ends,
-            positions=steps.positions,
+            ends=language.ends,
+            positions=language.positions,
             tell=add,
         )
     if json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from thresher.models.options import SourceOptions
     from thresher.runtime import Engine, ProgramRunner
     from thresher.runtime.perplexity import Windows
+    from thresher.runtime.two_graphs import TwoGraphs
 
     Batch: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray | None]
 
@@ -71,6 +72,25 @@ def open_runner(
     return nullcontext(ProgramRunner(program, name=Path(name).name, threads=threads))
 
 
+@contextmanager
+def open_steps(
+    name: str, steps: str | None, wishes: SourceOptions, threads: int | None, tell: Progress
+) -> Iterator[Engine | ProgramRunner | TwoGraphs]:
+    """The same, or two graphs of one language model as one.
+
+    Raises:
+        UsageError: the two were not made for each other.
+    """
+    with open_runner(name, wishes, threads, tell) as prompt:
+        if steps is None:
+            yield prompt
+            return
+        from thresher.runtime.two_graphs import TwoGraphs
+
+        with open_runner(steps, wishes, threads, tell) as following:
+            yield TwoGraphs(prompt, following)
+
+
 class Told(Protocol):
     """What a SourceInfo, an Engine and a ProgramRunner know alike."""
 
@@ -112,6 +132,7 @@ def open_text(
     limit: int | None,
     sizes: dict[str, int],
     step: int | None = None,
+    prompt: int | None = None,
 ) -> Windows | None:
     """The text file that ``--data`` names, if the model is a causal language model.
 
@@ -119,22 +140,29 @@ def open_text(
         limit: number of windows to use.
         sizes: of symbolic axes; ``sequence``, the length of a window, is taken out.
         step: tokens to read at once, by default all of a window.
+        prompt: tokens of a window that are read at once and not judged, by default none.
 
     Raises:
-        UsageError: no such file, no text, too little of it, the model has no tokenizer, or a step is
-            given without a text to read.
+        UsageError: no such file, no text, too little of it, the model has no tokenizer, a step or a
+            prompt is given without a text to read, or nothing is left behind the prompt.
     """
     from thresher.runtime.generate import is_language_model
 
     if file is None or not is_language_model(model.inputs):
-        if step is not None:
-            raise UsageError(
-                "--step is for a text that a causal language model reads: leave it out"
-            )
+        for option, given in (("--step", step), ("--prompt-tokens", prompt)):
+            if given is not None:
+                raise UsageError(
+                    f"{option} is for a text that a causal language model reads: leave it out"
+                )
         return None
     length = sizes.pop("sequence", None)
     windows = _windows(file, model.preprocessing, model.name, length, limit)
-    return replace(windows, step=step)
+    if prompt is not None and prompt >= windows.ids.shape[1]:
+        raise UsageError(
+            f"--prompt-tokens {prompt} leaves nothing of a window of {windows.ids.shape[1]} tokens to judge:"
+            " give fewer"
+        )
+    return replace(windows, step=step, prompt=prompt or 0)
 
 
 def open_measured(spec: str, program: Program) -> Dataset:

@@ -187,7 +187,7 @@ LearnData = Annotated[
     typer.Option(
         "--learn-data",
         metavar="DATA",
-        help="Other data, for passes that learn or measure (diffrate, acm, channels, sparsity);"
+        help="Other data, for passes that learn or measure (diffrate, acm, channels, relufy, sparsity);"
         " --data then only judges.",
     ),
 ]
@@ -247,4 +247,11 @@ MaxDrop = Annotated[
 MinSpeedup = Annotated[
     float | None,
     typer.Option(help="Speed-up demanded over the first candidate; exit code 1 if missed."),
+]
+Steps = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ENGINE",
+        help="The graph of steps that goes with a graph of prompts, both by 'core-neurons'.",
+    ),
 ]

@@ -39,6 +39,7 @@ def run(
     tokens: Annotated[
         int, typer.Option(min=1, help="How many tokens to add to the prompt at most.")
     ] = 128,
+    steps: options.Steps = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
     save: Annotated[
         Path | None, typer.Option(metavar="NPZ", help="Write the outputs as arrays.")
@@ -57,8 +58,10 @@ def run(
             raise UsageError(
                 "--prompt goes with none of --input, --text and --save: leave them out"
             )
-        continue_text(engine, prompt, tokens, threads, json=json)
+        continue_text(engine, prompt, tokens, threads, steps, json=json)
         return
+    if steps is not None:
+        raise UsageError("--steps goes with --prompt: give the text to continue")
     with progress() as tell:
         from thresher.cli.inputs import feeds_of
         from thresher.runtime import Engine

@@ -8,8 +8,16 @@ import typer
 
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
-from thresher.cli.opening import Watched, axis_sizes, open_data, open_runner, open_text
+from thresher.cli.opening import (
+    Watched,
+    axis_sizes,
+    open_data,
+    open_runner,
+    open_steps,
+    open_text,
+)
 from thresher.cli.profile import NEGATIVE
+from thresher.compiler.errors import UsageError
 
 
 def verify(
@@ -36,6 +44,11 @@ def verify(
         int | None,
         typer.Option(min=1, help="Read a text so many tokens at once, 1 as in writing."),
     ] = None,
+    steps: options.Steps = None,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Read so many tokens of a window first, and judge only the rest."),
+    ] = None,
     weights: options.Weights = None,
     resolution: options.Resolution = None,
     length: options.Length = None,
@@ -49,19 +62,26 @@ def verify(
     windows of 1024 tokens (--size sequence=N for others), each read on its own; --max-drop is then the
     percent that it may rise. With --step 1 a text is read token by token: skipped inputs are skipped only then.
 
+    With --steps, B reads the first --prompt-tokens of a window and ENGINE the rest, which alone is judged; numbers
+    are then not compared.
+
     Exit code 1 when a verdict that was demanded is negative.
     """
+    if steps is not None and (data is None or prompt_tokens is None or same):
+        raise UsageError(
+            "--steps is judged on a text behind prompts: give --data TEXT and --prompt-tokens N, and not --same"
+        )
     wishes = options.wishes(weights, resolution, length)
     with progress() as tell:
         from thresher.runtime import verify as compare
 
         with (
             open_runner(a, wishes, threads, tell) as reference,
-            open_runner(b, wishes, threads, tell) as candidate,
+            open_steps(b, steps, wishes, threads, tell) as candidate,
         ):
             tell("comparing", 0, 0)
             sizes, dataset = axis_sizes(size), None
-            text = open_text(data, reference, limit, sizes, step)
+            text = open_text(data, reference, limit, sizes, step, prompt_tokens)
             if text is None:
                 dataset = open_data(data, reference, reference.outputs)
             found = compare(
@@ -75,6 +95,7 @@ def verify(
                 output=logits,
                 sizes=sizes,
                 text=text,
+                inputs=() if steps is not None else None,
             )
     if json:
         show_json("verify", found.to_json())
@@ -93,6 +114,6 @@ def verify(
             )
             for error in found.same_function.outputs
         ]
-        show(table(f"{b} against {a}", head, rows), *found.sentences)
+        show(*([table(f"{b} against {a}", head, rows)] if rows else []), *found.sentences)
     if not found.met:
         raise typer.Exit(NEGATIVE)

@@ -150,6 +150,7 @@ class Pass(ABC, Generic[O_co]):
         allow_zero: applying nowhere is no error; a recipe may say otherwise per use.
         keeps_outputs: the outputs keep their shapes; where a pass changes them at the user's
             wish, it says so here, and names and dtypes stay nevertheless.
+        keeps_interface: the Program has the inputs and outputs that came in, and no others.
     """
 
     name: ClassVar[str]
@@ -174,6 +175,10 @@ class Pass(ABC, Generic[O_co]):
 
     @property
     def keeps_outputs(self) -> bool:
+        return True
+
+    @property
+    def keeps_interface(self) -> bool:
         return True
 
     @abstractmethod

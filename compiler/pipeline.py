@@ -116,7 +116,7 @@ def run_passes(
             delta = op_delta(program, after)
             observe(PassReport(number, total, record, seconds, delta, after, result.calibration))
         program = after
-        if not one.keeps_outputs:
+        if not (one.keeps_outputs and one.keeps_interface):
             source = program
     context.progress("passes", total, total)
     return program
@@ -200,7 +200,8 @@ def _verify(one: Pass[Any], program: Program, source: Program) -> float:
     """Check what a pass made; returns the seconds that took."""
     start = perf_counter()
     try:
-        spec.verify(program, program.stage, source, same_shapes=one.keeps_outputs)
+        kept = source if one.keeps_interface else None
+        spec.verify(program, program.stage, kept, same_shapes=one.keeps_outputs)
     except spec.SpecError as error:
         before = replace(program, history=program.history[:-1])
         raise ContractError(f"pass {one.name!r} broke it: {error} ({_ran(before)})") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,16 +21,19 @@ from torch.export.graph_signature import (
     ExportGraphSignature,
     InputKind,
     InputSpec,
+    OutputKind,
     OutputSpec,
     TensorArgument,
 )
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 
 from thresher.compiler.program import Program
 
 aten = torch.ops.aten
 Target = Callable[..., Any]
 _NAMES: dict[object, str] = {}
+MORE = "more"  # the argument that holds inputs which passes added
 
 
 class Rewriter:
@@ -173,14 +176,16 @@ class Rewriter:
         constants: Mapping[str, torch.Tensor] | None = None,
         dropped: frozenset[str] = frozenset(),
         weights: Mapping[str, torch.Tensor] | None = None,
+        inputs: Sequence[fx.Node] = (),
     ) -> ExportedProgram:
         """Close the graph and return it with an updated signature.
 
         Args:
-            outputs: new nodes that the user gets, in the old order.
+            outputs: new nodes that the user gets, in the old order; more of them may follow.
             constants: tensors of placeholders made by :meth:`constant`.
             dropped: names of placeholders (weights nobody uses any more) to leave out.
             weights: new tensors for placeholders replaced by :meth:`weight`, by parameter name.
+            inputs: placeholders made by :meth:`input`; the user gives them in a dict called ``more``.
         """
         self.graph.output(tuple(outputs))
         old, weights = self.old.exported, weights or {}
@@ -204,12 +209,15 @@ class Rewriter:
         position = next(
             (i for i, s in enumerate(specs) if s.kind is InputKind.USER_INPUT), len(specs)
         )
+        more = [InputSpec(InputKind.USER_INPUT, TensorArgument(name=n.name), None) for n in inputs]
+        kinds = [(s.kind, s.target) for s in old.graph_signature.output_specs]
+        kinds += [(OutputKind.USER_OUTPUT, None)] * (len(outputs) - len(kinds))
         user_outputs = [
-            OutputSpec(s.kind, TensorArgument(name=n.name), s.target)
-            for s, n in zip(old.graph_signature.output_specs, outputs, strict=True)
+            OutputSpec(kind, TensorArgument(name=n.name), target)
+            for (kind, target), n in zip(kinds, outputs, strict=True)
         ]
         signature = ExportGraphSignature(
-            [*specs[:position], *folded, *specs[position:]], user_outputs
+            [*specs[:position], *folded, *specs[position:], *more], user_outputs
         )
         wanted = {s.target for s in signature.input_specs}
         return ExportedProgram(
@@ -222,7 +230,7 @@ class Rewriter:
                 if k in wanted or not dropped
             },
             range_constraints=old.range_constraints,
-            module_call_graph=_call_graph(old, signature),
+            module_call_graph=_call_graph(old, signature, [n.name for n in inputs]),
             example_inputs=None,
             constants={
                 **{
@@ -246,6 +254,13 @@ class Rewriter:
         node.meta["val"] = self._mode.from_tensor(tensor, static_shapes=True)
         return node
 
+    def input(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> fx.Node:
+        """A placeholder for one more input of the user; call it when all others are copied."""
+        node = self.graph.placeholder(name)
+        with self._mode:
+            node.meta["val"] = torch.empty(*shape, dtype=dtype)
+        return node
+
 
 def _erase_dead(graph: fx.Graph, node: fx.Node) -> None:
     schema = getattr(node.target, "_schema", None)
@@ -253,11 +268,25 @@ def _erase_dead(graph: fx.Graph, node: fx.Node) -> None:
         graph.erase_node(node)
 
 
-def _call_graph(old: ExportedProgram, signature: ExportGraphSignature) -> list[Any]:
-    """Module call graph with the root's outputs renamed; inner entries are not used after tracing."""
+def _call_graph(
+    old: ExportedProgram, signature: ExportGraphSignature, more: Sequence[str]
+) -> list[Any]:
+    """Module call graph with the root's new interface; inner entries are not used after tracing."""
     root = copy.deepcopy(old.module_call_graph[0])
-    if root.signature is not None:
-        root.signature.outputs = [spec.arg for spec in signature.output_specs]
+    found = root.signature
+    if found is None:
+        return [root]
+    outputs = [spec.arg for spec in signature.output_specs]
+    if len(outputs) > len(found.outputs):
+        found.out_spec = pytree.tree_structure(list(range(len(outputs))))
+    found.outputs = outputs
+    if more:
+        args, kwargs = pytree.tree_unflatten(range(found.in_spec.num_leaves), found.in_spec)
+        found.in_spec = pytree.tree_structure((args, {**kwargs, MORE: dict.fromkeys(more, 0)}))
+        if found.inputs:
+            found.inputs = [*found.inputs, *(TensorArgument(name=name) for name in more)]
+        if found.forward_arg_names is not None:
+            found.forward_arg_names = [*found.forward_arg_names, MORE]
     return [root]
 
 

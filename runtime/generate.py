@@ -19,6 +19,7 @@ from thresher.runtime.runner import Runnable
 from thresher.runtime.sample import batch_symbol
 
 PAST, PRESENT = "past_key_values.", "present."
+HANDED = "core."  # what a graph of prompts gives and one of steps takes, see two_graphs.py
 
 
 def is_language_model(inputs: Sequence[TensorInfo]) -> bool:
@@ -38,13 +39,16 @@ def _present(past: str) -> str:
 class Session:
     """A batch of texts in progress: which of the tokens so far are real, and their keys and values.
 
-    ``past`` holds these under the names of the inputs that they are for.
+    ``past`` holds these under the names of the inputs that they are for.  ``held`` are inputs that stay
+    the same in all calls.
 
     Raises:
         UsageError: the model is no causal language model, or lacks some of its outputs.
     """
 
-    def __init__(self, model: Runnable, batch: int) -> None:
+    def __init__(
+        self, model: Runnable, batch: int, held: Mapping[str, Array] | None = None
+    ) -> None:
         if not is_language_model(model.inputs):
             takes = ", ".join(spec.name for spec in model.inputs)
             raise UsageError(
@@ -54,7 +58,7 @@ class Session:
         wanted = {"logits", *(_present(spec.name) for spec in model.inputs if _is_past(spec))}
         if missing := sorted(wanted - {spec.name for spec in model.outputs}):
             raise UsageError(f"{model.name} lacks the output {missing[0]}: keep all outputs")
-        self._model = model
+        self._model, self._held = model, held or {}
         self._real = np.zeros((batch, 0), np.int64)
         self.past = empty_past(model.inputs, batch)
 
@@ -66,7 +70,7 @@ class Session:
         self._real = np.concatenate([self._real, real], axis=1)
         positions = np.maximum(self._real.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
         told = {"input_ids": ids, "attention_mask": self._real, "position_ids": positions}
-        outputs = self._model.run({**told, **self.past})
+        outputs = self._model.run({**told, **self.past, **self._held})
         self.past = {name: outputs[_present(name)] for name in self.past}
         return outputs["logits"]
 
@@ -91,7 +95,8 @@ def with_own_past(model: Runnable, feeds: Mapping[str, Array]) -> dict[str, Arra
     if not names:
         return dict(feeds)
     ids, tokens = feeds["input_ids"], feeds[names[0]].shape[2]
-    session = Session(model, len(ids))
+    held = {name: value for name, value in feeds.items() if name.startswith(HANDED)}
+    session = Session(model, len(ids), held)
     if tokens:
         before = np.resize(ids, (len(ids), tokens))
         session.feed(before, np.ones_like(before))

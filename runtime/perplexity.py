@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +30,13 @@ class Windows:
     """A text as tokens.  ``ids`` is int64 ``[windows, tokens]``.
 
     ``step`` tokens are read at once, by default a whole window: with 1 the model works as it does
-    when it writes.
+    when it writes.  The first ``prompt`` tokens are read at once before that and not judged.
     """
 
     name: str
     ids: Array
     step: int | None = None
+    prompt: int = 0
 
     @staticmethod
     def cut(
@@ -100,6 +102,7 @@ class PerplexityKept:
     max_drop: float | None
     kept: bool | None
     step: int | None = None
+    prompt: int = 0
 
     def sentence(self, a: str, b: str) -> str:
         """The verdict in words."""
@@ -109,6 +112,8 @@ class PerplexityKept:
             doubt = ", though within two standard errors of the limit" if near else ""
             answer = f"{'yes' if self.kept else 'no'}, it may rise by {self.max_drop:g}%{doubt}"
         pace = "" if self.step is None else f", read {self.step} at a time"
+        if self.prompt:
+            pace += f", judged behind a prompt of {self.prompt}"
         return (
             f"quality kept: {answer}; perplexity is {self.perplexity_b:.2f} with {b} and"
             f" {self.perplexity_a:.2f} with {a} on {self.windows} windows of {self.length} tokens{pace}:"
@@ -136,11 +141,14 @@ def compare_perplexity(
         UsageError: one of the two is no causal language model.
     """
     losses: list[tuple[float, float]] = []
-    equal = 0
+    equal = foretold = 0
     for ids in windows.ids:
-        left, right = (logits(model, ids, windows.step) for model in (a, b))
-        losses.append((float(surprise(left, ids).mean()), float(surprise(right, ids).mean())))
+        start = max(windows.prompt - 1, 0)  # the token that the first judged one is foretold from
+        left, right = (logits(model, ids, windows.step, windows.prompt)[start:] for model in (a, b))
+        judged = ids[start:]
+        losses.append((float(surprise(left, judged).mean()), float(surprise(right, judged).mean())))
         equal += int((left[:-1].argmax(-1) == right[:-1].argmax(-1)).sum())
+        foretold += len(judged) - 1
     first, second = (Metric("loss", np.array(column)) for column in zip(*losses, strict=True))
     found = difference(second, first)
     ratio = float(np.exp(found.value))
@@ -153,17 +161,22 @@ def compare_perplexity(
         perplexity_b=float(np.exp(second.value)),
         rise=rise,
         standard_error=100 * ratio * found.error,
-        agreement=equal / (windows.ids.size - len(windows.ids)),
+        agreement=equal / foretold,
         max_drop=max_drop,
         kept=None if max_drop is None else rise <= max_drop,
         step=windows.step,
+        prompt=windows.prompt,
     )
 
 
-def logits(model: Runnable, ids: Array, step: int | None = None) -> Array:
-    """``[N, vocabulary]`` of one window ``[N]`` read from an empty past, ``step`` tokens at once."""
+def logits(model: Runnable, ids: Array, step: int | None = None, prompt: int = 0) -> Array:
+    """``[N, vocabulary]`` of one window ``[N]`` read from an empty past, ``step`` tokens at once.
+
+    The first ``prompt`` tokens are read at once before that.
+    """
     session, size = Session(model, 1), step or len(ids)
-    parts = [ids[None, start : start + size] for start in range(0, len(ids), size)]
+    cuts = [*([0] if prompt else []), *range(prompt, len(ids), size), len(ids)]
+    parts = [ids[None, start:end] for start, end in pairwise(cuts)]
     return np.concatenate([session.feed(part, np.ones_like(part))[0] for part in parts])
 
 

@@ -257,6 +257,8 @@ def _sentences(
     a: str, b: str, first: SameFunction, second: QualityKept | PerplexityKept | None
 ) -> tuple[str, ...]:
     worst = max(first.outputs, key=lambda error: error.relative, default=None)
+    if worst is None and second is not None:
+        return (second.sentence(a, b),)
     far = f"{worst.relative:.2g}" if worst else "nothing was compared,"
     said = [
         f"same function: {'yes' if first.same else 'no'}; the largest difference is {far} of the"

@@ -27,7 +27,7 @@ class Batches:
         self.data, self.seed, self.labels = data, seed, labels
         if len(data) < LEAST_ITEMS:
             raise UsageError(
-                f"{data.name} has {len(data)} items and training adaptive modules needs at least"
+                f"{data.name} has {len(data)} items and training needs at least"
                 f" {LEAST_ITEMS} items, as a fifth is held out: give more data"
             )
         order = self._shuffled(range(len(data)), -1)

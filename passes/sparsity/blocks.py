@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
+from thresher.compiler.analysis.ffn import FFN
+from thresher.compiler.analysis.linears import operand
 from thresher.passes.sparsity.insert import Skip
 from thresher.passes.sparsity.sites import Input
 from thresher.passes.sparsity.tap import real_rows

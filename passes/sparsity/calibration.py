@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -24,6 +24,8 @@ from thresher.passes.sparsity.tap import Tap, Tapped
 
 SAVE_EVERY = 50  # batches between checkpoints
 DIGEST = "digest"
+
+View: TypeAlias = Callable[[Tapped, fx.Node, Tensor], Tensor]
 
 
 class Collector(Protocol):
@@ -80,6 +82,11 @@ def halves(data: Dataset, limit: int, least: int, seed: int) -> tuple[list[int],
     return sorted(chosen[:half]), sorted(chosen[half:])
 
 
+def every_row(tapped: Tapped, node: fx.Node, value: Tensor) -> Tensor:
+    """``[..., C] -> [T, C]``: all tokens that are no padding."""
+    return tapped.rows(value)
+
+
 def collect(
     program: Program,
     context: Context,
@@ -87,11 +94,12 @@ def collect(
     collectors: Mapping[fx.Node, Collector],
     name: str,
     fingerprint: Mapping[str, object],
+    view: View = every_row,
 ) -> None:
     """Run the Program on some items of the data and show every collector its node's rows.
 
-    Rows of padding are left out.  With ``context.checkpoints`` the sums are saved now and then, and
-    a stopped calibration goes on from there.
+    ``view`` says which: rows ``[T, C]`` out of a node's value.  With ``context.checkpoints`` the sums are saved now and
+    then, and a stopped calibration goes on from there.
 
     Raises:
         UsageError: a value that is no number came up, or a checkpoint of another run is in the way.
@@ -105,7 +113,7 @@ def collect(
 
     def tap(node: fx.Node, collector: Collector) -> Tap:
         def see(value: Tensor) -> None:
-            rows = tapped.rows(value)
+            rows = view(tapped, node, value)
             if not torch.isfinite(rows).all():
                 raise UsageError(
                     f"calibration on {data.name}: {node.name} has values that are no finite numbers, so"

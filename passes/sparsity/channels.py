@@ -20,7 +20,7 @@ from thresher.compiler.analysis.linears import weights_of
 from thresher.compiler.contract import Calibration, Context, Options, Pass, PassResult
 from thresher.compiler.errors import VerdictError
 from thresher.compiler.program import Program, Refusal, provenance
-from thresher.passes.sparsity import calibration, cut
+from thresher.passes.sparsity import calibration, cut, toast
 from thresher.passes.sparsity.cut import Channels, Cuts
 from thresher.passes.sparsity.moments import Moments
 from thresher.passes.sparsity.sites import Found, Input, find
@@ -41,10 +41,10 @@ class ChannelOptions(Options):
         Field(gt=0, le=1, description="share of the multiply-accumulates to spend, of those that came in"),
     ] = None  # fmt: skip
     score: Annotated[
-        Literal["variance", "output", "magnitude"],
+        Literal["variance", "output", "magnitude", "toast"],
         Field(
             description="what a neuron is worth: its variance, the variance that it brings into the"
-            " output, or its mean size"
+            " output, its mean size, or that size by what the class token looks at"
         ),
     ] = "variance"
     spread: Annotated[
@@ -75,15 +75,20 @@ class ChannelOptions(Options):
             raise ValueError("give one budget only, not ratio and flops")
         return self
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a calibration answers to: ToaSt's importance is measured only if it is asked for."""
+        return {"score": self.score} if self.score == "toast" else {}
+
 
 class ChannelPruning(Pass[ChannelOptions]):
     """Leave out the hidden neurons of feed-forward networks that hardly vary, and fold their means.
 
     Variance-Based Pruning (2025): neurons of least variance go, and ``b2 += W2[:, i] E[h_i]`` stands
     for them.  ``score: output`` weighs the variance by ``|W2[:, i]|^2``, which is the squared error that
-    leaving neuron i out by itself causes.  ``score: magnitude`` is the mean of ``|h_i|`` over tokens,
-    the channel importance of ToaSt (2026).  Training-free; what is measured on the data is saved
-    beside the recipe.
+    leaving neuron i out by itself causes.  ``score: magnitude`` is the mean of ``|h_i|`` over all tokens,
+    ``score: toast`` that of ToaSt (2026): by the class token's attention, or over a sample of the tokens.
+    Training-free; what is measured on the data is saved beside the recipe.
     """
 
     name = "channels"
@@ -126,7 +131,7 @@ class ChannelPruning(Pass[ChannelOptions]):
                 "ideal": dense / macs,
             },
             self.options.model_copy(update={"calibration": Path(file)}),
-            Calibration(file, calibration.weights_digest(program), measured),
+            Calibration(file, calibration.weights_digest(program), measured, self.options.facts),
         )
 
     # --- measuring ----------------------------------------------------------------------------
@@ -134,24 +139,40 @@ class ChannelPruning(Pass[ChannelOptions]):
     def _measure(
         self, program: Program, context: Context, ffns: Sequence[FFN], inputs: Sequence[Input]
     ) -> dict[str, Tensor]:
-        """Means, variances and magnitudes by ``"moment.layer.kind"``, float32."""
+        """Means, variances and magnitudes, and ToaSt's importance if asked, by ``"moment.layer.kind"``, float32."""
         digest = calibration.weights_digest(program)
         if self.options.calibration is not None:
             sites = [*(f"{ffn.layer}.down" for ffn in ffns), *(entry.name for entry in inputs)]
-            return calibration.read(self.options.calibration, digest, self.name, sites)
+            return calibration.read(
+                self.options.calibration, digest, self.name, sites, self.options.facts
+            )
         data = context.data
         assert data is not None
         items = calibration.chosen_items(data, self.options.items, LEAST_ITEMS)
         moments = {f"{ffn.layer}.down": (ffn.hidden, Moments(ffn.width)) for ffn in ffns}
         moments |= {entry.name: (entry.node, Moments(entry.width)) for entry in inputs}
-        identity = {"digest": digest, "nodes": len(moments)}
+        identity: dict[str, object] = {"digest": digest, "nodes": len(moments)}
         name = calibration.numbered(program, self.name)
         calibration.collect(program, context, items, dict(moments.values()), name, identity)
-        return {
+        measured = {
             f"{kind}.{site}": tensor
             for site, (_, sums) in moments.items()
             for kind, tensor in sums.tensors().items()
         }
+        if self.options.score == "toast":
+            layers = {f.hidden: f.layer for f in ffns} | {
+                entry.node: entry.layer for entry in inputs
+            }
+            view = toast.importance(program, layers, context.seed)
+            identity |= {"seed": context.seed}
+            seen = {site: (node, Moments(len(sums.mean))) for site, (node, sums) in moments.items()}
+            calibration.collect(
+                program, context, items, dict(seen.values()), f"{name}-toast", identity, view
+            )
+            measured |= {
+                f"toast.{site}": sums.tensors()["mean"] for site, (_, sums) in seen.items()
+            }
+        return measured
 
     # --- choosing -----------------------------------------------------------------------------
 
@@ -186,7 +207,7 @@ class ChannelPruning(Pass[ChannelOptions]):
         self, program: Program, linear: fx.Node, measured: Mapping[str, Tensor], name: str
     ) -> Tensor:
         """``[C]`` float64: what each channel is worth."""
-        kind = "magnitude" if self.options.score == "magnitude" else "variance"
+        kind = "variance" if self.options.score == "output" else self.options.score
         score = measured[f"{kind}.{name}"].double()
         if self.options.score == "output":
             score = score * weights_of(program, [linear])[0].double().square().sum(0)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx
 
 import thresher.kernels.ops  # noqa: F401  (registers the operators that the graph may call)
-from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.analysis.sites import SDPA, Attention, find_sites
 from thresher.compiler.program import Program
+from thresher.kernels.class_attention.reference import class_attention
 from thresher.passes.tokens.sizes import visible
 
 Tap: TypeAlias = Callable[[Tensor], Tensor | None]
@@ -23,9 +24,11 @@ class Tapped(fx.Interpreter):
     def __init__(self, program: Program) -> None:
         super().__init__(program.exported.graph_module)
         self.program = program
-        self._padding = find_sites(program).padding
+        sites = find_sites(program)
+        self._padding, self.class_token = sites.padding, sites.class_token
         self._alive: Tensor | None = None
         self._taps: Taps = {}
+        self._attended: tuple[Tensor, Tensor, Tensor | None, float] | None = None
 
     def outputs(self, inputs: Mapping[str, Tensor], taps: Taps) -> dict[str, Tensor]:
         """Outputs by name."""
@@ -38,6 +41,10 @@ class Tapped(fx.Interpreter):
         value = super().run_node(n)
         if n is self._padding:
             self._alive = visible(value) > 0
+        if n.target is SDPA:
+            found = Attention(n)
+            mask = None if found.mask is None else self.env[found.mask]
+            self._attended = (self.env[found.q], self.env[found.k], mask, found.scale)
         tap = self._taps.get(n)
         changed = None if tap is None else tap(value)
         return value if changed is None else changed
@@ -50,6 +57,13 @@ class Tapped(fx.Interpreter):
     def rows(self, value: Tensor) -> Tensor:
         """``[..., C] -> [T, C]`` float32 or wider: the vectors of all tokens that are no padding."""
         return real_rows(value, self._alive)
+
+    def class_attention(self) -> Tensor:
+        """``[B, N]``: what the class token pays to each token in the last attention so far."""
+        assert self._attended is not None
+        assert self.class_token is not None
+        q, k, mask, scale = self._attended
+        return class_attention(q, k, mask, scale, self.class_token)
 
 
 def real_rows(value: Tensor, alive: Tensor | None) -> Tensor:

@@ -1,0 +1,262 @@
+"""Training of the feed-forward weights of a changed Program to give what the dense one gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+import thresher.kernels.ops  # noqa: F401  (registers the operators that the graph may call)
+from thresher.compiler import workers
+from thresher.compiler.analysis.ffn import FFN, find
+from thresher.compiler.analysis.linears import bias_of, operand, stored_weights
+from thresher.compiler.contract import Context
+from thresher.compiler.program import Program
+from thresher.compiler.surgery import Rewriter
+from thresher.passes.adaptive.batches import Batches
+from thresher.passes.learning import checkpoint
+from thresher.passes.learning.loss import choose
+
+SAVE_EVERY = 25  # steps between checkpoints
+STEEPEST = 1.0  # norm to which gradients are cut
+
+
+class Schedule(Protocol):
+    """How long and by what is trained."""
+
+    steps: int
+    rate: float
+    loss: Any
+    patience: int
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What came out.
+
+    Attributes:
+        exported: the changed graph with trained weights.
+        zeros, zeros_swapped: share of exact zeros among the hidden values of each network on
+            held-out data, with the trained weights and with those that came in.
+        loss: name of the task's loss.
+        history: rows of the task's loss and the networks' error, one per step.
+    """
+
+    exported: ExportedProgram
+    zeros: tuple[float, ...]
+    zeros_swapped: tuple[float, ...]
+    loss: str
+    history: list[list[float]]
+
+
+def finetune(
+    dense: Program, changed: Program, paths: Sequence[str], schedule: Schedule, context: Context
+) -> Finetuned:
+    """Train the weights of the networks at ``paths``, which ``changed`` and ``dense`` both have.
+
+    What is minimised is the task's loss plus the mean over networks of
+    ``|y - y_dense|^2 / |y_dense|^2``, y a network's output in its own model.
+
+    Raises:
+        UsageError: there is too little data, or a checkpoint of another run is in the way.
+    """
+    with workers.joined():
+        return _Training(dense, changed, paths, schedule, context).run()
+
+
+class _Training:
+    """Weights, optimiser and history of one training."""
+
+    def __init__(
+        self,
+        dense: Program,
+        changed: Program,
+        paths: Sequence[str],
+        schedule: Schedule,
+        context: Context,
+    ) -> None:
+        data = context.data
+        assert data is not None
+        self.dense, self.changed = dense, changed
+        self.schedule, self.context, self.paths = schedule, context, paths
+        self.loss_name, self.loss = choose(dense, data, schedule.loss)
+        self.batches = Batches(data, context.batch, context.seed, labels=self.loss_name == "labels")
+        ffns = {ffn.path: ffn for ffn in find(changed).ffns}
+        teachers = {ffn.path: ffn for ffn in find(dense).ffns}
+        self.ffns = [ffns[path] for path in paths]
+        self.weights = _trainable(changed, self.ffns)
+        self.student = _Watched(changed, [f.down for f in self.ffns])
+        self.teacher = _Watched(dense, [teachers[path].down for path in paths])
+        self.optimizer = torch.optim.Adam(self.weights.values(), lr=schedule.rate)
+        self.history: list[list[float]] = []
+        self._resume()
+
+    def run(self) -> Finetuned:
+        """All steps, or as many as bring something."""
+        while len(self.history) < self.schedule.steps and not self._settled():
+            self._advance()
+        before = self._zeros({})
+        trained = {name: weight.detach() for name, weight in self.weights.items()}
+        after = self._zeros(trained) if self.history else before
+        return Finetuned(
+            _with_weights(self.changed, trained), after, before, self.loss_name, self.history
+        )
+
+    def _advance(self) -> None:
+        step = len(self.history)
+        for group in self.optimizer.param_groups:
+            done = step / self.schedule.steps
+            group["lr"] = self.schedule.rate * (1 + math.cos(math.pi * done)) / 2
+        inputs, labels = self.batches.at(step)
+        with torch.no_grad():
+            wanted, seen = self.teacher.outputs(inputs, {})
+        found, made = self.student.outputs(inputs, self.weights)
+        task = self.loss(found, wanted, labels)
+        errors = torch.stack([_error(y, target) for y, target in zip(made, seen, strict=True)])
+        self.optimizer.zero_grad()
+        torch.autograd.backward(task + errors.mean())
+        for weight in self.weights.values():
+            assert weight.grad is not None
+            workers.mean(weight.grad)
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), STEEPEST)
+        self.optimizer.step()
+        told = torch.tensor([float(task.detach()), float(errors.detach().mean())])
+        self.history.append(workers.mean(told.double()).tolist())
+        try:
+            text = "training: loss {:.4f}, networks' error {:.4f}".format(*self.history[-1])
+            self.context.progress(text, step + 1, self.schedule.steps)
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        if len(self.history) % SAVE_EVERY == 0:
+            self._save()
+
+    def _settled(self) -> bool:
+        """Whether the mean loss of the last steps is no lower than that of as many steps before."""
+        width, rows = self.schedule.patience, [sum(row) for row in self.history]
+        if len(rows) < 2 * width or len(rows) % width:
+            return False
+        return sum(rows[-width:]) >= sum(rows[-2 * width : -width])
+
+    def _zeros(self, weights: Mapping[str, Tensor]) -> tuple[float, ...]:
+        """Share of exact zeros of each network's hidden values, padding included."""
+        watched = _Watched(self.changed, [ffn.hidden for ffn in self.ffns])
+        zeros, total = torch.zeros(len(self.ffns), dtype=torch.float64), 0
+        for inputs, _ in self.batches.held_out():
+            with torch.no_grad():
+                _, hidden = watched.outputs(inputs, weights)
+            zeros += torch.stack([(h == 0).double().mean() * len(h) for h in hidden])
+            total += len(hidden[0])
+        return tuple((zeros / total).tolist())
+
+    # --- state ----------------------------------------------------------------------------------
+
+    def _file(self) -> Path | None:
+        folder = self.context.checkpoints
+        return None if folder is None else folder / "relufy.pt"
+
+    def _fingerprint(self) -> dict[str, Any]:
+        data = self.context.data
+        assert data is not None
+        return {
+            "source": self.dense.info.source,
+            "weights": self.dense.info.digest or self.dense.info.weights,
+            "networks": list(self.paths),
+            "data": data.name,
+            "items": len(data),
+            "seed": self.context.seed,
+            "batch": self.context.batch,
+            "workers": workers.count(),
+            **self.schedule.model_dump(mode="json"),
+        }
+
+    def _save(self) -> None:
+        path = self._file()
+        if path is None or workers.rank() != 0:
+            return
+        state = {
+            "trained": {name: weight.detach() for name, weight in self.weights.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+        }
+        checkpoint.save(path, self._fingerprint(), state)
+
+    def _resume(self) -> None:
+        path = self._file()
+        state = None if path is None else checkpoint.load(path, self._fingerprint())
+        if state is None:
+            return
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.copy_(state["trained"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = state["history"]
+
+
+class _Watched(fx.Interpreter):
+    """Runs a Program, with other weights if given, and remembers the values of some nodes."""
+
+    def __init__(self, program: Program, nodes: Sequence[fx.Node]) -> None:
+        super().__init__(program.exported.graph_module)
+        self.program, self.nodes = program, nodes
+        self._names = stored_weights(program)
+        self._seen: dict[fx.Node, Tensor] = {}
+
+    def outputs(
+        self, inputs: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Outputs by name, and the values of the nodes."""
+        places = [n for n in self.program.graph.nodes if n.op == "placeholder"]
+        given = self.program.placeholder_values(inputs)
+        values = [
+            weights.get(self._names.get(place, ""), value)
+            for place, value in zip(places, given, strict=True)
+        ]
+        results: Sequence[Tensor] = self.run(*values)
+        names = (spec.name for spec in self.program.outputs)
+        return dict(zip(names, results, strict=True)), [self._seen.pop(n) for n in self.nodes]
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.nodes:
+            self._seen[n] = value
+        return value
+
+
+def _error(y: Tensor, target: Tensor) -> Tensor:
+    return (y - target).square().sum() / target.square().sum().clamp(min=1e-12)
+
+
+def _trainable(program: Program, ffns: Sequence[FFN]) -> dict[str, Tensor]:
+    """Copies of the weights and biases of networks, by stored name, with gradients."""
+    names = stored_weights(program)
+    stored: dict[str, Any] = {**program.exported.constants, **program.exported.state_dict}
+    linears = [linear for ffn in ffns for linear in (*ffn.linears, ffn.down)]
+    places = [operand(linear, 1) for linear in linears]
+    places += [bias for linear in linears if (bias := bias_of(linear)) in names]
+    return {
+        names[place]: stored[names[place]].detach().clone().requires_grad_()
+        for place in places
+        if place is not None
+    }
+
+
+def _with_weights(program: Program, weights: Mapping[str, Tensor]) -> ExportedProgram:
+    """The same graph with other weights behind its placeholders."""
+    rewriter, stored = Rewriter(program, "relufy"), program.exported.state_dict
+    for node in program.graph.nodes:
+        if node.op != "output":
+            rewriter.copy(node)
+    kept = {
+        name: torch.nn.Parameter(weight, False) if name in stored else weight
+        for name, weight in weights.items()
+    }
+    return rewriter.finish([rewriter.map[n] for n in program.output_nodes()], weights=kept)

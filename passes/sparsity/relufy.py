@@ -1,0 +1,153 @@
+"""ReLUfication: the activations of feed-forward networks become ReLUs, and their weights learn to live with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import fx
+from torch.export import ExportedProgram
+
+from thresher.compiler.analysis.ffn import FFN, find
+from thresher.compiler.analysis.linears import operand
+from thresher.compiler.contract import Context, Options, Pass, PassResult
+from thresher.compiler.program import Program, Refusal
+from thresher.compiler.surgery import Rewriter
+from thresher.passes.sparsity import calibration
+from thresher.passes.sparsity.finetune import Finetuned, finetune
+from thresher.passes.sparsity.quantiles import Quantiles
+
+aten = torch.ops.aten
+CURVED = (aten.gelu.default, aten.silu.default)
+CALIBRATED_ON = 64  # items
+NO_THRESHOLD = 1e-9  # what a quantile among exact zeros is
+ROWS = 60  # of the history, at most
+
+
+class RelufyOptions(Options):
+    """Where the ReLU begins, and how the weights are trained."""
+
+    sparsity: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            lt=1,
+            description="share of the activations that the threshold of FATReLU zeroes before training;"
+            " by default a plain ReLU",
+        ),
+    ] = None
+    steps: Annotated[int, Field(ge=0, description="most steps of training; 0 only swaps")] = 300
+    rate: Annotated[float, Field(gt=0, description="learning rate of the first step")] = 5e-4
+    loss: Annotated[
+        Literal["auto", "labels", "dense"],
+        Field(description="judge by the labels or by distance to the dense model's outputs"),
+    ] = "dense"
+    patience: Annotated[
+        int, Field(ge=1, description="stop when the mean loss of so many steps has not sunk")
+    ] = 100
+
+
+class Relufy(Pass[RelufyOptions]):
+    """GELU and SiLU of feed-forward networks become ``x if x > t else 0``, so that most neurons are exactly 0.
+
+    ReLUfication (Mirzadeh et al., ICLR 2024) with t = 0, FATReLU (ProSparse, 2024) with t > 0.  The
+    weights of these networks are then trained to give what the dense model gives, network by
+    network and in the end; all others are frozen.
+    """
+
+    name = "relufy"
+    summary = "ReLU in place of GELU and SiLU, and a short training of the feed-forward weights"
+    Options = RelufyOptions
+    needs_data = True
+    trains = True
+
+    def match(self, program: Program, context: Context) -> PassResult:
+        """How many networks would be changed; no training."""
+        swapped, refused = _sites(program)
+        return PassResult(program, len(swapped) + len(refused), len(swapped), refused)
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        curved, refused = _sites(program)
+        matched = len(curved) + len(refused)
+        if not curved:
+            return PassResult(program, matched, 0, refused)
+        thresholds = dict.fromkeys(curved.values(), 0.0)
+        if self.options.sparsity is not None:
+            plain = dataclasses.replace(program, exported=swap(program, thresholds, self.name))
+            thresholds = _calibrated(plain, thresholds, context, self.options.sparsity)
+        exported = swap(program, thresholds, self.name)
+        found = finetune(
+            program, dataclasses.replace(program, exported=exported), [f.path for f in curved],
+            self.options, context,
+        )  # fmt: skip
+        result = dataclasses.replace(program, exported=found.exported)
+        details = _details(curved, thresholds, found)
+        return PassResult(result, matched, len(curved), refused, details)
+
+
+def swap(program: Program, thresholds: Mapping[fx.Node, float], made_by: str) -> ExportedProgram:
+    """The graph with ``x if x > t else 0`` in place of the given activations; their names stay."""
+    rewriter = Rewriter(program, made_by)
+    for node in program.graph.nodes:
+        if node in thresholds:
+            x, t = rewriter.map[operand(node, 0)], thresholds[node]
+            args, target = ((x, t, 0.0), aten.threshold.default) if t else ((x,), aten.relu.default)
+            new = rewriter.call_like(node, args, {}, target)
+            new.meta["custom"] = {"thresher": {"pass": made_by, "replaces": True}}
+        elif node.op != "output":
+            rewriter.copy(node)
+    return rewriter.finish([rewriter.map[n] for n in program.output_nodes()])
+
+
+def _sites(program: Program) -> tuple[dict[FFN, fx.Node], tuple[Refusal, ...]]:
+    """Networks with the one activation that is to go, and why others are left alone."""
+    found, curved = find(program), dict[FFN, fx.Node]()
+    refused = list(found.refusals)
+    for ffn in found.ffns:
+        nodes = [node for node in ffn.inner if node.target in CURVED]
+        if len(nodes) == 1:
+            curved[ffn] = nodes[0]
+        else:
+            why = f"{ffn.path} has {len(nodes)} GELUs and SiLUs, and one can become a ReLU"
+            refused.append(Refusal(ffn.down.name, why))
+    return curved, tuple(refused)
+
+
+def _calibrated(
+    plain: Program, thresholds: Mapping[fx.Node, float], context: Context, sparsity: float
+) -> dict[fx.Node, float]:
+    """Thresholds at which so large a share of the activations is zero on the data, by dense node."""
+    assert context.data is not None
+    named = {node.name: node for node in plain.graph.nodes}
+    sizes = {named[node.name]: Quantiles() for node in thresholds}
+    items = calibration.chosen_items(context.data, CALIBRATED_ON)
+    identity = {"digest": calibration.weights_digest(plain)}
+    calibration.collect(plain, context, items, sizes, "relufy-thresholds", identity)
+    found = {node: sizes[named[node.name]].at(sparsity) for node in thresholds}
+    return {node: t if t > NO_THRESHOLD else 0.0 for node, t in found.items()}
+
+
+def _details(
+    curved: Mapping[FFN, fx.Node], thresholds: Mapping[fx.Node, float], found: Finetuned
+) -> dict[str, Any]:
+    """Zeros on held-out data and how the training went; plain data."""
+    every = max(1, len(found.history) // ROWS)
+    mean = sum(found.zeros) / len(found.zeros)
+    swapped = sum(found.zeros_swapped) / len(found.zeros_swapped)
+    return {
+        "thresholds": {ffn.path: thresholds[node] for ffn, node in curved.items()},
+        "exact_zeros": _by_path(curved, found.zeros),
+        "exact_zeros_swapped": _by_path(curved, found.zeros_swapped),
+        "training": {
+            "loss": found.loss, "steps": len(found.history), "history": found.history[::every],
+        },
+        "note": f"of the hidden activations {mean:.1%} are exactly zero on data held out, {swapped:.1%}"
+        f" before the training of {len(found.history)} steps by {found.loss}",
+    }  # fmt: skip
+
+
+def _by_path(curved: Mapping[FFN, fx.Node], values: Sequence[float]) -> dict[str, float]:
+    return {ffn.path: value for ffn, value in zip(curved, values, strict=True)}
