@@ -21,6 +21,7 @@ BUILT_IN = {
     "channels": "thresher.passes.sparsity.channels:ChannelPruning",
     "cleanup": "thresher.passes.cleanup:Cleanup",
     "diffrate": "thresher.passes.tokens.diffrate:DiffRate",
+    "drop-blocks": "thresher.passes.depth.drop_blocks:DropBlocks",
     "evit": "thresher.passes.tokens.methods:Evit",
     "max-min": "thresher.passes.tokens.methods:MaxMin",
     "pitome": "thresher.passes.tokens.methods:Pitome",
