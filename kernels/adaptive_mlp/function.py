@@ -12,6 +12,8 @@ from thresher.kernels.operator import Operator
 _ACTIVATIONS = {
     "gelu": "{y} = Gelu ({x})",
     "gelu_tanh": '{y} = Gelu <approximate = "tanh"> ({x})',
+    "quick_gelu": "{y}_steep = Constant <value = float {{1.702}}> ()\n    {y}_typed = CastLike ({y}_steep, {x})\n"
+    "    {y}_scaled = Mul ({x}, {y}_typed)\n    {y}_gate = Sigmoid ({y}_scaled)\n    {y} = Mul ({x}, {y}_gate)",
     "relu": "{y} = Relu ({x})",
     "silu": "{y}_gate = Sigmoid ({x})\n    {y} = Mul ({x}, {y}_gate)",
 }

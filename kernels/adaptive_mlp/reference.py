@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-}
+from thresher.kernels.activations import ACTIVATIONS
 
 
 def adaptive_mlp(
@@ -28,7 +19,7 @@ def adaptive_mlp(
         w1: ``[L, D, H]``, dtype of x.
         b1: ``[L, H]``, dtype of x.
         w2: ``[L, H, D]``, dtype of x.
-        activation: one of :data:`ACTIVATIONS`.
+        activation: a name among :data:`~thresher.kernels.activations.ACTIVATIONS`.
 
     Returns:
         ``[B, N, D]``, dtype of x; an output bias is the caller's.

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from thresher.compiler.analysis.cost import total_macs
+from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.contract import Context, Pass, PassResult
 from thresher.compiler.program import Program, Refusal
 from thresher.passes.adaptive.insert import insert
 from thresher.passes.adaptive.job import AcmOptions, Distilled, Job
-from thresher.passes.adaptive.sites import FFN, find
+from thresher.passes.adaptive.sites import adaptable
 from thresher.passes.adaptive.train import distil
 
 ROWS = 60  # of the history, at most
@@ -47,19 +48,19 @@ class Acm(Pass[AcmOptions]):
         return PassResult(result, matched, len(ffns), tuple(refused), details)
 
     def _sites(self, program: Program) -> tuple[list[FFN], list[Refusal]]:
-        """Networks of one activation whose neurons the learners can share evenly, and why others are left alone.
+        """Networks of one activation, and why others are left alone.
 
         A lowered model holds one body of ``adaptive_mlp``, which has one activation.
         """
-        found, learners = find(program), self.options.learners
+        found = adaptable(program, self.options.learners)
         fits, refused = list[FFN](), list(found.refusals)
         for ffn in found.ffns:
-            if ffn.width % learners:
-                why = f"{ffn.path} has {ffn.width} neurons, which {learners} learners cannot share"
-                refused.append(Refusal(ffn.down.name, f"{why}: set learners to a divisor"))
-            elif fits and ffn.activation != fits[0].activation:
-                why = f"{ffn.path} has the activation {ffn.activation} and {fits[0].path} has"
-                why = f"{why} {fits[0].activation}, and a model holds adaptive networks of one kind"
+            assert ffn.form is not None
+            first = fits[0].form if fits else ffn.form
+            assert first is not None
+            if ffn.form.activation != first.activation:
+                why = f"{ffn.path} has the activation {ffn.form.activation} and {fits[0].path} has"
+                why = f"{why} {first.activation}, and a model holds adaptive networks of one kind"
                 refused.append(Refusal(ffn.down.name, why))
             else:
                 fits.append(dataclasses.replace(ffn, layer=len(fits)))

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.program import Program
 from thresher.passes.adaptive.learners import Learners, running
-from thresher.passes.adaptive.sites import FFN
 
 aten = torch.ops.aten
 
@@ -25,7 +25,7 @@ class AdaptiveForward(fx.Interpreter):
     def __init__(self, program: Program, ffns: Sequence[FFN], modules: Sequence[Learners]) -> None:
         super().__init__(program.exported.graph_module)
         self.program, self.modules = program, modules
-        self._up = {ffn.up: ffn for ffn in ffns}
+        self._first = {ffn.linears[0]: ffn for ffn in ffns}
         self._down = {ffn.down: ffn for ffn in ffns}
         self._x: dict[int, Tensor] = {}
         self._inner = frozenset[fx.Node]().union(*(ffn.inner for ffn in ffns))
@@ -53,8 +53,10 @@ class AdaptiveForward(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """One node; the dense networks are left out where modules stand for them."""
-        if n in self._up:
-            self._x[self._up[n].layer] = self.env[self._up[n].x]
+        first = self._first.get(n)
+        if first is not None:
+            assert first.x is not None
+            self._x[first.layer] = self.env[first.x]
         if self._choose is not None and n in self._inner:
             return None
         ffn = self._down.get(n)

@@ -10,10 +10,10 @@ from torch.export import ExportedProgram
 
 import thresher.kernels.ops  # noqa: F401  (registers the operators)
 from thresher.compiler.analysis.cost import SHARE
+from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.program import Program
 from thresher.compiler.surgery import Rewriter
 from thresher.passes.adaptive.learners import Learners
-from thresher.passes.adaptive.sites import FFN, bias_of, operand
 
 aten = torch.ops.aten
 
@@ -58,6 +58,7 @@ def _module(
     def weight(name: str) -> fx.Node:
         return made[f"{name}_of_{ffn.down.name}"]
 
+    assert ffn.x is not None
     x = rewriter.map[ffn.x]
     rewriter.at(ffn.down)
     logits = rewriter.emit(aten.linear.default, x, weight("gate"), weight("gate_bias"))
@@ -73,7 +74,6 @@ def _module(
 
 def _unread(ffns: Sequence[FFN]) -> frozenset[str]:
     """Weights of the old networks that nobody else reads."""
-    old = {linear for ffn in ffns for linear in (ffn.up, ffn.down)}
-    read = {operand(linear, 1) for linear in old}
-    read |= {bias for linear in old if (bias := bias_of(linear)) is not None}
+    old = {linear for ffn in ffns for linear in (*ffn.linears, ffn.down)}
+    read = {weight for ffn in ffns for weight in ffn.weights}
     return frozenset(weight.name for weight in read if all(user in old for user in weight.users))

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from thresher.compiler import workers
+from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.contract import Context, Options
 from thresher.compiler.program import Program
 from thresher.passes.adaptive.learners import Learners
-from thresher.passes.adaptive.sites import FFN
 
 
 class AcmOptions(Options):

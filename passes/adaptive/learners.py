@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thresher.kernels.adaptive_mlp.reference import ACTIVATIONS
+from thresher.kernels.activations import ACTIVATIONS
 
 NAMES = ("w1", "b1", "w2", "bias")  # everything but the gate
 

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from thresher.compiler import workers
+from thresher.compiler.analysis.ffn import FFN
+from thresher.compiler.analysis.linears import bias_of, operand, stored_values
 from thresher.compiler.errors import UsageError
 from thresher.compiler.program import Program
 from thresher.passes.adaptive import losses
@@ -26,9 +28,8 @@ from thresher.passes.adaptive.calibrate import calibrated, shares
 from thresher.passes.adaptive.forward import AdaptiveForward
 from thresher.passes.adaptive.job import Distilled, Job
 from thresher.passes.adaptive.learners import Learners, gumbel, straight_through
-from thresher.passes.adaptive.sites import FFN, bias_of, operand, tensors
-from thresher.passes.tokens.learning import checkpoint
-from thresher.passes.tokens.learning.loss import choose
+from thresher.passes.learning import checkpoint
+from thresher.passes.learning.loss import choose
 
 DISTIL, GATES, WHOLE = range(3)
 RATES = {DISTIL: (1e-3, 0.0), GATES: (0.0, 1e-2), WHOLE: (2e-4, 2e-3)}  # of learners, of gates
@@ -264,11 +265,13 @@ def cut(job: Job, batches: Batches) -> list[Learners]:
 
 def dense(program: Program, ffn: FFN) -> Learners:
     """A feed-forward network as one learner."""
-    stored, (up_bias, bias) = tensors(program), (bias_of(ffn.up), bias_of(ffn.down))
+    assert ffn.form is not None
+    stored, up = stored_values(program), ffn.form.bent.linear
+    up_bias, bias = bias_of(up), bias_of(ffn.down)
     return Learners.dense(
-        stored[operand(ffn.up, 1)],
+        stored[operand(up, 1)],
         None if up_bias is None else stored[up_bias],
         stored[operand(ffn.down, 1)],
         None if bias is None else stored[bias],
-        ffn.activation,
+        ffn.form.activation,
     )

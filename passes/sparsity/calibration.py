@@ -17,8 +17,8 @@ from torch import Tensor, fx
 from thresher.compiler.contract import Context, Dataset
 from thresher.compiler.errors import UsageError
 from thresher.compiler.program import Program, stored_tensors
+from thresher.passes.learning import checkpoint
 from thresher.passes.sparsity.tap import Tap, Tapped
-from thresher.passes.tokens.learning import checkpoint
 
 SAVE_EVERY = 50  # batches between checkpoints
 DIGEST = "digest"

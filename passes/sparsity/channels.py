@@ -15,14 +15,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, fx
 
 from thresher.compiler.analysis.cost import node_cost, total_macs
+from thresher.compiler.analysis.ffn import FFN
+from thresher.compiler.analysis.linears import weights_of
 from thresher.compiler.contract import Calibration, Context, Options, Pass, PassResult
 from thresher.compiler.errors import VerdictError
 from thresher.compiler.program import Program, Refusal, provenance
 from thresher.passes.sparsity import calibration, cut
 from thresher.passes.sparsity.cut import Channels, Cuts
 from thresher.passes.sparsity.moments import Moments
-from thresher.passes.sparsity.sites import FFN, Found, Input, find
-from thresher.passes.sparsity.weights import weights_of
+from thresher.passes.sparsity.sites import Found, Input, find
 
 LEAST_ITEMS = 8  # of calibration data
 BISECTIONS = 30

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from thresher.compiler.analysis.ffn import FFN, SPLITS
+from thresher.compiler.analysis.linears import LINEAR, bias_of, operand, stored_weights
 from thresher.compiler.program import Program
 from thresher.compiler.surgery import Rewriter
-from thresher.passes.sparsity.sites import FFN, LINEAR, SPLITS, Input, operand, stored_weights
+from thresher.passes.sparsity.sites import Input
 
 aten = torch.ops.aten
 
@@ -162,12 +164,6 @@ class _Cutting:
             pieces = len(node.meta["val"])
             return (x, [width] * pieces if listed else width, *node.args[2:])
         return None
-
-
-def bias_of(linear: fx.Node) -> fx.Node | None:
-    """The bias of a linear, if it has one."""
-    found = linear.args[2] if len(linear.args) > 2 else linear.kwargs.get("bias")
-    return found if isinstance(found, fx.Node) else None
 
 
 def _width(node: fx.Node) -> int:

@@ -11,11 +11,9 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 import thresher.kernels.ops  # noqa: F401  (registers the operators)
+from thresher.compiler.analysis.linears import bias_of, operand, stored_weights, weights_of
 from thresher.compiler.program import Program
 from thresher.compiler.surgery import Rewriter
-from thresher.passes.sparsity.cut import bias_of
-from thresher.passes.sparsity.sites import operand, stored_weights
-from thresher.passes.sparsity.weights import weights_of
 
 aten = torch.ops.aten
 

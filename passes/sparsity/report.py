@@ -12,6 +12,8 @@ from torch import Tensor, fx
 
 from thresher.compiler.analysis.axes import hint_of
 from thresher.compiler.analysis.cost import node_cost, parameters, total_macs
+from thresher.compiler.analysis.ffn import FFN, find
+from thresher.compiler.analysis.linears import weights_of
 from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.contract import Context
 from thresher.compiler.errors import RefusedError
@@ -20,9 +22,7 @@ from thresher.passes.sparsity import calibration, criterion, payoff
 from thresher.passes.sparsity.cett import Cett, Curve, Union
 from thresher.passes.sparsity.criterion import Judge
 from thresher.passes.sparsity.payoff import Verdict
-from thresher.passes.sparsity.sites import FFN, find
 from thresher.passes.sparsity.tap import Tap, Taps
-from thresher.passes.sparsity.weights import weights_of
 
 RISES = (1.0, 5.0, 10.0)  # per cent
 MANY = (1, 2, 4, 8, 16, 64)  # tokens at once

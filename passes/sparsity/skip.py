@@ -12,6 +12,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, fx
 
 from thresher.compiler.analysis.cost import parameters
+from thresher.compiler.analysis.ffn import FFN
+from thresher.compiler.analysis.linears import weights_of
 from thresher.compiler.contract import Calibration, Context, Options, Pass, PassResult
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.program import Program, Refusal
@@ -22,8 +24,7 @@ from thresher.passes.sparsity.criterion import Judge
 from thresher.passes.sparsity.insert import Skip, insert
 from thresher.passes.sparsity.quantiles import Mode, Quantiles
 from thresher.passes.sparsity.report import MANY, item_tokens
-from thresher.passes.sparsity.sites import FFN, Found, Input, find
-from thresher.passes.sparsity.weights import weights_of
+from thresher.passes.sparsity.sites import Found, Input, find
 
 Kind: TypeAlias = Literal["qkv", "out", "up", "down"]
 LEAST_ITEMS = 8

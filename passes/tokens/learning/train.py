@@ -21,10 +21,11 @@ from torch import Tensor
 from thresher.compiler import workers
 from thresher.compiler.contract import Dataset
 from thresher.compiler.errors import UsageError
-from thresher.passes.tokens.learning import checkpoint, survival
+from thresher.passes.learning import checkpoint
+from thresher.passes.learning.loss import choose
+from thresher.passes.tokens.learning import survival
 from thresher.passes.tokens.learning.fit import even, fitted
 from thresher.passes.tokens.learning.job import Job, Learned
-from thresher.passes.tokens.learning.loss import choose
 from thresher.passes.tokens.learning.masked import MaskedForward, Policy
 
 WEIGHT = 106.0  # lambda of the cost term, see above

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tests.compiler.toys import TOKENS, WIDTH, Block, Toy, traced
 from thresher.compiler.analysis.cost import total_macs
+from thresher.compiler.analysis.ffn import find
 from thresher.compiler.contract import Context, silent
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.lowering.onnx_export import to_onnx
@@ -28,7 +29,6 @@ from thresher.passes.adaptive.calibrate import CLOSE, shares
 from thresher.passes.adaptive.insert import insert
 from thresher.passes.adaptive.job import AcmOptions, Distilled, Job
 from thresher.passes.adaptive.learners import straight_through
-from thresher.passes.adaptive.sites import find
 from thresher.passes.adaptive.train import WHOLE, _Training, distil
 from thresher.runtime.exporting import export
 
@@ -104,7 +104,7 @@ def test_every_plain_network_is_converted() -> None:
 
 def test_a_second_run_finds_nothing() -> None:
     made = converted()
-    with pytest.raises(RefusedError, match="no plain feed-forward network was found"):
+    with pytest.raises(RefusedError, match="no feed-forward network was found"):
         convert(made)
 
 

@@ -221,7 +221,7 @@ def test_what_cannot_be() -> None:
     with pytest.raises(UsageError, match=r"count=4 leaves nothing .* give 3 or less"):
         run(program(), count=4)
     with pytest.raises(
-        UsageError, match="drop=7 does not exist .* its parts are 0, 1, 2, 3, 0.att"
+        UsageError, match=r"drop=7 does not exist .* its parts are 0, 1, 2, 3, 0.att"
     ):
         run(program(), Context(), drop=[7])
     with pytest.raises(VerdictError, match=r"flops=0.01 cannot be met: .* of 4 parts left out 0.2"):

@@ -14,13 +14,14 @@ from torch import Tensor
 from tests.compiler.toys import TOKENS, WIDTH
 from tests.passes.sparsity.toys import HIDDEN, ITEMS, noise, toy
 from thresher.compiler import pipeline
+from thresher.compiler.analysis.linears import LINEAR
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.errors import RefusedError, UsageError, VerdictError
 from thresher.compiler.lowering.prepare import prepare
 from thresher.compiler.program import Program
 from thresher.compiler.recipe import parse_recipe
 from thresher.passes.sparsity.channels import ChannelOptions, ChannelPruning
-from thresher.passes.sparsity.sites import LINEAR, find
+from thresher.passes.sparsity.sites import find
 from thresher.passes.sparsity.tap import Tapped
 
 DATA = Context(data=noise(), batch=5)

@@ -79,7 +79,7 @@ def test_so_many_inputs_are_skipped(method: str) -> None:
 
 
 def _weight(program: Program, linear: Any) -> Tensor:
-    from thresher.passes.sparsity.weights import weights_of
+    from thresher.compiler.analysis.linears import weights_of
 
     return weights_of(program, [linear])[0]
 

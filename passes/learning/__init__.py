@@ -1,0 +1,1 @@
+"""What every pass that trains needs: a loss to be judged by, and a state to resume from."""
