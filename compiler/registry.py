@@ -22,6 +22,7 @@ BUILT_IN = {
     "cleanup": "thresher.passes.cleanup:Cleanup",
     "core-neurons": "thresher.passes.sparsity.core:CoreNeurons",
     "diffrate": "thresher.passes.tokens.diffrate:DiffRate",
+    "drop-blocks": "thresher.passes.depth.drop_blocks:DropBlocks",
     "evit": "thresher.passes.tokens.methods:Evit",
     "max-min": "thresher.passes.tokens.methods:MaxMin",
     "pitome": "thresher.passes.tokens.methods:Pitome",

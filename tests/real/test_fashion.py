@@ -5,12 +5,24 @@ from __future__ import annotations
 import pytest
 
 from tests.benchmarks import fashion
+from thresher.compiler.contract import Context
+from thresher.compiler.pipeline import optimize
 from thresher.compiler.program import Program
+from thresher.compiler.recipe import load_recipe
 from thresher.compiler.variants import reduced
+from thresher.models.data import Dataset
 from thresher.runtime import ProgramRunner
 from thresher.runtime.paired import Metric, difference
 
 LIMIT = 400
+
+
+def others(items: int) -> Context:
+    """The last images, none of which is scored here."""
+    images = fashion.test_set(10_000)[0][-items:]
+    return Context(
+        data=Dataset("images", items, None, lambda chosen: {"images": images[list(chosen)]})
+    )
 
 
 def score(program: Program) -> Metric:
@@ -50,3 +62,16 @@ def test_two_thirds_of_the_work_keep_the_accuracy(
     assert found.worse is not None
     assert found.better is not None
     assert found.worse + found.better <= LIMIT * 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "most"), [(["count=2"], 0.02), (["part=half", "count=6"], 0.04)]
+)
+def test_blocks_of_little_influence_can_go(
+    dense: Program, baseline: Metric, settings: list[str], most: float
+) -> None:
+    pruned = optimize(dense, load_recipe("drop-blocks", settings), others(128))
+    details = pruned.history[0].details
+    assert details["macs"] < 0.7 * details["dense_macs"]
+    assert difference(score(pruned), baseline).value >= -most

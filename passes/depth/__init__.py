@@ -1,0 +1,1 @@
+"""Whole blocks, or tokens of them, that leave a model."""

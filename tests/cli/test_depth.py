@@ -1,0 +1,44 @@
+"""``optimize --recipe drop-blocks``: measured once, made again by name; and mistakes in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import SOURCE, Cli, Made, listing
+
+
+def test_blocks_go_and_the_saved_recipe_needs_no_data(cli: Cli, made: Made, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    asked = ("optimize", SOURCE, "--recipe", "drop-blocks", "--learn-data", made.data)
+    done = cli(*asked, "--flops", "0.7", "-o", first, "--json")
+    assert done.code == 0, done.err
+    details = done.json["passes"][0]["details"]
+    assert details["macs"] <= 0.7 * details["dense_macs"]
+    assert len(details["influence"]) == 3
+    again = cli("optimize", SOURCE, "--recipe", first / "recipe.yaml", "-o", second, "--json")
+    assert again.code == 0, again.err
+    assert again.json["passes"][0]["details"]["dropped"] == details["dropped"]
+    named = cli("optimize", SOURCE, "--recipe", "drop-blocks", "--set", "drop=0,1.ffn",
+        "-o", tmp_path / "named", "--json")  # fmt: skip
+    assert named.json["passes"][0]["details"]["dropped"] == ["0", "1.ffn"]
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        ((), 2, "pass 'drop-blocks' needs data and none was given: add --data DATA"),
+        (("--set", "count=3", "--learn-data", "DATA"), 2, "count=3 leaves nothing of the model"),
+        (("--set", "drop=9"), 2, "drop=9 does not exist in this model"),
+        (("--flops", "0.1", "--learn-data", "DATA"), 1, "flops=0.1 cannot be met"),
+        (("--flops", "0.5", "--set", "count=1"), 2, "one budget only, not count and flops"),
+    ],
+)  # fmt: skip
+def test_mistakes(
+    cli: Cli, made: Made, tmp_path: Path, given: tuple[str, ...], code: int, said: str
+) -> None:
+    arguments = [made.data if word == "DATA" else word for word in given]
+    done = cli("optimize", SOURCE, "--recipe", "drop-blocks", *arguments, "-o", tmp_path / "out")
+    assert (done.code, said in done.err) == (code, True), done.err
+    assert listing(tmp_path) == []
