@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from thresher.compiler.recipe import Recipe
 
 TOP = 2  # reasons shown in a row
+WORTH_TELLING = 0.01  # share of what is left that the steps themselves take
 
 
 def warn(recipe: Recipe) -> None:
@@ -91,10 +92,13 @@ def foresight(records: Sequence[PassRecord]) -> list[str]:
     counts = [counts_text(found["tokens"])] if "tokens" in found else []
     factors = " x ".join(f"{ideal:.2f} by {name}" for name, ideal in found["by_pass"])
     shares = f" ({factors})" if len(found["by_pass"]) > 1 else ""
+    steps = sum(record.details.get("inserted_macs", 0) for record in records)
+    told = [steps] if steps > WORTH_TELLING * found["macs"] else []
     return [
         *notes,
         *(f"tokens at the input and after each block: {text}" for text in counts),
         f"predicted: {cost_text(found['dense_macs'], found['macs'])}{shares}",
+        *(f"the steps themselves take {macs / 1e9:.3g} G more" for macs in told),
     ]
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 GROUP = "thresher.passes"
 BUILT_IN = {
     "acm": "thresher.passes.adaptive.acm:Acm",
+    "ats": "thresher.passes.tokens.ats:Ats",
     "channels": "thresher.passes.sparsity.channels:ChannelPruning",
     "cleanup": "thresher.passes.cleanup:Cleanup",
     "core-neurons": "thresher.passes.sparsity.core:CoreNeurons",
@@ -31,6 +32,7 @@ BUILT_IN = {
     "tome": "thresher.passes.tokens.methods:Tome",
     "sparsity": "thresher.passes.sparsity.skip:Sparsity",
     "topk-norm": "thresher.passes.tokens.methods:TopkNorm",
+    "zero-tprune": "thresher.passes.tokens.zero_tprune:ZeroTPrune",
 }
 
 

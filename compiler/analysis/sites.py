@@ -20,6 +20,12 @@ from thresher.compiler.program import Program, Refusal, module_path
 TOKEN_AXIS = 1  # of the residual stream [batch, token, channel]
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 _ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
+_SOFTMAX = (torch.ops.aten.softmax.int, torch.ops.aten._softmax.default)
+_SUMS = (
+    torch.ops.aten.matmul.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.sum.dim_IntList,
+)
 _NORMS = (torch.ops.aten.layer_norm.default, torch.ops.aten.rms_norm.default)
 
 
@@ -36,6 +42,10 @@ class Attention:
     @property
     def k(self) -> fx.Node:
         return self._operand(1)
+
+    @property
+    def v(self) -> fx.Node:
+        return self._operand(2)
 
     @property
     def mask(self) -> fx.Node | None:
@@ -79,6 +89,8 @@ class Sites:
         root: the residual stream before the first block; what does not depend on it is side
             information (position tables, masks) and follows the tokens.
         late: nodes behind the last attention that need every token: tokens are restored for them.
+        shares: softmaxes over the tokens behind the last attention that only weigh sums over the tokens
+            (sequence pooling): they need no token in its place.
     """
 
     axes: Axes
@@ -91,6 +103,7 @@ class Sites:
     sites: list[Site] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     late: set[fx.Node] = field(default_factory=set)
+    shares: set[fx.Node] = field(default_factory=set)
     padding: fx.Node | None = None
 
     @cached_property
@@ -313,9 +326,12 @@ def _barriers(found: Sites, flow: nx.DiGraph[fx.Node]) -> None:
     offsets = found.offsets
     behind = nx.descendants(flow, found.root) | {found.root}
     later = {s.attention.node for s in found.sites}
+    found.shares, sums = _sequence_pooling(found, flow, behind, later)
     refused: dict[fx.Node, str] = {}
     for use in found.axes.uses:
         if use.operand not in behind or _variable(found.axes, use) not in offsets:
+            continue
+        if use.node in found.shares | sums:
             continue
         if use.kind == "output" or (use.kind == "mix" and not _is_attention(use.node)):
             if use.kind == "mix" and (nx.descendants(flow, use.node) & later):
@@ -333,6 +349,37 @@ def _barriers(found: Sites, flow: nx.DiGraph[fx.Node]) -> None:
                     f" attention and needs every token in place: it {why}",
                 )
             )
+
+
+def _sequence_pooling(
+    found: Sites, flow: nx.DiGraph[fx.Node], behind: set[fx.Node], later: set[fx.Node]
+) -> tuple[set[fx.Node], set[fx.Node]]:
+    """Softmaxes over the tokens that only weigh sums over them, and those sums.
+
+    Compact transformers (Hassani et al., 2021) read their tokens out so: ``softmax(x w)^T x``.
+    """
+    needs: dict[fx.Node, set[str]] = {}
+    for use in found.axes.uses:
+        if _variable(found.axes, use) in found.offsets:
+            needs.setdefault(use.node, set()).add(use.kind)
+    shares: set[fx.Node] = set()
+    sums: set[fx.Node] = set()
+    for node in behind:
+        if node.target not in _SOFTMAX or "mix" not in needs.get(node, ()):
+            continue
+        if len(found.token_axes(node)) > 1 or nx.descendants(flow, node) & later:
+            continue
+        reached, frontier = set(), list(node.users)
+        while frontier:
+            user = frontier.pop()
+            if user not in needs and user.op != "output":
+                frontier += user.users
+            else:
+                reached.add(user)
+        if all(user.target in _SUMS for user in reached):
+            shares.add(node)
+            sums |= reached
+    return shares, sums
 
 
 def _is_attention(node: fx.Node) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from thresher.compiler.analysis.ffn import FFN
-from thresher.compiler.analysis.linears import operand
+from thresher.compiler.analysis.linears import bias_of, operand
 from thresher.compiler.program import Program
 from thresher.compiler.surgery import Rewriter
 from thresher.passes.sparsity.core_sets import chosen

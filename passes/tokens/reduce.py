@@ -22,8 +22,15 @@ from thresher.compiler.errors import RefusedError
 from thresher.compiler.program import LedgerEntry, Program, module_path
 from thresher.compiler.surgery import Rewriter
 from thresher.passes.tokens import follow, restore
-from thresher.passes.tokens.budget import Count, Schedule
-from thresher.passes.tokens.sizes import add_log_size, initial_sizes, validity, weighted_mean
+from thresher.passes.tokens.budget import Count, Schedule, Size
+from thresher.passes.tokens.sizes import (
+    add_log_size,
+    hide_empty,
+    initial_sizes,
+    size_weighted_shares,
+    validity,
+    weighted_mean,
+)
 from thresher.passes.tokens.step import Step, StepResult
 from thresher.passes.tokens.view import SiteView
 
@@ -130,6 +137,8 @@ class Reduction:
             self._pool(node, version)
         else:
             self.rewriter.copy(node, replace, self._arguments(node, version, replace))
+        if node in self.sites.shares:
+            self._share(node, version)
         if self.sites.carries_tokens(node):
             self.version_of[node] = version
 
@@ -250,8 +259,11 @@ class Reduction:
         new_mask = (replace.get(mask) or self.rewriter.map[mask]) if mask is not None else None
         keys = replace.get(attention.k) or self.rewriter.map[attention.k]
         size = self.versions[version].size
-        if self.proportional and size is not None and self._version(attention.k) == version:
-            new_mask = add_log_size(self.rewriter, new_mask, size, keys)
+        if size is not None and self._version(attention.k) == version:
+            if self.proportional:
+                new_mask = add_log_size(self.rewriter, new_mask, size, keys)
+            if self.step.empties:
+                new_mask = hide_empty(self.rewriter, new_mask, size, keys)
         self.masks[node] = new_mask
         args = [
             replace.get(a) or self.rewriter.map[a] for a in node.args[:3] if isinstance(a, fx.Node)
@@ -269,6 +281,18 @@ class Reduction:
             self.rewriter, self.rewriter.map[operand], size, *self.sites.pooling(node)
         )
 
+    def _share(self, node: fx.Node, version: int) -> None:
+        """Sequence pooling counts a token as often as its size."""
+        size = self.versions[version].size
+        if size is None:
+            return
+        ((axis, offset),) = self.sites.token_axes(node).items()
+        self.rewriter.map[node] = self.rewriter.inline(
+            lambda shares, size: size_weighted_shares(shares, size, axis, -offset),
+            self.rewriter.map[node],
+            size,
+        )
+
     # --- reducing and restoring ---------------------------------------------------------------
 
     def _reduce(self, stream: fx.Node, site: Site, count: Count | None) -> None:
@@ -283,7 +307,7 @@ class Reduction:
         keep = count.emit(self.rewriter, tokens, limits)
         if keep == tokens:
             return
-        result = self.step.emit(self._site_view(site, current, x), keep, count.pruned)
+        result = self.step.emit(self._site_view(site, current, x, keep), keep, count.pruned)
         self.versions.append(
             Version(
                 result.x, self.rewriter.size(result.x, TOKEN_AXIS), result.size, result, before=x
@@ -298,20 +322,21 @@ class Reduction:
             )
         )  # fmt: skip
 
-    def _site_view(self, site: Site, current: Version, x: fx.Node) -> SiteView:
+    def _site_view(self, site: Site, current: Version, x: fx.Node, keep: Size) -> SiteView:
         attention = site.attention
         if current.size is None:
             current.size = self._first_sizes(x)
         return SiteView(
             self.rewriter, x, self.rewriter.map[attention.q], self.rewriter.map[attention.k],
-            self.masks.get(attention.node), current.size, attention.scale, site.layer,
-            self.sites.protected, self.sites.class_token,
+            self.rewriter.map[attention.v], self.masks.get(attention.node), current.size,
+            attention.scale, site.layer, self.sites.protected, self.sites.class_token, keep,
         )  # fmt: skip
 
     def _first_sizes(self, x: fx.Node) -> fx.Node | None:
         if self.sites.padding is not None:
             return validity(self.rewriter, self.rewriter.map[self.sites.padding])
-        return initial_sizes(self.rewriter, x) if self.step.merges else None
+        sized = self.step.merges or self.step.empties
+        return initial_sizes(self.rewriter, x) if sized else None
 
     def _dense(self, node: fx.Node) -> fx.Node:
         """A node's value with every token in its place again."""

@@ -69,25 +69,35 @@ class ReceivedAttention(Scorer):
     name = "received-attention"
 
     def emit(self, site: SiteView) -> fx.Node:
-        scale = site.scale
-
-        def received(q: torch.Tensor, k: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-            wide = torch.promote_types(q.dtype, torch.float32)
-            logits = (q.to(wide) * scale) @ k.to(wide).transpose(-1, -2)
-            if site.mask is not None:
-                mask = rest[-1]
-                if mask.dtype == torch.bool:
-                    mask = torch.where(mask, 0.0, MASKED)
-                logits = logits + mask.to(wide)
-            attention = logits.softmax(-1).mean(1)
-            if site.size is None:
-                return attention.mean(1)
-            real = (rest[0] > 0).to(wide)
+        def received(attention: torch.Tensor, *size: torch.Tensor) -> torch.Tensor:
+            mean = attention.mean(1)
+            if not size:
+                return mean.mean(1)
+            real = (size[0] > 0).to(mean.dtype)
             total = real.sum(1, keepdim=True).clamp(min=1.0)
-            return (real[:, None] @ attention).squeeze(1) / total
+            return (real[:, None] @ mean).squeeze(1) / total
 
-        given = [node for node in (site.size, site.mask) if node is not None]
-        return site.inline(received, site.q, site.k, *given)
+        given = [] if site.size is None else [site.size]
+        return site.inline(received, attention_map(site), *given)
+
+
+def attention_map(site: SiteView) -> fx.Node:
+    """``[B, H, N, N]`` float32 or wider: the block's attention once more, rows are queries.
+
+    H N^2 d multiplications; fused attention does not give its map away.
+    """
+    scale = site.scale
+
+    def attend(q: torch.Tensor, k: torch.Tensor, *mask: torch.Tensor) -> torch.Tensor:
+        wide = torch.promote_types(q.dtype, torch.float32)
+        logits = (q.to(wide) * scale) @ k.to(wide).transpose(-1, -2)
+        for bias in mask:
+            if bias.dtype == torch.bool:
+                bias = torch.where(bias, 0.0, MASKED)
+            logits = logits + bias.to(wide)
+        return logits.softmax(-1)
+
+    return site.inline(attend, site.q, site.k, *([] if site.mask is None else [site.mask]))
 
 
 class Energy(Scorer):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import fx
 
@@ -34,10 +36,25 @@ def add_log_size(rewriter: Rewriter, mask: fx.Node | None, size: fx.Node, like: 
     Proportional attention (ToMe, section 3): softmax(q k / sqrt(d) + log s).  Sizes below one
     (padding, 0) count as one here; their mask hides them.
     """
+    return _add_bias(rewriter, mask, size, like, lambda size: size.clamp(min=1.0).log())
+
+
+def hide_empty(rewriter: Rewriter, mask: fx.Node | None, size: fx.Node, like: fx.Node) -> fx.Node:
+    """Attention bias that hides the columns of tokens of size 0, added to a mask if there is one."""
+    return _add_bias(rewriter, mask, size, like, lambda size: torch.where(size > 0, 0.0, MASKED))
+
+
+def _add_bias(
+    rewriter: Rewriter,
+    mask: fx.Node | None,
+    size: fx.Node,
+    like: fx.Node,
+    of_column: Callable[[torch.Tensor], torch.Tensor],
+) -> fx.Node:
     dtype = like.meta["val"].dtype
 
     def bias(size: torch.Tensor) -> torch.Tensor:
-        return size.clamp(min=1.0).log()[:, None, None, :].to(dtype)
+        return of_column(size)[:, None, None, :].to(dtype)
 
     def with_mask(size: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         if mask.dtype == torch.bool:
@@ -56,6 +73,17 @@ def size_weighted(
     shape[0], shape[axis] = x.shape[0], x.shape[axis]
     weight = weight / weight.sum(dim=1, keepdim=True)
     return (x * weight.reshape(shape).to(x.dtype)).sum(dim=axis, keepdim=keepdim)
+
+
+def size_weighted_shares(
+    shares: torch.Tensor, size: torch.Tensor, axis: int, prefix: int
+) -> torch.Tensor:
+    """A softmax over the token axis, each token counted as often as its size; sums to one again."""
+    weight = size[:, prefix:] if prefix else size
+    shape = [1] * shares.dim()
+    shape[0], shape[axis] = shares.shape[0], shares.shape[axis]
+    weighed = shares * weight.reshape(shape).to(shares.dtype)
+    return weighed / weighed.sum(dim=axis, keepdim=True)
 
 
 def weighted_mean(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -42,7 +42,8 @@ class Step(ABC):
     """One way to reduce the tokens of a site.
 
     ``merges``: tokens come to stand for several, so sizes are tracked.  ``drops``: tokens vanish, so
-    that restoring them takes what they last were.
+    that restoring them takes what they last were.  ``empties``: places may be left empty, with a size
+    of 0, which nothing attends to.
     """
 
     @property
@@ -51,6 +52,10 @@ class Step(ABC):
 
     @property
     def drops(self) -> bool:
+        return False
+
+    @property
+    def empties(self) -> bool:
         return False
 
     @property
@@ -110,15 +115,21 @@ class Merge(Step):
 class Keep(Step):
     """The best-scored tokens stay, in their order; the rest is dropped or fused into one more token.
 
-    Fusing weighs by the score, so it takes scores that are never negative.
+    Fusing weighs by the score, so it takes scores that are never negative.  Under a ``threshold`` the
+    count is a cap: the place of a token that scores less is left empty.
     """
 
     scorer: Scorer
     fuse: bool = False
+    threshold: float | None = None
 
     @property
     def drops(self) -> bool:
         return True
+
+    @property
+    def empties(self) -> bool:
+        return self.threshold is not None
 
     def objection(self, sites: Sites) -> str | None:
         return self.scorer.objection(sites)
@@ -136,7 +147,20 @@ class Keep(Step):
         node = site.emit(
             torch.ops.thresher.keep_tokens.default, site.x, score, keep, site.protected, self.fuse
         )
-        return _selected(site, node)
+        result = _selected(site, node)
+        return result if self.threshold is None else self._emptied(site, score, result)
+
+    def _emptied(self, site: SiteView, score: fx.Node, result: StepResult) -> StepResult:
+        """The sizes again, 0 where a token behind the prefix misses the threshold."""
+        threshold, protected = self.threshold, site.protected
+        assert threshold is not None
+        assert result.size is not None
+
+        def emptied(score: torch.Tensor, size: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+            stays = (score.gather(1, kept) >= threshold) | (kept < protected)
+            return torch.where(stays, size, torch.zeros_like(size))
+
+        return replace(result, size=site.inline(emptied, score, result.size, result.kept))
 
 
 @dataclass(frozen=True)
@@ -235,8 +259,8 @@ class PruneMerge(Step):
         if isinstance(tokens, int) and isinstance(keep, int):
             halfway = tokens - (tokens - keep) // 2
             return halfway if pruned is None else min(max(pruned, keep), tokens)
-        half = site.emit(operator.floordiv, site.emit(operator.sub, tokens, keep), 2)
-        return site.emit(operator.sub, tokens, half)
+        half = site.count(operator.floordiv, site.count(operator.sub, tokens, keep), 2)
+        return site.count(operator.sub, tokens, half)
 
 
 def _selected(site: SiteView, node: fx.Node) -> StepResult:

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from thresher.compiler.surgery import Rewriter
+from thresher.passes.tokens.budget import Size
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class SiteView:
 
     Attributes:
         x: residual stream ``[B, N, C]``.
-        q, k: ``[B, H, N, d]`` of the block's attention, as the attention sees them.
+        q, k, v: ``[B, H, N, d]`` of the block's attention, as the attention sees them.
         mask: additive or boolean mask of that attention, or None.
         size: ``[B, N]`` float32, how many input tokens each token stands for (0: padding), or None
             when every token stands for itself.
@@ -26,22 +27,31 @@ class SiteView:
         layer: number of the block, from 0.
         protected: number of prefix tokens that never go.
         class_token: index of the class token, or None.
+        keep: tokens that are to leave, fewer than N.
     """
 
     rewriter: Rewriter
     x: fx.Node
     q: fx.Node
     k: fx.Node
+    v: fx.Node
     mask: fx.Node | None
     size: fx.Node | None
     scale: float
     layer: int
     protected: int
     class_token: int | None
+    keep: Size
 
     def emit(self, target: Callable[..., Any], *args: Any) -> fx.Node:
         """Append one operator call."""
         return self.rewriter.emit(target, *args)
+
+    def count(self, function: Callable[..., Any], *sizes: Size) -> Size:
+        """A function of token counts: computed where all are numbers, else appended."""
+        if all(isinstance(size, int) for size in sizes):
+            return int(function(*sizes))
+        return self.emit(function, *sizes)
 
     def inline(self, function: Callable[..., torch.Tensor], *nodes: fx.Node) -> fx.Node:
         """Append what a plain torch function of these nodes' tensors does."""

@@ -11,12 +11,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import networkx as nx
+import numpy as np
 import torch
 from torch import Tensor
 
 EPSILON = 1e-12
 
-Method = Literal["tome", "evit", "topk-norm", "random", "diffrate", "max-min", "pitome"]
+Method = Literal[
+    "tome",
+    "evit",
+    "topk-norm",
+    "random",
+    "diffrate",
+    "max-min",
+    "pitome",
+    "ats",
+    "ats-capped",
+    "zero-tprune",
+]
 
 Score = Callable[[int, Tensor], Tensor]
 """(layer, positions int64 [n] in the current sequence) -> score [n]; larger stays."""
@@ -130,6 +143,123 @@ def diverse(
     return Step(
         sequence=[sequence[i] for i in [*range(prefix), *picked]],
         dropped=[sequence[i] for i in range(prefix, len(sequence)) if i not in picked],
+    )
+
+
+def sample(
+    sequence: Sequence[int],
+    worth: Tensor,
+    sizes: Sequence[float],
+    prefix: int,
+    count: int,
+    capped: bool,
+) -> Step:
+    """ATS: one quantile after the other takes the token whose cumulative worth is nearest to it.
+
+    Args:
+        sequence: current sequence, n tokens.
+        worth: ``[n]`` in sequence order, not negative, scaled here to a sum of one behind the prefix.
+        sizes: per token in sequence order; padding (0) is never sampled.
+        prefix: protected tokens in front.
+        count: quantiles, and tokens that stay besides the prefix.
+        capped: only what was sampled stays; else the worthiest others make up the count.
+    """
+    n = len(sequence)
+    real = [i for i in range(prefix, n) if sizes[i] > 0]
+    total = sum(float(worth[i]) for i in real)
+    cumulative, so_far = {}, 0.0
+    for i in real:
+        so_far += float(worth[i]) / total
+        cumulative[i] = so_far
+    taken: set[int] = set()
+    for k in range(1, count + 1):
+        quantile = (2 * k - 1) / (2 * count)
+        taken.add(min(real, key=lambda i: (abs(cumulative[i] - quantile), i)))
+    others = sorted((i for i in real if i not in taken), key=lambda i: (-float(worth[i]), i))
+    others += [i for i in range(prefix, n) if sizes[i] <= 0]
+    stays = sorted(taken | set([] if capped else others[: count - len(taken)]))
+    return Step(
+        sequence=[sequence[i] for i in [*range(prefix), *stays]],
+        dropped=[sequence[i] for i in range(prefix, n) if i not in stays],
+    )
+
+
+def votes_of(
+    attention: Tensor,
+    nodes: Sequence[int],
+    votes: int,
+    favoured: int | None,
+    variance: tuple[float, float] = (0.01, 0.7),
+) -> dict[int, float]:
+    """Zero-TPrune's importance of nodes, by networkx: PageRank without damping, after some votes.
+
+    Args:
+        attention: ``[H, n, n]``, rows vote for columns.
+        nodes: indices that are part of the graph.
+        votes: number of votes.
+        favoured: the node that starts with sqrt(nodes) times the weight of others, or None.
+        variance: of a head's scores of mean one, between which the head counts.
+    """
+    heads = []
+    for weights in attention.tolist():
+        graph: nx.DiGraph[int] = nx.DiGraph()
+        graph.add_weighted_edges_from((i, j, weights[i][j]) for i in nodes for j in nodes)
+        chances = nx.to_numpy_array(nx.stochastic_graph(graph), nodelist=list(nodes))
+        start = np.array([len(nodes) ** 0.5 if i == favoured else 1.0 for i in nodes])
+        score = start @ np.linalg.matrix_power(chances, votes)
+        heads.append(score / score.mean())
+    kept = [score for score in heads if variance[0] <= score.var() <= variance[1]] or heads
+    joined = np.sqrt(np.mean(np.square(kept), axis=0))
+    return dict(zip(nodes, joined.tolist(), strict=True))
+
+
+def prune_by_votes(
+    sequence: Sequence[int],
+    attention: Tensor,
+    metric: Tensor,
+    sizes: Sequence[float],
+    prefix: int,
+    count: int,
+    votes: int,
+    similar: int,
+    favoured: int | None,
+) -> Step:
+    """Zero-TPrune: of the less important half the most repetitive go, then what gets the fewest votes.
+
+    Args:
+        sequence: current sequence, n tokens.
+        attention: ``[H, n, n]`` in sequence order.
+        metric: ``[n, d]`` in sequence order.
+        sizes: per token in sequence order; padding (0) goes first and does not vote.
+        prefix: protected tokens in front.
+        count: tokens that stay besides the prefix.
+        votes: in the second stage; the first has one.
+        similar: tokens that go for being alike, if so many go.
+        favoured: the class token's index, or None.
+    """
+    pool = list(range(prefix, len(sequence)))
+    real = [i for i in range(len(sequence)) if sizes[i] > 0]
+
+    def ranked(score: dict[int, float]) -> list[int]:
+        return sorted(pool, key=lambda i: (-score.get(i, -1.0), i))
+
+    def nearest(i: int) -> float:
+        if i not in real:
+            return float("inf")
+        lengths = {j: float(metric[i].norm() * metric[j].norm()) for j in upper if j in real}
+        return max(float(metric[i] @ metric[j]) / length for j, length in lengths.items())
+
+    half = len(pool) // 2
+    order = ranked(votes_of(attention, real, 1, favoured))
+    upper, lower = order[: len(pool) - half], sorted(order[len(pool) - half :])
+    most = min(similar, len(pool) - count, half)
+    gone = set(sorted(lower, key=lambda i: (-nearest(i), -i))[:most])
+    left = [i for i in real if i not in gone]
+    last = [i for i in ranked(votes_of(attention, left, votes, favoured)) if i not in gone]
+    stays = [*range(prefix), *sorted(last[:count])]
+    return Step(
+        sequence=[sequence[i] for i in stays],
+        dropped=[sequence[i] for i in pool if i not in stays],
     )
 
 

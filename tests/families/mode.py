@@ -20,9 +20,12 @@ from .decisions import (
     merge,
     merge_redundant,
     positions,
+    prune_by_votes,
     prune_merge,
+    sample,
 )
 
+SIMILAR = 3  # tokens that zero-tprune drops in its second stage
 _ADDS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 _NORMS = {"layer_norm"}
 
@@ -36,7 +39,8 @@ class LayerMap:
             destination, a fused one by the slot that hosts it).
         slot: int64 ``[B, N]``, place of each original token in that sequence, -1 when dropped;
             where padding went has no meaning.
-        size: float64 ``[B, K]``, real tokens that each one stands for (DiffRate: scaled by cosines).
+        size: float64 ``[B, K]``, real tokens that each one stands for (DiffRate: scaled by cosines), 0
+            behind a sequence that is shorter than others.
     """
 
     sequence: list[list[int]]
@@ -50,7 +54,9 @@ class Attended:
 
     metric: Tensor  # [B, N, d]
     class_row: Tensor  # [B, N]
+    value: Tensor  # [B, N], length of the values of all heads together
     received: Tensor  # [B, N], mean over the queries that are tokens of their own
+    weights: Tensor  # [B, H, N, N]
 
 
 @dataclass(eq=False)
@@ -91,6 +97,8 @@ class Reduction(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "mean" and self._is_pool(*args, **kwargs):
             return self._mean(args[0])
+        if name == "softmax" and self._is_pool(*args, **kwargs):
+            return _softmax(args[0].transpose(1, 2) + self.mass.log()[:, None]).transpose(1, 2)
         result = func(*args, **kwargs)
         if name in _ADDS and self._is_stream(*args[:2]):
             self.norm_is_next = self.post_norm
@@ -142,7 +150,9 @@ class Reduction(TorchFunctionMode):
             mean = weights.mean(dim=1)
             queries = (self.mass > 0).to(mean)
             received = torch.einsum("bq,bqk->bk", queries / queries.sum(1, keepdim=True), mean)
-            self.attended = Attended(k.mean(dim=1), mean[:, self.class_token or 0], received)
+            value = v.transpose(1, 2).flatten(2).norm(dim=-1)
+            row = mean[:, self.class_token or 0]
+            self.attended = Attended(k.mean(dim=1), row, value, received, weights)
         return weights @ v
 
     def _keys(self) -> Tensor:
@@ -190,9 +200,10 @@ class Reduction(TorchFunctionMode):
         """Decide and overwrite ``x [B, N, C]`` in place."""
         layer = len(self.maps)
         target = None if self.counts is None else self.counts[layer]
+        places = self.counts[layer - 1] if self.counts and layer else self.real.shape[1]
         self.frozen = self.frozen.expand(*x.shape).clone()
-        for b, sequence in enumerate(self.sequence):
-            if target is not None and target < len(sequence):
+        for b in range(len(self.sequence)):
+            if target is not None and target < places:  # some of them may be empty
                 step = self._decide(layer, b, target, x[b], attended)
                 self._apply(b, step, x[b], attended.class_row[b])
                 self.sequence[b] = step.sequence
@@ -217,6 +228,19 @@ class Reduction(TorchFunctionMode):
             return merge_redundant(
                 sequence, attended.metric[b, sequence], sizes, prefix, goes, margin
             )
+        if self.method in ("ats", "ats-capped"):
+            significance = attended.class_row[b, sequence] * attended.value[b, sequence]
+            capped = self.method == "ats-capped"
+            return sample(sequence, significance, sizes, prefix, target - prefix, capped)
+        if self.method == "zero-tprune":
+            layers = len(self.counts or ())
+            quarter = layers // 4
+            votes = 30 if layer < quarter else 5 if layer < layers - quarter else 1
+            graph = attended.weights[b][:, sequence][:, :, sequence]
+            return prune_by_votes(
+                sequence, graph, attended.metric[b, sequence], sizes, prefix, target - prefix,
+                votes, SIMILAR, self.class_token,
+            )  # fmt: skip
         if self.method == "max-min":
             return diverse(sequence, x[sequence], sizes, prefix, target - prefix)
         if self.method == "evit":
@@ -274,10 +298,12 @@ class Reduction(TorchFunctionMode):
             for n, owner in enumerate(self.acting[b].tolist()):
                 if self.alive[b, n] and not self.host[b, n]:
                     slot[b, n] = place[owner]
-        size = [[self._size(b, t) for t in tokens] for b, tokens in enumerate(self.sequence)]
-        return LayerMap(
-            [list(s) for s in self.sequence], slot, torch.tensor(size, dtype=torch.float64)
-        )
+        size = torch.zeros(len(slot), max(map(len, self.sequence)), dtype=torch.float64)
+        for b, tokens in enumerate(self.sequence):
+            size[b, : len(tokens)] = torch.tensor(
+                [self._size(b, t) for t in tokens], dtype=torch.float64
+            )
+        return LayerMap([list(s) for s in self.sequence], slot, size)
 
 
 def _bias(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ its operations:
 * the write to the residual stream that follows attention (the add, or the LayerNorm behind it in
   post-norm models).  There the decisions are taken and values are overwritten: a group by its mean
   over real members, dropped tokens by the value they had when they were dropped.
-* the mean over tokens: only over tokens that are left.
+* the mean over tokens, and a softmax over them that pools: only over tokens that are left.
 
 DiffRate's sizes are no numbers of tokens: there one key stands for a group, with its log size on
 the logit, and the mean is weighted by the sizes.

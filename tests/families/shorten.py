@@ -63,7 +63,7 @@ def shortened_logits(
     state = State.start(x, x.new_ones(x.shape[:2]))
     states = []
     for layer, (block, target) in enumerate(zip(model.blocks, counts, strict=True)):
-        update, key, row, column = _attention(block, state, rope, prefix, proportional)
+        update, key, row, column, value = _attention(block, state, rope, prefix, proportional)
         state = replace(state, x=state.x + _scale(block, 1) * update)
         if target < state.x.shape[1] and method == "tome":
             state = merge_step(state, key, state.x.shape[1] - target, prefix, mlerp)
@@ -77,6 +77,8 @@ def shortened_logits(
         elif target < state.x.shape[1]:
             if method == "max-min":
                 score = _order_of_picks(state.x, prefix)
+            elif method == "ats":
+                score = _samples(row * value, target, prefix)
             else:
                 score = _score(method, state.x, row, layer, seed)
             state = _drop(state, score, row, target, prefix, fuse)
@@ -107,8 +109,8 @@ def _scale(block: Any, half: int) -> Tensor | float:
 
 def _attention(
     block: Any, state: State, rope: Tensor | None, prefix: int, proportional: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Attention output [B, n, C], mean key [B, n, d], class row and mean over the rows [B, n]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Attention output [B, n, C], mean key [B, n, d], class row, mean row and value lengths [B, n]."""
     attention, x = block.attn, block.norm1(state.x)
     batch, n, _ = x.shape
     qkv = x @ attention.qkv.weight.T
@@ -138,6 +140,7 @@ def _attention(
         k.mean(1),
         row,
         column,
+        v.square().sum(dim=(1, 3)).sqrt(),
     )
 
 
@@ -254,6 +257,20 @@ def _score(method: Method, x: Tensor, row: Tensor, layer: int, seed: int) -> Ten
     i = torch.arange(x.shape[1])
     hashed = (i * 7919 + seed + 1000003 * layer) * 104729 % 65521
     return hashed.double().expand(len(x), -1)
+
+
+def _samples(worth: Tensor, target: int, prefix: int) -> Tensor:
+    """ATS as a score [B, n]: a token is sampled if quantiles lie between the middles of its neighbours.
+
+    Below a height h lie ``ceil(K h - 1/2)`` of the quantiles ``(2 k - 1) / (2 K)``.
+    """
+    points = target - prefix
+    share = worth[:, prefix:] / worth[:, prefix:].sum(dim=1, keepdim=True)
+    middle = share.cumsum(dim=1) - share / 2
+    below = (points * middle - 0.5).ceil().clamp(0, points)
+    below[:, 0] = 0
+    above = torch.cat([below[:, 1:], torch.full_like(below[:, :1], points)], dim=1)
+    return torch.cat([worth[:, :prefix], share + (above > below)], dim=1)
 
 
 def _order_of_picks(x: Tensor, prefix: int) -> Tensor:

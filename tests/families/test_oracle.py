@@ -24,6 +24,7 @@ METHODS: tuple[Method, ...] = (
     "diffrate",
     "max-min",
     "pitome",
+    "ats",
 )
 WALKED = [  # timm models that the second oracle can walk
     entry
@@ -32,7 +33,7 @@ WALKED = [  # timm models that the second oracle can walk
 ]
 PADDED = [entry for entry in REDUCIBLE if entry.real is not None]
 SHARP = "timm:vit_small_patch14_reg4_dinov2"  # the one family of every day for these
-SELDOM = ("max-min", "pitome", "tome-mlerp")
+SELDOM = ("max-min", "pitome", "tome-mlerp", "ats")
 VARIANTS = (*METHODS, "evit-fuse", "tome-mlerp", "tome-unweighted")
 
 
@@ -49,7 +50,7 @@ def names(entries: list[Entry] | tuple[Entry, ...]) -> pytest.MarkDecorator:
 
 
 def cases(entries: list[Entry], methods: Sequence[str]) -> pytest.MarkDecorator:
-    """Entry x method, less evit where no class token is read."""
+    """Entry x method, less evit and ats where no class token is read."""
     pairs = [
         pytest.param(
             entry,
@@ -59,7 +60,7 @@ def cases(entries: list[Entry], methods: Sequence[str]) -> pytest.MarkDecorator:
         )
         for entry in entries
         for method in methods
-        if entry.class_token is not None or not method.startswith("evit")
+        if entry.class_token is not None or not method.startswith(("evit", "ats"))
     ]
     return pytest.mark.parametrize(("entry", "method"), pairs)
 
