@@ -96,7 +96,7 @@ def test_a_prompt_is_read_dense_and_steps_skip(cli: Cli, folder: Path, tmp_path:
     for given in (source, tmp_path / "sparse"):
         assert cli("export", given, "-o", tmp_path / f"{Path(given).name}.engine").code == 0
     both = [tmp_path / f"{name}.engine" for name in (folder.name, "sparse")]
-    judged = ("verify", *both, "--not-same", "--data", text, "--limit", str(WINDOWS), "--json")
+    judged = ("verify", *both, "--data", text, "--limit", str(WINDOWS), "--json")
     whole, steps = (cli(*judged, *more).json["perplexity"] for more in ((), ("--step", "1")))
     assert (whole["step"], steps["step"]) == (None, 1)
     assert abs(whole["rise"]) < 1e-4

@@ -6,6 +6,7 @@ examples is in test_bodies.py.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -232,6 +233,8 @@ def test_operators_have_a_kernel_for_cuda_tensors_where_they_say_so() -> None:
     for operator in OPERATORS.values():
         name = f"thresher::{operator.torch_name}"
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+        module = f"thresher.kernels.{operator.torch_name}.gpu"
+        assert (importlib.util.find_spec(module) is not None) == operator.gpu
         assert (dispatch.kernels(operator.torch_name) is not None) == operator.gpu
 
 
