@@ -92,7 +92,7 @@ VARIANTS = {
     "SparseGeGLU",
     "SparseReGLU",
 }  # of one torch operator
-MIXES = [(True,), (False,), (True, False), (False, True), (True, True, False)]
+MIXES = [(True,), (True, False), (False, True, True)]
 
 
 @pytest.fixture(scope="module", params=MIXES, ids=lambda mix: "".join("nw"[one] for one in mix))
@@ -127,7 +127,7 @@ def test_operands_have_the_types_that_their_operator_declares(
             assert types["T"] == {half}
 
 
-@pytest.mark.parametrize("mix", [MIXES[2], pytest.param(MIXES[3], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mix", [MIXES[1], pytest.param(MIXES[2], marks=pytest.mark.slow)])
 def test_every_operator_in_half_precision_runs(mix: tuple[bool, ...]) -> None:
     torch.manual_seed(0)
     program = traced(Operators(mix))
