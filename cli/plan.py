@@ -78,7 +78,12 @@ def plan(
                 "accepted": accepted,
                 "passes": as_json(records),
                 "prediction": foreseen(records),
-                "target": {"name": target, "problems": problems, "memory": memory},
+                "target": {
+                    "name": target,
+                    "problems": problems,
+                    "memory": memory,
+                    "needs": found.needs,
+                },
             },
         )
     else:
@@ -90,6 +95,8 @@ def plan(
         show(*foresight(records))
         if found.memory:
             show(f"memory: about {found.memory}")
+        if found.needs:
+            show(f"needed: {found.needs}")
         show(*_verdict(idle, found.troubles, target))
     if not accepted:
         raise typer.Exit(REFUSED if idle else worst(found.troubles))

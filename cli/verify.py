@@ -34,7 +34,7 @@ def verify(
         bool | None,
         typer.Option(
             "--same/--not-same",
-            help="Whether the numbers must agree; by default when B reduces no more than A.",
+            help="Whether the numbers must agree; by default when the same passes changed A and B.",
         ),
     ] = None,
     logits: options.Logits = None,

@@ -147,6 +147,7 @@ class Pass(ABC, Generic[O_co]):
         requires, ensures: facts such as ``"tokens-reduced"``; every Program is ``"imported"``.
         after, before: names of passes that must not come later, or earlier, in a pipeline.
         needs_data, trains: what the pass takes from the context, and whether it takes long.
+        exact: the outputs stay those of the Program that came in, but for rounding.
         allow_zero: applying nowhere is no error; a recipe may say otherwise per use.
         keeps_outputs: the outputs keep their shapes; where a pass changes them at the user's
             wish, it says so here, and names and dtypes stay nevertheless.
@@ -162,6 +163,7 @@ class Pass(ABC, Generic[O_co]):
     before: ClassVar[frozenset[str]] = frozenset()
     needs_data: ClassVar[bool] = False
     trains: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
     allow_zero: bool = False
 
     def __init__(self, options: O_co | None = None) -> None:

@@ -211,7 +211,14 @@ def _verify(one: Pass[Any], program: Program, source: Program) -> float:
 def _record(one: Pass[Any], result: PassResult, seconds: float) -> PassRecord:
     options = (result.options or one.options).model_dump(mode="json")
     return PassRecord(
-        one.name, options, result.matched, result.applied, result.refused, seconds, result.details
+        one.name,
+        options,
+        result.matched,
+        result.applied,
+        result.refused,
+        seconds,
+        result.details,
+        one.exact,
     )
 
 

@@ -46,7 +46,10 @@ class Refusal:
 
 @dataclass(frozen=True)
 class PassRecord:
-    """One applied pass: its options, truthful counts, and its running time in seconds."""
+    """One applied pass: its options, truthful counts, and its running time in seconds.
+
+    ``exact``: it changed the outputs by no more than rounding.
+    """
 
     name: str
     options: dict[str, Any]
@@ -55,6 +58,7 @@ class PassRecord:
     refused: tuple[Refusal, ...] = ()
     seconds: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
+    exact: bool = False
 
 
 @dataclass(frozen=True)

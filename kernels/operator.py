@@ -39,12 +39,12 @@ class Operator:
     function of the attributes that writes such text, where their values decide on the statements.
     Outputs that are rarely read come last, so that a model can do without them.  ``shapes`` has the
     axes of each output: ``x0`` is the first axis of x, ``x2+`` all of its axes from the third on, and
-    ``keep`` the value of the input of that name.  ``gpu``: there are Triton and CUDA kernels, which
-    need the shapes; without them the definition runs on CUDA tensors, and TensorRT takes the body.
-    ``triton``: there are Triton kernels at least.  A body that is not ``portable`` is for ONNX Runtime:
-    whoever inserts the operator knows the target.  ``dense`` is the body for more than ``most_tokens``
-    tokens, of operators that have such a limit.  ``product``: its work is a product with weights, which
-    half precision is for; the other operators leave the type of their tokens as it comes.
+    ``keep`` the value of the input of that name.  ``triton``: there are Triton kernels, without
+    which the definition runs on CUDA tensors.  ``cuda``: there are CUDA kernels, which need the shapes and
+    without which TensorRT takes the body.  A body that is not ``portable`` is for ONNX Runtime: whoever
+    inserts the operator knows the target.  ``dense`` is the body for more than ``most_tokens`` tokens, of
+    operators that have such a limit.  ``product``: its work is a product with weights, which half
+    precision is for; the other operators leave the type of their tokens as it comes.
     """
 
     name: str
@@ -56,8 +56,8 @@ class Operator:
     attributes: dict[str, type] = field(default_factory=dict)
     types: tuple[str, ...] = FLOATS
     portable: bool = True
-    gpu: bool = True
-    triton: bool = False
+    triton: bool = True
+    cuda: bool = True
     dense: str = ""
     product: bool = False
 
@@ -70,7 +70,7 @@ class Operator:
     @property
     def plugin(self) -> dict[str, Any]:
         """The attributes for TensorRT, but for the number of outputs; none without a plugin."""
-        if not self.gpu:
+        if not self.cuda:
             return {}
         places = [at for at, name in enumerate(self.inputs) if name in self.counts]
         return {**PLUGIN, SHAPE_INPUTS: places} if places else dict(PLUGIN)

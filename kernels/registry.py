@@ -23,11 +23,11 @@ from thresher.kernels.sparse_linear.function import MASK as _SPARSE_LINEAR
 __all__ = [
     "BY_TORCH_NAME",
     "DOMAIN",
-    "ON_GPU",
     "OPERATORS",
     "OUTPUTS",
     "PLUGIN",
     "VERSION",
+    "WITH_CUDA",
     "Operator",
     "called",
 ]
@@ -55,8 +55,8 @@ OPERATORS: dict[str, Operator] = {
 }
 BY_TORCH_NAME = {operator.torch_name: operator for operator in reversed(OPERATORS.values())}
 """The first of those that one torch operator lowers to; its inputs have the names of the arguments."""
-ON_GPU = {name: operator for name, operator in OPERATORS.items() if operator.gpu}
-"""Those with Triton and CUDA kernels, which TensorRT takes as plugins."""
+WITH_CUDA = {name: operator for name, operator in OPERATORS.items() if operator.cuda}
+"""Those with CUDA kernels, which TensorRT takes as plugins."""
 
 
 def called(kind: str) -> Operator:

@@ -18,7 +18,7 @@ import numpy as np
 
 from thresher.kernels.cuda_library import Call, Kernels, Tensor
 from thresher.kernels.native import CPU, Kind, Library
-from thresher.kernels.registry import DOMAIN, ON_GPU, OUTPUTS, PLUGIN, Operator
+from thresher.kernels.registry import DOMAIN, OUTPUTS, PLUGIN, WITH_CUDA, Operator
 
 # TensorRT-RTX's parser finds the registry of plugins in a library of this name, which its wheel holds
 # under another one only.  A library that is nothing but that name is loaded beforehand.
@@ -52,7 +52,7 @@ def registered(trt: Any, kernels: Kernels) -> Iterator[None]:
             library = Library((f"-L{folder}", f"-l:{RTX}.1"), NAME)
             ctypes.CDLL(str(library.find() or library.build()))
     registry = trt.get_plugin_registry()
-    made = [_creator(trt, kernels, operator) for operator in ON_GPU.values()]
+    made = [_creator(trt, kernels, operator) for operator in WITH_CUDA.values()]
     _ALIVE.extend(made)
     for creator in made:
         registry.register_creator(creator, DOMAIN)

@@ -32,6 +32,7 @@ class Cleanup(Pass[CleanupOptions]):
 
     name = "cleanup"
     summary = "fold constants, drop dead code and unused weights"
+    exact = True
     allow_zero = True
     Options: ClassVar[type[CleanupOptions]] = CleanupOptions
 

@@ -28,7 +28,7 @@ METHOD = "least expected squared error"
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationData:
     """The items to calibrate on: ``samples`` of ``dataset``, spread evenly over it."""
 
     dataset: Dataset
@@ -39,7 +39,7 @@ def calibrate(
     model: ir.Model,
     specs: Sequence[TensorInfo],
     ranges: Ranges,
-    calibration: Calibration,
+    calibration: CalibrationData,
     *,
     threads: int | None = None,
 ) -> dict[str, Any]:
@@ -156,7 +156,7 @@ class _Observer:
 
 
 def _batches(
-    specs: Sequence[TensorInfo], ranges: Ranges, calibration: Calibration
+    specs: Sequence[TensorInfo], ranges: Ranges, calibration: CalibrationData
 ) -> Iterator[dict[str, Array]]:
     """Checked inputs in batches of a size that the model takes; what fills no batch is left out."""
     axis = specs[0].shape[0] if specs[0].shape else 1

@@ -13,6 +13,7 @@ from thresher.runtime.backends import Session, backend
 from thresher.runtime.conditions import default_threads
 from thresher.runtime.feeds import Array, checked
 from thresher.runtime.manifest import Manifest, Ranges, TensorInfo
+from thresher.runtime.runner import changing
 
 
 class Engine:
@@ -90,6 +91,11 @@ class Engine:
     def reduced(self) -> bool:
         """Whether the engine drops or merges tokens."""
         return self.manifest.sites > 0
+
+    @property
+    def changed_by(self) -> tuple[str, ...]:
+        """Names of the passes that changed the outputs by more than rounding."""
+        return changing(self.manifest.passes)
 
     @property
     def preprocessing(self) -> dict[str, Any] | None:

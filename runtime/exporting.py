@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from thresher.compiler.errors import UsageError, VerdictError
 from thresher.runtime.backends.base import Tell, silent
 from thresher.runtime.bundle import Facts, package, ready
-from thresher.runtime.calibration import SAMPLES, Calibration, calibrate
+from thresher.runtime.calibration import SAMPLES, CalibrationData, calibrate
 from thresher.runtime.deviation import OutputError, plain
 from thresher.runtime.engine import Engine
 from thresher.runtime.generate import with_own_past
@@ -83,7 +83,7 @@ def export(
     tell("lowering", 0, 0)
     model = to_onnx(program, precision=maker.graph_precision(precision))
     if precision in CALIBRATED and data is not None:
-        chosen = Calibration(data, samples)
+        chosen = CalibrationData(data, samples)
         told = calibrate(model, specs, wanted.ranges, chosen, threads=threads)
         facts = dataclasses.replace(facts, calibration=told)
     if maker.branches:

@@ -17,6 +17,7 @@ from thresher.runtime.bundle import check_room
 from thresher.runtime.exporting import facts_of
 from thresher.runtime.feeds import describe
 from thresher.runtime.footprint import Footprint, footprint, largest
+from thresher.runtime.manifest import CALIBRATED
 from thresher.runtime.runner import tensor_info
 from thresher.runtime.shapes import Shapes, narrowed
 
@@ -54,10 +55,12 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Outlook:
-    """All troubles at once, and the memory that the engine will take if it can be told."""
+    """All troubles at once, the memory that the engine will take if it can be told, and what the export
+    has to be given besides."""
 
     troubles: tuple[Trouble, ...]
     memory: Footprint | None
+    needs: str = ""
 
 
 def outlook(
@@ -71,18 +74,21 @@ def outlook(
     found = [*_package(maker), *_precision(maker, precision)]
     sizes, wrong = _shapes(program, maker, shapes)
     found += wrong
+    needs = (
+        f"{precision} is calibrated on data: give export --data" if precision in CALIBRATED else ""
+    )
     known = precision if precision in maker.precisions else "fp32"
     try:
         model = to_proto(to_onnx(program, precision=maker.graph_precision(known)))
     except RefusedError as error:
         found.append(Trouble("model", str(error), "take another recipe, or change the model"))
-        return Outlook(tuple(found), None)
+        return Outlook(tuple(found), None, needs)
     found += _nodes(maker, model)
     specs = tuple(map(tensor_info, program.inputs))
     room = footprint(model, largest(specs, sizes.ranges, sizes.usual))
     if room is not None:
         check_room(room, maker)
-    return Outlook(tuple(found), room)
+    return Outlook(tuple(found), room, needs)
 
 
 def _package(maker: Backend) -> list[Trouble]:

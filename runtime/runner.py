@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from thresher.runtime.conditions import default_threads
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
 
 
 class Runnable(Protocol):
-    """What ``verify`` and ``profile`` take."""
+    """What ``verify`` and ``profile`` take.
+
+    ``reduced``: it drops or merges tokens; ``changed_by``: passes that changed its outputs by more than
+    rounding, those among them.
+    """
 
     @property
     def name(self) -> str: ...
@@ -33,6 +38,9 @@ class Runnable(Protocol):
 
     @property
     def reduced(self) -> bool: ...
+
+    @property
+    def changed_by(self) -> tuple[str, ...]: ...
 
     def run(self, inputs: Mapping[str, Array], /) -> dict[str, Array]: ...
 
@@ -53,6 +61,7 @@ class ProgramRunner:
         self.outputs = tuple(tensor_info(spec) for spec in program.outputs)
         self.ranges: Ranges = symbol_ranges(program)
         self.reduced = bool(program.ledger)
+        self.changed_by = changing(map(asdict, program.history))
         self.preprocessing = program.info.preprocessing
         self.labels = program.info.labels
         self._module = program.module()  # kept, as making it takes longer than a run
@@ -76,6 +85,11 @@ class ProgramRunner:
             results = pytree.tree_leaves(self._module(*args, **kwargs))
         names = (spec.name for spec in self.outputs)
         return {name: value.numpy() for name, value in zip(names, results, strict=True)}
+
+
+def changing(records: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Names of the passes in a history, as plain data, that changed more than rounding does."""
+    return tuple(r["name"] for r in records if r["applied"] and not r.get("exact", False))
 
 
 def _own(value: Array) -> Array:

@@ -118,8 +118,8 @@ def verify(
         limit: number of samples of the data set to use.
         max_drop: points of accuracy that may be lost, or percent that perplexity may rise; demands
             the second verdict.
-        same: whether the first verdict is demanded; by default when nothing else is and ``b``
-            reduces tokens no more than ``a`` does.
+        same: whether the first verdict is demanded; by default when nothing else is and the same
+            passes changed what the two compute.
         output: name of the logits; by default the first output ``[samples, classes]``.
         sizes: sizes of symbolic axes other than the batch, for random inputs.
         seed: of the random inputs.
@@ -133,7 +133,7 @@ def verify(
     if max_drop is not None and dataset is None and text is None:
         raise UsageError("a largest drop needs labelled data: give --data, or leave --max-drop out")
     if same is None:
-        same = max_drop is None and a.reduced == b.reduced
+        same = max_drop is None and a.changed_by == b.changed_by
     precision = max((a.precision, b.precision), key=EPS.__getitem__)
     deviations = Deviations(tolerance(precision), discrete=a.reduced and b.reduced)
     counts = _Counts(output)

@@ -43,8 +43,8 @@ def _class_attention(q: Any, k: Any, bias: Any, scale: float, row: int) -> Any:
         return _operator("ClassAttention")(q, k, op.Constant(value_float=0.0), scale=scale, row=row)
     marks, rows = bias.dtype == ir.DataType.BOOL, bias.shape[-2]
     if rows != 1:
-        start, end, axis = (op.Constant(value_ints=[at]) for at in (row, row + 1, -2))
-        bias = op.Slice(bias, start, end, axis)
+        ends: list[Any] = [op.Constant(value_ints=[at]) for at in (row, row + 1, -2)]
+        bias = op.Slice(bias, *ends)
     if marks:
         hidden: Any = op.Constant(value_float=HIDDEN)
         bias = op.Mul(op.Cast(op.Not(bias), to=ir.DataType.FLOAT), hidden)

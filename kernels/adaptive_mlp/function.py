@@ -119,7 +119,8 @@ def _operator(name: str, torch_name: str, factor: str, **opened: str) -> Operato
         shapes={"y": "x0 x1 x2"},
         attributes={"learners": int, "activation": str},
         body=partial(body, factor),
-        gpu=False,
+        triton=False,
+        cuda=False,
         product=True,
     )
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from thresher.kernels.native import SWITCH
+from thresher.kernels.registry import BY_TORCH_NAME
 
 Function = Callable[..., Any]
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -43,14 +43,14 @@ def on_gpu(reference: Function) -> Function:
 @functools.cache
 def kernels(operator: str) -> Function | None:
     """The Triton implementation of an operator by its torch name; None where there is none."""
-    module = f"thresher.kernels.{operator}.gpu"
-    if importlib.util.find_spec(module) is None:
+    if not BY_TORCH_NAME[operator].triton:
         return None
     try:
         importlib.import_module("triton")
     except ImportError:
         return None
-    found: Function = getattr(importlib.import_module(module), operator)
+    module = importlib.import_module(f"thresher.kernels.{operator}.gpu")
+    found: Function = getattr(module, operator)
     return found
 
 

@@ -27,7 +27,8 @@ OPERATOR = Operator(
     },
     shapes={"y": "x0 keep x2", "out_size": "x0 keep", "kept": "x0 keep", "slot": "x0 x1"},
     attributes={"protected": int},
-    gpu=False,
+    triton=False,
+    cuda=False,
     body="""
     i0 = Constant <value = int64 {0}> ()
     i1 = Constant <value = int64 {1}> ()

@@ -21,8 +21,7 @@ def _gated(name: str, activate: str) -> Operator:
         inputs={"x": "T", "gate": "T", "up": "T", "down": "T", "threshold": "tensor(float)"},
         outputs={"y": "T"},
         attributes={"most_tokens": int},
-        gpu=False,
-        triton=True,
+        cuda=False,
         product=True,
         dense=_GATE + activate + _OPENED + "    y = MatMul (product, down)\n",
         body=_GATE

@@ -211,7 +211,7 @@ def item_tokens(program: Program) -> int:
 def _verdicts(layers: Sequence[Layer], tokens: int, decodes: bool) -> list[Verdict]:
     """A decoder's step is bound by the weights that it reads, a whole item by arithmetic."""
     found = []
-    for target in (*payoff.KERNELS, *payoff.DENSE_ONLY):
+    for target in (*payoff.KERNELS, payoff.OTHERS):
         if decodes:
             steps = {layer.path: (layer.weights, layer.union) for layer in layers}
             found.append(payoff.verdict(target, 1, steps))

@@ -48,7 +48,8 @@ class Operators(nn.Module):
         self.threshold = nn.Parameter(torch.full((WIDTH,), 0.1))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        wide, narrow = self.norm(x), self.linear(x)
+        wide: torch.Tensor = self.norm(x)
+        narrow: torch.Tensor = self.linear(x)
         turn = itertools.cycle(self.wide)
 
         def tokens() -> torch.Tensor:
@@ -58,7 +59,7 @@ class Operators(nn.Module):
             return tokens()[..., 0]
 
         def heads() -> torch.Tensor:
-            return tokens().unflatten(-1, (2, -1)).transpose(1, 2)
+            return tokens().reshape(x.shape[0], -1, 2, WIDTH // 2).transpose(1, 2)
 
         index = torch.arange(TOKENS).expand(x.shape[0], -1)
         w, few = self.weight, 10**6
@@ -91,7 +92,7 @@ VARIANTS = {
     "SparseGeGLU",
     "SparseReGLU",
 }  # of one torch operator
-MIXES = [(True,), (False,), (True, False), (False, True), (True, True, False)]
+MIXES = [(True,), (True, False), (False, True, True)]
 
 
 @pytest.fixture(scope="module", params=MIXES, ids=lambda mix: "".join("nw"[one] for one in mix))
@@ -110,7 +111,9 @@ def test_operands_have_the_types_that_their_operator_declares(
 ) -> None:
     half = HALF[precision]
     found = calls(prepare(every, precision))
-    assert {node.target._schema.name.split("::")[1] for node in found} == set(BY_TORCH_NAME)
+    assert {operator.torch_name for node in found if (operator := our_operator(node))} == set(
+        BY_TORCH_NAME
+    )
     for node in found:
         operator = our_operator(node)
         assert operator is not None
@@ -124,7 +127,7 @@ def test_operands_have_the_types_that_their_operator_declares(
             assert types["T"] == {half}
 
 
-@pytest.mark.parametrize("mix", [MIXES[2], pytest.param(MIXES[3], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mix", [MIXES[1], pytest.param(MIXES[2], marks=pytest.mark.slow)])
 def test_every_operator_in_half_precision_runs(mix: tuple[bool, ...]) -> None:
     torch.manual_seed(0)
     program = traced(Operators(mix))

@@ -24,7 +24,7 @@ from tests.kernels.emulated import EMULATED, EMULATOR, call, kernels, results, r
 from tests.kernels.test_native import HOSTILE, KEEP, MERGE, METRIC, POSITIONS, PRUNE, X
 from thresher.kernels.cuda_library import CUDA, ELEMENTS, Call, Kernels, Tensor
 from thresher.kernels.native import HERE, SANITIZED, KernelError, Library
-from thresher.kernels.registry import ON_GPU, OPERATORS
+from thresher.kernels.registry import OPERATORS, WITH_CUDA
 from thresher.runtime.backends.jetson import plugin_sources
 
 ops = torch.ops.thresher
@@ -123,7 +123,7 @@ def test_positions_out_of_range_read_nothing() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "protected"),
     # The count "pruned" is read on the device, where nothing can be refused.
-    [(n, a, p) for n, a, p, said in HOSTILE if n in ON_GPU
+    [(n, a, p) for n, a, p, said in HOSTILE if n in WITH_CUDA
      and "pruned" not in said and a["keep"].ndim == 0
      and not (n == "PruneMerge" and a["keep"] == 1)],
 )  # fmt: skip
@@ -257,8 +257,8 @@ def test_the_plugin_in_cpp_computes_shapes_and_runs_the_kernels(tmp_path: Path) 
     numbers = [9, 4, 6, *x.ravel(), *size.ravel(), *metric.ravel()]
     text = " ".join(f"{number:.9g}" for number in numbers)
     done = subprocess.run([program], input=text, capture_output=True, text=True, check=True)
-    names, said = done.stdout.split()[: len(ON_GPU)], done.stdout.split()[len(ON_GPU) :]
-    assert names == list(ON_GPU)
+    names, said = done.stdout.split()[: len(WITH_CUDA)], done.stdout.split()[len(WITH_CUDA) :]
+    assert names == list(WITH_CUDA)
     assert said[:5] == ["1", "6", "4", "1", "6"]
     arguments = {"x": x, "size": size, "metric": metric[:, None], "keep": np.array(6)}
     y, total, *_ = run("BipartiteMerge", arguments, protected=1)

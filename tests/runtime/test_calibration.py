@@ -22,7 +22,7 @@ from thresher.compiler.program import Program
 from thresher.compiler.recipe import load_recipe
 from thresher.runtime import Engine, ProgramRunner, export, verify
 from thresher.runtime.backends.onnx_runtime import session_options
-from thresher.runtime.calibration import BINS, Calibration, Magnitudes, calibrate
+from thresher.runtime.calibration import BINS, CalibrationData, Magnitudes, calibrate
 from thresher.runtime.deviation import Deviations, Tolerance, tolerance
 from thresher.runtime.manifest import MODEL, TensorInfo
 
@@ -215,7 +215,7 @@ def test_data_is_needed_before_any_work(
 
 def calibrated(x: NDArray[Any], model: ir.Model | None = None) -> dict[str, Any]:
     made = model or ir.from_proto(transformer())
-    return calibrate(made, SPECS, {}, Calibration(Data(x)), threads=1)
+    return calibrate(made, SPECS, {}, CalibrationData(Data(x)), threads=1)
 
 
 def test_data_that_does_not_serve_is_told_in_one_sentence() -> None:

@@ -23,7 +23,7 @@ class Adder:
     Everything it needs comes through the cache and the mask, so either of them wrong is a wrong sum.
     """
 
-    name, precision, reduced = "adder", "fp32", False
+    name, precision, reduced, changed_by = "adder", "fp32", False, ()
     inputs = (
         TensorInfo(name="input_ids", dtype="int64", shape=("batch", "sequence")),
         TensorInfo(name="attention_mask", dtype="int64", shape=("batch", "past + sequence")),

@@ -33,6 +33,7 @@ class Answers:
     outputs: tuple[TensorInfo, ...] = ()
     precision: str = "fp32"
     reduced: bool = False
+    changed_by: tuple[str, ...] = ()
     runs: int = 0
 
     @property

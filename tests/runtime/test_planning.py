@@ -31,6 +31,13 @@ def test_every_trouble_is_told_with_its_remedy(program: Program) -> None:
     assert found.memory is not None
 
 
+def test_integers_need_data_that_plan_is_not_given(program: Program) -> None:
+    found = outlook(program, backend("cpu"), "int8")
+    assert found.troubles == ()
+    assert found.needs == "int8 is calibrated on data: give export --data"
+    assert outlook(program, backend("cpu"), "fp16").needs == ""
+
+
 def test_a_node_is_told_with_its_module_and_where_it_is_taken(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:

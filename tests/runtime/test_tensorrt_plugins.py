@@ -20,7 +20,7 @@ from thresher.compiler.pipeline import optimize
 from thresher.compiler.recipe import load_recipe
 from thresher.kernels.native import Library
 from thresher.kernels.operator import DOMAIN
-from thresher.kernels.registry import ON_GPU
+from thresher.kernels.registry import WITH_CUDA
 from thresher.runtime import export
 from thresher.runtime.backends import tensorrt_family
 from thresher.runtime.backends.tensorrt_rtx import PLAN
@@ -74,7 +74,7 @@ def test_the_plugins_in_cpp_are_the_registered_operators() -> None:
             ", ".join(f"{kinds[t]} {operator.shapes[n]}" for n, t in operator.outputs.items()),
             " ".join(operator.attributes),
         )
-        for name, operator in ON_GPU.items()
+        for name, operator in WITH_CUDA.items()
     ]
     assert table == expected
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.runtime.toys import Fake
+from tests.compiler.toys import Toy, traced
+from tests.runtime.toys import Fake, transformer
 from thresher.compiler.errors import UsageError, VerdictError
+from thresher.compiler.pipeline import optimize
+from thresher.compiler.program import PassRecord, Program
+from thresher.compiler.recipe import load_recipe
+from thresher.runtime.bundle import Facts, package
 from thresher.runtime.deviation import Deviations, OutputError, tolerance
+from thresher.runtime.runner import ProgramRunner
 from thresher.runtime.verifying import paired_error, verify
 
 EPS = float(np.finfo(np.float32).eps)
@@ -167,6 +175,29 @@ def test_the_same_function_is_demanded_of_equal_forms() -> None:
     reduced = Fake("reduced", lambda x: x + np.float32(0.01), reduced=True)
     assert verify(dense, reduced).met, "token reduction changes numbers"
     assert not verify(dense, reduced, same=True).met
+
+
+def test_passes_say_whether_they_change_numbers(tmp_path: Path) -> None:
+    """Neurons that go are no tokens, and change outputs all the same; folding constants does not."""
+    made = optimize(traced(Toy()), load_recipe("tome", ["r=2"]))
+    assert {r.name: r.exact for r in made.history} == {"tome": False, "cleanup": True}
+    folded = dataclasses.replace(made.history[-1], applied=1)
+    cut, idle = PassRecord("channels", {}, 2, 2), PassRecord("sparsity", {}, 2, 0)
+    program = dataclasses.replace(made, history=(folded, cut, idle), ledger=())
+    assert ProgramRunner(program, threads=1).changed_by == ("channels",)
+    told = tuple(dataclasses.asdict(record) for record in program.history)
+    built = package(transformer(), tmp_path / "e.engine", facts=Facts(passes=told), threads=1)
+    assert (built.changed_by, built.reduced) == (("channels",), False)
+    program.save(tmp_path / "saved")
+    assert [r.exact for r in Program.load(tmp_path / "saved").history] == [True, False, False]
+
+    other = Fake("cut", lambda x: x + np.float32(0.01))
+    other.changed_by = ("channels",)
+    assert verify(Fake("dense"), other).met
+    assert not verify(other, Fake("off")).same_function.same
+    again = Fake("engine", lambda x: x)
+    again.changed_by = ("channels",)
+    assert not verify(other, again).met
 
 
 def test_ties_are_told() -> None:

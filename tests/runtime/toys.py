@@ -84,7 +84,7 @@ def engine(folder: Path, keep: int | None = None, **options: Any) -> Engine:
     macs = 1000 if keep is None else 600
     facts = Facts(
         source={"source": "toy:model", "weights": "random"},
-        passes=({"name": "topk-norm"},) if keep else (),
+        passes=({"name": "topk-norm", "applied": 1},) if keep else (),
         sites=1 if keep else 0,
         tokens=(8, keep) if keep else None,
         prediction=Prediction(dense_macs=1000, macs=macs, ideal=1000 / macs),
@@ -100,6 +100,7 @@ class Fake:
     def __init__(self, name: str, function: Any = None, *, reduced: bool = False) -> None:
         self.name = name
         self.reduced = reduced
+        self.changed_by: tuple[str, ...] = ("tome",) if reduced else ()
         self.ranges: dict[str, tuple[int, int | None]] = {}
         self.inputs = (TensorInfo(name="x", dtype="float32", shape=("batch", 10)),)
         self.outputs = (TensorInfo(name="logits", dtype="float32", shape=("batch", 10)),)
