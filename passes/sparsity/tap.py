@@ -22,6 +22,7 @@ class Tapped(fx.Interpreter):
 
     def __init__(self, program: Program) -> None:
         super().__init__(program.exported.graph_module)
+        self.extra_traceback = False  # what a tap raises stays one sentence
         self.program = program
         self._padding = find_sites(program).padding
         self._alive: Tensor | None = None
