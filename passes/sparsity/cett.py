@@ -79,9 +79,9 @@ class Cett:
         whole = (rows @ self.weight.T).norm(dim=1).clamp(min=1e-30)
         for index, eps in enumerate(self.eps.tolist()):
             small = sizes < eps
-            lost = torch.where(small, rows, 0.0) @ self.weight.T
+            lost = (rows * small) @ self.weight.T
             self.ratio[index] += (lost.norm(dim=1) / whole).double().sum()
-            self.dropped[index] += small.double().mean(dim=1).sum()
+            self.dropped[index] += int(small.count_nonzero()) / rows.shape[1]
         self.count = self.count + len(rows)
 
     def curve(self) -> Curve:

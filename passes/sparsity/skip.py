@@ -199,8 +199,9 @@ class Sparsity(Pass[SparsityOptions]):
         """
         asked, data = self.options.rise, context.data
         assert data is not None
+        held: list[int] = []
         if asked is None:
-            items, held = calibration.chosen_items(data, self.options.items, LEAST_ITEMS), []
+            items = calibration.chosen_items(data, self.options.items, LEAST_ITEMS)
         else:
             items, held = calibration.halves(data, self.options.items, LEAST_ITEMS, context.seed)
         method = self._thresholds(program, context, found, chosen, items, digest)

@@ -23,6 +23,7 @@ class Tapped(fx.Interpreter):
 
     def __init__(self, program: Program) -> None:
         super().__init__(program.exported.graph_module)
+        self.extra_traceback = False  # what a tap raises stays one sentence
         self.program = program
         sites = find_sites(program)
         self._padding, self.class_token = sites.padding, sites.class_token

@@ -149,4 +149,10 @@ def test_mistakes_are_one_sentence(
     given = ("optimize", source, "-o", tmp_path / "x", "--recipe", "sparsity")
     assert "--learn-data" in failed(2, *given, "--data", text)
     assert "is no text file" in failed(2, *given, "--learn-data", tmp_path / "none.txt")
+    short = tmp_path / "short.txt"
+    short.write_text(" ".join(["w7"] * 7 * LENGTH))
+    said = failed(2, *given, "--learn-data", short)
+    assert f"{short} has 7 items and calibration needs at least 8: give more data" in said
+    short.write_text("w7 w8 w9")
+    assert "give more text" in failed(2, *given, "--learn-data", short)
     assert not (tmp_path / "x").exists()

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.cli.conftest import SOURCE, Cli, Made, listing
+from tests.cli.toy import vit
 
 REPORT = ("inspect", SOURCE, "--sparsity", "--data")
 
@@ -57,10 +60,35 @@ def test_channels_are_cut_and_cut_again_without_data(cli: Cli, made: Made, tmp_p
     assert not (tmp_path / "third").exists()
 
 
+def test_thresholds_of_another_checkpoint_and_weights_that_are_no_numbers(
+    cli: Cli, made: Made, tmp_path: Path
+) -> None:
+    first, poisoned = tmp_path / "first", tmp_path / "poisoned.safetensors"
+    asked = ["--recipe", "sparsity", "--learn-data", made.data]
+    asked += ["--set", "allow=true", "--set", "sites=[down]"]
+    assert cli("optimize", SOURCE, *asked, "-o", first).code == 0
+    saved = ("--recipe", first / "recipe.yaml", "-o", tmp_path / "second")
+    done = cli("optimize", "tests.cli.toy:reseeded", *saved)
+    assert (done.code, done.out) == (2, "")
+    assert "was made on other weights than these: use the checkpoint" in done.err.splitlines()[-1]
+    weights = vit().state_dict()
+    weights["encoder.blocks.1.fc1.weight"][3, 2] = torch.nan
+    save_file(weights, poisoned)
+    done = cli("optimize", SOURCE, "--weights", poisoned, *asked, "-o", tmp_path / "second")
+    warning, sentence = done.err.splitlines()
+    assert (done.code, "has NaN or infinite values" in warning) == (2, True)
+    assert sentence.startswith("thresher: calibration on ")
+    assert "has values that are no finite numbers" in sentence
+    assert listing(tmp_path) == ["first", "poisoned.safetensors"]
+
+
 def test_what_is_refused(failed: Callable[..., str], made: Made, tmp_path: Path) -> None:
     asked = ("optimize", SOURCE, "-o", tmp_path / "x", "--recipe")
     assert "needs data and none was given" in failed(2, *asked, "channels")
     assert "cannot pay" in failed(3, *asked, "sparsity", "--learn-data", made.data)
-    none = ("optimize", "tests.cli.toy:convolutions", "-o", tmp_path / "x", "--recipe", "channels")
-    assert "no feed-forward network" in failed(3, *none, "--learn-data", made.data)
+    none = ("optimize", "tests.cli.toy:convolutions", "-o", tmp_path / "x", "--recipe")
+    for recipe in ("channels", "sparsity"):
+        assert "no feed-forward network" in failed(3, *none, recipe, "--learn-data", made.data)
+    few = ("--learn-data", made.data, "--set", "rise=1")
+    assert "12 items and calibration needs at least 16" in failed(2, *asked, "sparsity", *few)
     assert listing(tmp_path) == []

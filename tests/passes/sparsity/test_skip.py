@@ -270,7 +270,7 @@ def test_a_second_run_changes_nothing() -> None:
 @pytest.mark.parametrize("spread", ["even", "greedy"])
 def test_a_saved_calibration_makes_the_same_graph(tmp_path: Path, spread: str) -> None:
     program = toy("plain")
-    asked = {"sparsity": 0.5, "method": "scap", "spread": spread}
+    asked: dict[str, Any] = {"sparsity": 0.5, "method": "scap", "spread": spread}
     first, repeated = run(program, **asked), run(program, **asked)
     assert first.calibration is not None
     assert repeated.calibration is not None
