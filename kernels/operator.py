@@ -41,8 +41,9 @@ class Operator:
     axes of each output: ``x0`` is the first axis of x, ``x2+`` all of its axes from the third on, and
     ``keep`` the value of the input of that name.  ``gpu``: there are Triton and CUDA kernels, which
     need the shapes; without them the definition runs on CUDA tensors, and TensorRT takes the body.
-    ``triton``: there are Triton kernels at least.  A body that is not ``portable`` is for ONNX Runtime: whoever inserts the operator knows the target.
-    ``dense`` is the body for more than ``most_tokens`` tokens, of operators that have such a limit.
+    ``triton``: there are Triton kernels at least.  A body that is not ``portable`` is for ONNX Runtime:
+    whoever inserts the operator knows the target.  ``dense`` is the body for more than ``most_tokens``
+    tokens, of operators that have such a limit.
     """
 
     name: str

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, fx
+from torch.export import ExportedProgram
 
 from thresher.compiler.analysis.cost import parameters
 from thresher.compiler.contract import Calibration, Context, Options, Pass, PassResult
@@ -56,6 +57,12 @@ class SparsityOptions(Options):
     most_tokens: Annotated[
         int, Field(ge=1, description="skip only where at most so many tokens pass together")
     ] = 1
+    weights: Annotated[
+        Literal["float32", "bfloat16"],
+        Field(
+            description="type in which weights of linears that skip are kept; bfloat16 halves the bytes"
+        ),
+    ] = "float32"
     allow: Annotated[
         bool, Field(description="also where it cannot pay, for experiments with quality")
     ] = False
@@ -132,7 +139,7 @@ class Sparsity(Pass[SparsityOptions]):
         else:
             tensors, told = self._calibrate(program, context, found, chosen, digest)
         skips = self._skips(chosen, tensors, found.ffns)
-        exported = insert(program, skips, self.options.most_tokens, self.name)
+        exported = self._insert(program, skips, self.options.most_tokens)
         file = f"{calibration.numbered(program, self.name)}.safetensors"
         return PassResult(
             dataclasses.replace(program, exported=exported),
@@ -143,6 +150,12 @@ class Sparsity(Pass[SparsityOptions]):
             self.options.model_copy(update={"calibration": Path(file)}),
             Calibration(file, digest, tensors, self.options.facts),
         )
+
+    def _insert(
+        self, program: Program, skips: Mapping[tuple[fx.Node, ...], Skip], most_tokens: int
+    ) -> ExportedProgram:
+        narrow = self.options.weights == "bfloat16"
+        return insert(program, skips, most_tokens, self.name, narrow=narrow)
 
     def _skips(
         self,
@@ -191,7 +204,7 @@ class Sparsity(Pass[SparsityOptions]):
 
             def rise(amount: float) -> float:
                 skips = self._skips(chosen, method.at(amount), found.ffns)
-                changed = insert(program, skips, EVERY_TOKEN, self.name)
+                changed = self._insert(program, skips, EVERY_TOKEN)
                 return judge.rise_of(dataclasses.replace(program, exported=changed))
 
             top = 1.0 if self.options.method == "cett" else MOST
@@ -225,7 +238,7 @@ class Sparsity(Pass[SparsityOptions]):
             entry.name: ((entry.weights + also.get(entry.layer, 0)) / stored, unions[entry.name])
             for entry in chosen
         }
-        verdict = payoff.verdict("cpu", tokens, layers)
+        verdict = payoff.verdict("cpu", tokens, layers, self.options.weights)
         if self.options.allow or (verdict.pays and tokens <= self.options.most_tokens):
             return verdict
         mean = {m: sum(u.get(m, 1.0) for u in unions.values()) / len(unions) for m in MANY}

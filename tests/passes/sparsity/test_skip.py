@@ -169,6 +169,23 @@ def test_a_threshold_of_zero_is_dense_to_the_bit() -> None:
     assert torch.equal(*outputs)
 
 
+@pytest.mark.parametrize(("kind", "method"), [("plain", "teal"), ("llama", "cats")])
+def test_weights_are_kept_in_bfloat16(kind: str, method: str) -> None:
+    """Numbers are those of the float32 graph with rounded weights; thresholds are the same."""
+    program, x = toy(kind), torch.randn(2, TOKENS, WIDTH)
+    wide, narrow = (
+        run(program, method=method, sparsity=0.5, weights=w).program
+        for w in ("float32", "bfloat16")
+    )
+    constants = wide.exported.constants
+    weights = {k: t for k, t in constants.items() if t.dim() == 2}
+    assert len(weights) == (4 if method == "teal" else 3)
+    for name, weight in weights.items():
+        assert narrow.exported.constants[name].dtype == torch.bfloat16
+        constants[name] = weight.bfloat16().float()
+    assert torch.equal(*(p.run({"x": x})["output"] for p in (wide, narrow)))
+
+
 def test_nan_comes_through() -> None:
     result = run(toy("plain"), sparsity=0.5)
     x = torch.randn(1, TOKENS, WIDTH)
