@@ -15,6 +15,7 @@ from thresher.kernels.prune_merge.function import OPERATOR as _PRUNE_MERGE
 from thresher.kernels.redundant_merge.function import OPERATOR as _REDUNDANT_MERGE
 from thresher.kernels.restore_tokens.function import OPERATOR as _RESTORE_TOKENS
 from thresher.kernels.select_diverse.function import OPERATOR as _SELECT_DIVERSE
+from thresher.kernels.sparse_gated_ffn.function import BF16_BY_ACTIVATION as _SPARSE_GATED_FFN_BF16
 from thresher.kernels.sparse_gated_ffn.function import BY_ACTIVATION as _SPARSE_GATED_FFN
 from thresher.kernels.sparse_linear.function import BF16 as _SPARSE_LINEAR_BF16
 from thresher.kernels.sparse_linear.function import COMPACT as _COMPACT_SPARSE_LINEAR
@@ -51,6 +52,7 @@ OPERATORS: dict[str, Operator] = {
         _COMPACT_SPARSE_LINEAR,
         _SPARSE_LINEAR_BF16,
         *_SPARSE_GATED_FFN.values(),
+        *_SPARSE_GATED_FFN_BF16.values(),
     )
 }
 BY_TORCH_NAME = {operator.torch_name: operator for operator in reversed(OPERATORS.values())}

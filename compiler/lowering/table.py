@@ -13,7 +13,7 @@ from onnxscript.onnx_opset import opset20 as op
 
 from thresher.compiler.lowering.prepare import HIDDEN
 from thresher.kernels.registry import DOMAIN, OPERATORS, VERSION
-from thresher.kernels.sparse_gated_ffn.function import BY_ACTIVATION
+from thresher.kernels.sparse_gated_ffn.function import BF16_BY_ACTIVATION, BY_ACTIVATION
 
 
 @cache
@@ -105,7 +105,8 @@ def _sparse_linear(
 def _sparse_gated_ffn(
     x: Any, gate: Any, up: Any, down: Any, threshold: Any, activation: str, most_tokens: int
 ) -> Any:
-    layer = _operator(BY_ACTIVATION[activation].name)
+    operators = BY_ACTIVATION if gate.dtype == x.dtype else BF16_BY_ACTIVATION
+    layer = _operator(operators[activation].name)
     return layer(x, gate, up, down, threshold, most_tokens=most_tokens)
 
 

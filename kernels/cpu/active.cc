@@ -144,7 +144,10 @@ template <class S>
 Wide<S>* sum_of_rows(const Context& context, Arena& arena, const Active<Wide<S>>& channels,
                      const S* matrix, int64_t columns) {
   const int64_t stacked = side_by_side(channels.tokens), size = stacked * columns;
-  const int64_t panel = PANEL / stacked, panels = (columns + panel - 1) / panel;
+  const int64_t most = PANEL / stacked, panels = (columns + most - 1) / most;
+  // Of one width, as parts of a row's length would keep one thread longer than the others.
+  const int64_t even = (columns + std::max<int64_t>(panels, 1) - 1) / std::max<int64_t>(panels, 1);
+  const int64_t panel = (even + LANES - 1) / LANES * LANES;
   const int64_t bytes = channels.count * columns * int64_t{sizeof(S)};
   const int64_t worth = std::min(MOST_PARTS, bytes / PART_BYTES);
   // Narrow matrices are split by rows too; sums do not depend on the number of threads.

@@ -1,4 +1,4 @@
-// SparseSwiGLU, SparseGeGLU and SparseReGLU on the CPU; see reference.py for what they compute.
+// SparseSwiGLU, SparseGeGLU and SparseReGLU on the CPU, also with weights in bfloat16; see reference.py for what they compute.
 #include "cpu/activation.h"
 #include "cpu/active.h"
 #include "cpu/dense.h"
@@ -7,6 +7,9 @@
 namespace thresher {
 namespace {
 
+constexpr const char* const NAMES[][2] = {{"SparseSwiGLU", "SparseSwiGLUBf16"},
+                                          {"SparseGeGLU", "SparseGeGLUBf16"},
+                                          {"SparseReGLU", "SparseReGLUBf16"}};
 constexpr int64_t GRAIN = 1 << 13;  // activations that are worth a thread of their own
 
 template <Activation KIND, class W>
@@ -14,31 +17,35 @@ THRESHER_VECTORISED void activate(W* values, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) values[i] = activated<KIND>(values[i]);
 }
 
-template <Activation KIND>
+// Weights of type S, or of the type T of the tokens.
+template <Activation KIND, class S = void>
 struct Gated {
   template <class T>
   struct Kernel {
+    static constexpr bool NARROW = !std::is_void_v<S>;
     using W = Wide<T>;
-    static constexpr Signature signature{KIND == Activation::SILU   ? "SparseSwiGLU"
-                                         : KIND == Activation::GELU ? "SparseGeGLU"
-                                                                    : "SparseReGLU",
-                                         {TOKENS, TOKENS, TOKENS, TOKENS, ort::FLOAT}, {TOKENS}};
+    using M = std::conditional_t<NARROW, S, T>;
+    static constexpr bool MULTIPLIES = MULTIPLIED<T> && !NARROW;
+    static constexpr ort::Element WEIGHT = NARROW ? ELEMENT<M> : TOKENS;
+    static constexpr Signature signature{NAMES[static_cast<int>(KIND)][NARROW],
+                                         {TOKENS, WEIGHT, WEIGHT, WEIGHT, ort::FLOAT}, {TOKENS}};
 
     explicit Kernel(const Attributes& given) : most_tokens(given.integer("most_tokens")) {
-      if constexpr (MULTIPLIED<T>) {
+      if constexpr (MULTIPLIES) {
         product = std::make_unique<Product>(given, ELEMENT<T>, false);
         by_rows = std::make_unique<Product>(given, ELEMENT<T>, true);
       }
     }
 
     struct Layer {
-      const T *gate, *up, *down;
+      const M *gate, *up, *down;
       int64_t width, neurons, columns;
     };
 
     void compute(const Context& context) const {
-      const Tensor<T> x = context.input<T>(0), gate = context.input<T>(1);
-      const Tensor<T> up = context.input<T>(2), down = context.input<T>(3);
+      const Tensor<T> x = context.input<T>(0);
+      const Tensor<M> gate = context.input<M>(1), up = context.input<M>(2),
+                      down = context.input<M>(3);
       const Tensor<float> limits = context.input<float>(4);
       demand(!x.shape.empty(), "x is [..., I]", x.shape);
       const int64_t width = x.shape.back();
@@ -57,7 +64,7 @@ struct Gated {
       int64_t tokens = 1;
       for (size_t axis = 0; axis + 1 < shape.size(); ++axis) tokens *= shape[axis];
       const float* threshold = tokens > most_tokens ? nullptr : limits.data;
-      if (MULTIPLIED<T> && tokens >= MANY_TOKENS)
+      if (MULTIPLIES && tokens >= MANY_TOKENS)
         return many(context, layer, y, x.data, threshold, tokens);
       for (int64_t at = 0; at < tokens; at += MOST_TOKENS)
         few(context, layer, y + at * layer.columns, x.data + at * width, threshold,
@@ -81,7 +88,7 @@ struct Gated {
     // Everything is multiplied, by zeros too.
     void many(const Context& context, const Layer& layer, T* y, const T* x, const float* threshold,
               int64_t tokens) const {
-      if constexpr (MULTIPLIED<T>) {
+      if constexpr (MULTIPLIES) {
         Arena arena;
         const int64_t size = tokens * layer.neurons;
         T *h = arena.take<T>(size), *hidden = arena.take<T>(size);
@@ -111,6 +118,9 @@ void add_sparse_gated_ffn(const Library& library) {
   add<Gated<Activation::SILU>::Kernel, float, Half, BFloat16, double>(library);
   add<Gated<Activation::GELU>::Kernel, float, Half, BFloat16, double>(library);
   add<Gated<Activation::RELU>::Kernel, float, Half, BFloat16, double>(library);
+  add<Gated<Activation::SILU, BFloat16>::Kernel, float>(library);
+  add<Gated<Activation::GELU, BFloat16>::Kernel, float>(library);
+  add<Gated<Activation::RELU, BFloat16>::Kernel, float>(library);
 }
 
 }  // namespace thresher

@@ -29,7 +29,7 @@ def sparse_gated_ffn(
     if not few_tokens(x, min(most_tokens, MOST_TOKENS)):
         return reference.sparse_gated_ffn(x, gate, up, down, threshold, activation, most_tokens)
     rows = x.reshape(-1, x.shape[-1])
-    h = reference.ACTIVATIONS[activation](rows @ gate)
+    h = reference.ACTIVATIONS[activation](rows @ gate.to(x.dtype))
     hidden = products_of_rows(rows, up, h, threshold)
     y = sum_of_rows(hidden, down, None, x.dtype)
     return y.view(*x.shape[:-1], down.shape[1])

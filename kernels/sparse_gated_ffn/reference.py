@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from thresher.kernels.sparse_linear.reference import few_tokens, small
+from thresher.kernels.sparse_linear.reference import few_tokens, holds_weights_of, small
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
@@ -33,7 +33,7 @@ def sparse_gated_ffn(
 
     Args:
         x: ``[..., I]``.
-        gate: ``[I, F]``.
+        gate: ``[I, F]``; all weights of x's dtype, or bfloat16 beside float32 tokens.
         up: ``[F, I]``, a row for each neuron, so that one that is not needed is one row not read.
         down: ``[F, O]``, finite.
         threshold: ``[F]`` float32.
@@ -47,6 +47,7 @@ def sparse_gated_ffn(
         ValueError: shapes, dtypes or the activation do not fit.
     """
     check(x, gate, up, down, threshold, activation)
+    gate, up, down = (weight.to(x.dtype) for weight in (gate, up, down))
     h = ACTIVATIONS[activation](x @ gate)
     product = h * (x @ up.T)
     if few_tokens(x, most_tokens):
@@ -76,10 +77,11 @@ def check(
             f"sparse_gated_ffn: gate is {found[0]}, up {found[1]} and down ({found[2]}, O) for {width}"
             f" channels and {neurons} thresholds"
         )
-    if threshold.dtype != torch.float32 or any(t.dtype != x.dtype for t in (gate, up, down)):
+    alike = gate.dtype == up.dtype == down.dtype and holds_weights_of(gate.dtype, x.dtype)
+    if threshold.dtype != torch.float32 or not alike:
         raise ValueError(
             f"sparse_gated_ffn: threshold is {threshold.dtype} (float32) and gate, up and down"
-            f" {gate.dtype}, {up.dtype} and {down.dtype} ({x.dtype} as x)"
+            f" {gate.dtype}, {up.dtype} and {down.dtype} ({x.dtype} as x, or all bfloat16 beside float32)"
         )
 
 

@@ -46,6 +46,11 @@ def small(x: Tensor, threshold: Tensor) -> Tensor:
     return x.detach().abs().float() <= threshold
 
 
+def holds_weights_of(dtype: torch.dtype, tokens: torch.dtype) -> bool:
+    """Whether weights of a dtype go with tokens: of the same one, or bfloat16 beside float32."""
+    return dtype == tokens or (dtype == torch.bfloat16 and tokens == torch.float32)
+
+
 def check(x: Tensor, weight: Tensor, threshold: Tensor) -> None:
     """Refuse shapes and dtypes that do not fit."""
     if x.dim() < 1 or weight.dim() != 2 or threshold.dim() != 1:
@@ -58,8 +63,7 @@ def check(x: Tensor, weight: Tensor, threshold: Tensor) -> None:
         raise ValueError(
             f"sparse_linear: x has {width} channels, weight {inputs} and threshold {limits}"
         )
-    narrow = weight.dtype == torch.bfloat16 and x.dtype == torch.float32
-    if threshold.dtype != torch.float32 or not (weight.dtype == x.dtype or narrow):
+    if threshold.dtype != torch.float32 or not holds_weights_of(weight.dtype, x.dtype):
         raise ValueError(
             f"sparse_linear: threshold is {threshold.dtype} (float32) and weight {weight.dtype}"
             f" ({x.dtype} as x, or bfloat16 beside float32)"

@@ -14,6 +14,7 @@ import thresher.kernels.ops  # noqa: F401  (registers the operators)
 from thresher.compiler.analysis.cost import SHARE
 from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.analysis.linears import bias_of, operand, stored_weights, weights_of
+from thresher.compiler.errors import RefusedError
 from thresher.compiler.program import Program
 from thresher.compiler.surgery import Rewriter
 from thresher.passes.sparsity.gated import GatedForm, gated_form
@@ -44,18 +45,27 @@ class Skip:
 
 
 def insert(
-    program: Program, skips: Mapping[tuple[fx.Node, ...], Skip], most_tokens: int, made_by: str
+    program: Program,
+    skips: Mapping[tuple[fx.Node, ...], Skip],
+    most_tokens: int,
+    made_by: str,
+    *,
+    narrow: bool = False,
 ) -> ExportedProgram:
     """The graph with ``sparse_linear`` in place of the given groups of linears.
 
     Each group reads one tensor and has one Skip.  Weights are kept as ``[I, O]``, so that a skipped
     input skips a row.  A network that is skipped by its gate becomes one ``sparse_gated_ffn`` where it
     has that form; elsewhere its hidden tensor is masked by the gate, and only rows of down are skipped.
+    ``narrow`` weights are kept in bfloat16.
+
+    Raises:
+        RefusedError: weights that are no float32 are to be narrow.
     """
     rewriter = Rewriter(program, made_by)
     of = {linear: skip for linears, skip in skips.items() for linear in linears}
     forms = {linear: form for linear, skip in of.items() if (form := skip.form) is not None}
-    constants = _constants(program, of, forms)
+    constants = _constants(program, of, forms, narrow)
     inputs, made = set(program.input_nodes()), dict[str, fx.Node]()
     for node in program.graph.nodes:
         if node.op == "output":
@@ -76,14 +86,26 @@ def insert(
 
 
 def _constants(
-    program: Program, of: Mapping[fx.Node, Skip], forms: Mapping[fx.Node, GatedForm]
+    program: Program,
+    of: Mapping[fx.Node, Skip],
+    forms: Mapping[fx.Node, GatedForm],
+    narrow: bool,
 ) -> dict[str, Tensor]:
     """Weights by input, thresholds and shifted biases, by name."""
+
+    def kept(weight: Tensor, linear: fx.Node) -> Tensor:
+        if narrow and weight.dtype != torch.float32:
+            raise RefusedError(
+                f"{linear.name} has weights in {weight.dtype} and only float32 ones can be kept in"
+                " bfloat16: leave weights=bfloat16 out"
+            )
+        return (weight.bfloat16() if narrow else weight).contiguous()
+
     names = stored_weights(program)
     constants: dict[str, Tensor] = {}
     for linear, weight in zip(of, weights_of(program, list(of)), strict=True):
         skip, bias_at = of[linear], bias_of(linear)
-        constants[f"by_input_{linear.name}"] = weight.T.contiguous()
+        constants[f"by_input_{linear.name}"] = kept(weight.T, linear)
         constants[f"threshold_{linear.name}"] = skip.threshold.float()
         if skip.shift:
             bias = weight.double().sum(1) * skip.shift
@@ -96,8 +118,8 @@ def _constants(
                 weights_of(program, [source.linear])[0][source.start :][: len(skip.threshold)]
                 for source in (forms[linear].gate, forms[linear].up)
             )
-            constants[f"gate_by_input_{linear.name}"] = gate.T.contiguous()
-            constants[f"up_by_neuron_{linear.name}"] = up.contiguous()
+            constants[f"gate_by_input_{linear.name}"] = kept(gate.T, linear)
+            constants[f"up_by_neuron_{linear.name}"] = kept(up, linear)
     return constants
 
 

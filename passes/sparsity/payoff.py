@@ -4,7 +4,8 @@
 token does not need.  The factors of ``cpu`` were measured on an AMD Zen 4 core (AVX-512), one
 thread, fp32, 768 x 3072, weights streamed from memory and not from the cache; for 2 to 8 tokens
 against the dense product of ONNX Runtime, weights cached.  From 16 tokens on a product is bound
-by arithmetic, and the operator runs dense.
+by arithmetic, and the operator runs dense.  Those for weights in bfloat16 and one token are of
+4096 x 11008 on an Intel Xeon, rounded down (docs/benchmarks.md); for more tokens they count as float32.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ CPU: dict[int, Points] = {
     4: ((0.5, 0.84), (0.7, 0.98), (0.9, 2.4), (0.95, 4.5)),
     8: ((0.5, 0.90), (0.7, 0.97), (0.9, 1.6), (0.95, 2.8)),
 }
+CPU_BF16 = CPU | {1: ((0.0, 1.9), (0.3, 2.6), (0.5, 3.5), (0.7, 4.8), (0.9, 13.0))}
 KERNELS: dict[str, dict[int, Points]] = {"cpu": CPU}
+NARROW: dict[str, dict[int, Points]] = {"cpu": CPU_BF16}  # weights in bfloat16
 OTHERS = "all other targets"  # which have no kernel
 WITHOUT = 0.95  # a mask and a dense product: 4 to 18 % slower than the dense product, measured
 LEAST_GAIN = 1.02  # less than this is not worth a changed model
@@ -41,14 +44,14 @@ class Verdict:
         return self.gain >= LEAST_GAIN
 
 
-def factor(target: str, tokens: int, active: float) -> float:
+def factor(target: str, tokens: int, active: float, weights: str = "float32") -> float:
     """k of one linear, where ``tokens`` tokens at once need the share ``active`` of its inputs.
 
     The tables hold shares of one token.  Masks of neighbouring tokens overlap more than by
     chance, so the measured union is turned into the share s that would give it by chance:
     ``1 - s^M = active``.
     """
-    tables = KERNELS.get(target)
+    tables = (NARROW if weights == "bfloat16" else KERNELS).get(target)
     if tables is None:
         return WITHOUT
     if tokens > max(tables):
@@ -71,7 +74,10 @@ def at(unions: Mapping[int, float], tokens: int) -> float:
 
 
 def verdict(
-    target: str, tokens: int, layers: Mapping[str, tuple[float, Mapping[int, float]]]
+    target: str,
+    tokens: int,
+    layers: Mapping[str, tuple[float, Mapping[int, float]]],
+    weights: str = "float32",
 ) -> Verdict:
     """The gain of a whole model.
 
@@ -79,11 +85,12 @@ def verdict(
         target: name of a back end.
         tokens: that pass through the layers together.
         layers: share of the work and active share by M, for each layer.
+        weights: the type in which they are kept.
     """
     rest, spent, active = 1.0, 0.0, 0.0
     whole = sum(share for share, _ in layers.values())
     for share, unions in layers.values():
-        spent += share / factor(target, tokens, at(unions, tokens))
+        spent += share / factor(target, tokens, at(unions, tokens), weights)
         active += share * at(unions, tokens)
     gain = 1 / (rest - whole + spent)
     active = active / whole if whole else 1.0

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, fx
+from torch.export import ExportedProgram
 
 from thresher.compiler.analysis.cost import parameters
 from thresher.compiler.analysis.ffn import FFN
@@ -69,6 +70,12 @@ class SparsityOptions(Options):
     most_tokens: Annotated[
         int, Field(ge=1, description="skip only where at most so many tokens pass together")
     ] = 1
+    weights: Annotated[
+        Literal["float32", "bfloat16"],
+        Field(
+            description="type in which weights of linears that skip are kept; bfloat16 halves the bytes"
+        ),
+    ] = "float32"
     allow: Annotated[
         bool, Field(description="also where it cannot pay, for experiments with quality")
     ] = False
@@ -151,7 +158,7 @@ class Sparsity(Pass[SparsityOptions]):
         else:
             tensors, told = self._calibrate(program, context, found, chosen, digest)
         skips = self._skips(chosen, tensors, found.ffns)
-        exported = insert(program, skips, self.options.most_tokens, self.name)
+        exported = self._insert(program, skips, self.options.most_tokens)
         file = f"{calibration.numbered(program, self.name)}.safetensors"
         return PassResult(
             dataclasses.replace(program, exported=exported),
@@ -162,6 +169,12 @@ class Sparsity(Pass[SparsityOptions]):
             self.options.model_copy(update={"calibration": Path(file)}),
             Calibration(file, digest, tensors, self.options.facts),
         )
+
+    def _insert(
+        self, program: Program, skips: Mapping[tuple[fx.Node, ...], Skip], most_tokens: int
+    ) -> ExportedProgram:
+        narrow = self.options.weights == "bfloat16"
+        return insert(program, skips, most_tokens, self.name, narrow=narrow)
 
     def _skips(
         self,
@@ -214,7 +227,7 @@ class Sparsity(Pass[SparsityOptions]):
 
             def changed(amount: float) -> Program:
                 skips = self._skips(chosen, method.at(spread.at(amount)), found.ffns)
-                exported = insert(program, skips, EVERY_TOKEN, self.name)
+                exported = self._insert(program, skips, EVERY_TOKEN)
                 return dataclasses.replace(program, exported=exported)
 
             kind = criterion.choose(program, data)
@@ -281,7 +294,7 @@ class Sparsity(Pass[SparsityOptions]):
             entry.name: ((entry.weights + also.get(entry.layer, 0)) / stored, unions[entry.name])
             for entry in chosen
         }
-        verdict = payoff.verdict("cpu", tokens, layers)
+        verdict = payoff.verdict("cpu", tokens, layers, self.options.weights)
         if self.options.allow or (verdict.pays and tokens <= self.options.most_tokens):
             return verdict
         mean = {m: sum(u.get(m, 1.0) for u in unions.values()) / len(unions) for m in MANY}

@@ -232,6 +232,27 @@ def test_gated_ffn(
     assert_allclose(found, expected, atol=16 * eps, rtol=4 * eps)
 
 
+@pytest.mark.parametrize("back_end", ONNX)
+@pytest.mark.parametrize("activation", sorted(NAMES))
+@pytest.mark.parametrize("tokens", [1, 3, 9])
+def test_gated_ffn_with_weights_in_bfloat16(back_end: str, activation: str, tokens: int) -> None:
+    rng = np.random.default_rng(tokens)
+    x = rng.standard_normal((tokens, 21)).astype(np.float32)
+    weights = [
+        torch.randn(s, generator=torch.manual_seed(0)) / 5 for s in ((21, 50), (50, 21), (50, 37))
+    ]
+    narrow = [weight.bfloat16() for weight in weights]
+    threshold = np.full(50, 0.1, np.float32)
+    held = [weight.float().numpy() for weight in narrow]
+    expected = oracle.sparse_gated_ffn(x, *held, threshold, activation, 8)
+    found = ops.sparse_gated_ffn(*tensors(x), *narrow, *tensors(threshold), activation, 8)
+    assert_allclose(found, expected, atol=1e-5)
+    given_ = dict(zip(("x", "gate_bf16", "up_bf16", "down_bf16"), (x, *held), strict=True))
+    name = f"{NAMES[activation]}Bf16"
+    (y,) = run(back_end, name, given_ | {"threshold": threshold}, most_tokens=8)
+    assert_allclose(y, expected, atol=1e-5)
+
+
 @everywhere
 def test_nan_keeps_its_neuron(back_end: str) -> None:
     rng = np.random.default_rng(0)

@@ -178,6 +178,8 @@ def test_amdahl() -> None:
     assert payoff.factor("cpu", 1, 0.5) == pytest.approx(1.55)
     assert payoff.factor("cpu", 4, 1 - 0.9**4) == pytest.approx(2.4)
     assert payoff.factor("cpu", 197, 0.01) == 1.0
+    assert payoff.factor("cpu", 1, 1.0, "bfloat16") == pytest.approx(1.9)  # half the bytes
+    assert payoff.factor("cpu", 4, 0.5, "bfloat16") == payoff.factor("cpu", 4, 0.5)
     assert payoff.factor("openvino", 1, 0.1) < 1
     verdict = payoff.verdict("cpu", 1, {"a": (0.3, {1: 0.5}), "b": (0.3, {1: 0.1})})
     assert verdict.gain == pytest.approx(1 / (0.4 + 0.3 / 1.55 + 0.3 / 7.2))

@@ -201,10 +201,28 @@ def test_a_share_of_zero_skips_nothing(method: str) -> None:
     program = toy("gated", "plain")
     result = run(program, method=method, sparsity=0.0)
     assert result.calibration is not None
-    assert not any(tensor.any() for tensor in result.calibration.tensors.values())
+    tensors = result.calibration.tensors
+    assert not any(tensors[name].any() for name in tensors if name.startswith("threshold."))
     x = torch.randn(2, TOKENS, WIDTH)
     dense, skipped = (p.run({"x": x})["output"] for p in (program, result.program))
     torch.testing.assert_close(skipped, dense)
+
+
+@pytest.mark.parametrize(("kind", "method"), [("plain", "teal"), ("llama", "cats")])
+def test_weights_are_kept_in_bfloat16(kind: str, method: str) -> None:
+    """Numbers are those of the float32 graph with rounded weights; thresholds are the same."""
+    program, x = toy(kind), torch.randn(2, TOKENS, WIDTH)
+    wide, narrow = (
+        run(program, method=method, sparsity=0.5, weights=w).program
+        for w in ("float32", "bfloat16")
+    )
+    constants = wide.exported.constants
+    weights = {k: t for k, t in constants.items() if t.dim() == 2}
+    assert len(weights) == (4 if method == "teal" else 3)
+    for name, weight in weights.items():
+        assert narrow.exported.constants[name].dtype == torch.bfloat16
+        constants[name] = weight.bfloat16().float()
+    assert torch.equal(*(p.run({"x": x})["output"] for p in (wide, narrow)))
 
 
 def test_nan_comes_through() -> None:
