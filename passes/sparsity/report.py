@@ -127,7 +127,9 @@ def report(program: Program, context: Context, *, items: int = ITEMS) -> Report:
         )
         for i, (f, w) in enumerate(zip(found.ffns, weights, strict=True))
     )
-    tokens = item_tokens(program)
+    tokens, decodes = item_tokens(program), criterion.is_causal(program)
+    if decodes and tokens == 1:  # with a cache: an item is a prompt as long as the data has them
+        tokens = data.take(ours[:1])[0]["input_ids"].shape[1]
     return Report(
         data.name,
         len(ours),
@@ -136,7 +138,7 @@ def report(program: Program, context: Context, *, items: int = ITEMS) -> Report:
         tokens,
         layers,
         tuple(points),
-        tuple(_verdicts(layers, tokens, criterion.is_causal(program))),
+        tuple(_verdicts(layers, tokens, decodes)),
         tuple(found.refusals),
     )
 
@@ -209,7 +211,7 @@ def item_tokens(program: Program) -> int:
 
 
 def _verdicts(layers: Sequence[Layer], tokens: int, decodes: bool) -> list[Verdict]:
-    """A decoder's step is bound by the weights that it reads, a whole item by arithmetic."""
+    """A decoder's step is bound by the weights that it reads, a prompt or another whole item by arithmetic."""
     found = []
     for target in (*payoff.KERNELS, payoff.OTHERS):
         if decodes:

@@ -136,7 +136,8 @@ def test_the_report_speaks_of_steps(cli: Cli, folder: Path) -> None:
     assert (done.code, done.err) == (0, "")
     found = done.json["sparsity"]
     assert (found["criterion"], found["items"]) == ("perplexity", 9)
-    assert {verdict["tokens"] for verdict in found["verdicts"]} == {1}
+    assert {verdict["tokens"] for verdict in found["verdicts"]} == {1, LENGTH}  # and a prompt
+    assert not any(v["pays"] for v in found["verdicts"] if v["tokens"] == LENGTH)
     weights = SMALL["hidden_size"] * SMALL["intermediate_size"]
     share = weights / sum(p.numel() for p in _model().parameters())
     assert [layer["weights"] for layer in found["layers"]] == pytest.approx([share])

@@ -7,13 +7,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from tests.cli.conftest import Cli
-from tests.models.folders import GROUPED, LANGUAGE, build, save, word_tokenizer
+from tests.passes.sparsity.core_oracle import (
+    IDS,
+    KEPT,
+    KINDS,
+    PROMPT,
+    definition,
+    expected,
+    written,
+)
 from tests.passes.sparsity.toys import toy
 from thresher.compiler import pipeline
 from thresher.compiler.errors import RefusedError, UsageError
@@ -26,27 +31,11 @@ from thresher.runtime.runner import ProgramRunner
 from thresher.runtime.two_graphs import TwoGraphs
 
 pytest.importorskip("transformers")
-KINDS = {
-    "llama": ("LlamaForCausalLM", "LlamaConfig", GROUPED, "mlp.down_proj"),
-    "gpt2": ("GPT2LMHeadModel", "GPT2Config", {**LANGUAGE, "n_inner": 48}, "mlp.c_proj"),
-}
-PROMPT, LENGTH, KEPT = 9, 20, 16
-IDS = np.random.default_rng(3).integers(5, 120, (3, LENGTH))
-
-
-def model(kind: str) -> Any:
-    cls, config, settings, _ = KINDS[kind]
-    return build(cls, config, **settings)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    found = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
-    for kind, place in found.items():
-        save(model(kind), place)
-        word_tokenizer(place)
-        (place / "text.txt").write_text(" ".join(f"w{number}" for number in IDS.flatten()))
-    return found
+    return {kind: written(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
 
 
 @cache
@@ -59,58 +48,6 @@ def made(place: Path, **options: Any) -> Program:
     return pipeline.run(
         loaded(place), parse_recipe(f"passes: [{{core-neurons: {{{settings}}}}}]", "t")
     )
-
-
-def definition(hidden: np.ndarray[Any, Any], statistic: str, share: float) -> list[int]:
-    """The KEPT neurons of ``[N, H]`` float64 in loops, as the papers have them."""
-    width = hidden.shape[1]
-    scores = []
-    for j in range(width):
-        if statistic == "griffin":
-            scores.append(
-                math.sqrt(sum((row[j] / math.sqrt((row**2).sum())) ** 2 for row in hidden))
-            )
-        else:
-            count = 0
-            for row in np.abs(hidden):
-                positive = sorted(row[row > 0], reverse=True)
-                count += row[j] >= positive[max(1, math.ceil(share * len(positive))) - 1]
-            scores.append(float(count))
-    return sorted(sorted(range(width), key=lambda j: -scores[j])[:KEPT])
-
-
-def expected(kind: str, statistic: str, share: float) -> float:
-    """Mean loss behind the prompt with the other neurons at zero there, by transformers in float64."""
-    language = model(kind).double()
-    read: dict[str, np.ndarray[Any, Any]] = {}
-    sets: dict[str, list[int]] | None = None
-
-    def hook(name: str) -> Any:
-        def see(_: Any, given: tuple[Tensor]) -> tuple[Tensor]:
-            (hidden,) = given
-            if sets is None:
-                read[name] = hidden[0].numpy()
-                return (hidden,)
-            masked = torch.zeros_like(hidden)
-            masked[..., sets[name]] = hidden[..., sets[name]]
-            return (torch.cat([hidden[:, :PROMPT], masked[:, PROMPT:]], 1),)
-
-        return see
-
-    for name, module in language.named_modules():
-        if name.endswith(KINDS[kind][3]):
-            module.register_forward_pre_hook(hook(name))
-    losses = []
-    for ids in torch.from_numpy(IDS):
-        sets = None
-        with torch.no_grad():
-            language(input_ids=ids[None, :PROMPT])
-            sets = {name: definition(h, statistic, share) for name, h in read.items()}
-            logits = language(input_ids=ids[None]).logits[0]
-        losses.append(
-            float(torch.nn.functional.cross_entropy(logits[PROMPT - 1 : -1], ids[PROMPT:]))
-        )
-    return float(np.mean(losses))
 
 
 @pytest.mark.parametrize(
@@ -182,37 +119,3 @@ def test_graphs_that_do_not_go_together(folders: dict[str, Path]) -> None:
 def test_a_model_without_prompts_is_refused() -> None:
     with pytest.raises(RefusedError, match="is in no causal language model with a cache"):
         pipeline.run(toy("plain"), parse_recipe("passes: [core-neurons]", "t"))
-
-
-@pytest.mark.slow
-def test_engines_do_the_same_from_the_command_line(
-    cli: Cli, folders: dict[str, Path], tmp_path: Path
-) -> None:
-    source = f"hf:{folders['llama']}"
-    recipe = ("--recipe", "core-neurons", "--set", "keep=0.3333")
-    for graph in ("prompt", "steps"):
-        asked = (*recipe, "--set", f"graph={graph}", "-o", tmp_path / graph)
-        done = cli("optimize", source, *asked)
-        assert done.code == 0, done.err
-        done = cli("export", tmp_path / graph, "-o", tmp_path / f"{graph}.engine")
-        assert done.code == 0, done.err
-    engines = (tmp_path / "prompt.engine", "--steps", tmp_path / "steps.engine")
-    text = ("--data", folders["llama"] / "text.txt", "--size", f"sequence={LENGTH}")
-    judged = ("verify", source, *engines, *text, "--step", "1")
-    done = cli(*judged, "--prompt-tokens", str(PROMPT), "--json")
-    assert done.code == 0, done.err
-    quality = done.json["perplexity"]
-    assert math.log(quality["perplexity_b"]) == pytest.approx(
-        expected("llama", "griffin", 0.4), abs=1e-4
-    )
-    assert (quality["prompt"], quality["windows"]) == (PROMPT, 3)
-    written = cli("run", *engines, "--prompt", "w11 w7 w30", "--tokens", "4", "--json")
-    assert written.code == 0, written.err
-    assert len(written.json["tokens"]) == 4
-    for wrong, said in (
-        (judged, "give --data TEXT and --prompt-tokens N"),
-        ((*judged, "--prompt-tokens", "20"), "leaves nothing of a window of 20 tokens"),
-        (("run", *engines), "--steps goes with --prompt"),
-    ):
-        failed = cli(*wrong)
-        assert (failed.code, said in failed.err) == (2, True), failed.err
