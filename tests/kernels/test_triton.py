@@ -274,7 +274,10 @@ def test_the_kernels_of_merging_compile_for_a_gpu() -> None:
 
 @pytest.mark.slow
 def test_every_kernel_compiles_for_every_gpu() -> None:
-    kernels = "_attend _copy_rows _fuse _merge_rows _nearest _place _rank _select _unit_vectors"
+    kernels = (
+        "_attend _copy_rows _counted _fuse _hidden _merge_rows _nearest _place _rank _select _sorted"
+        " _summed _unit_vectors"
+    )
     check_compiled(compiled(*CAPABILITIES, "--types", "fp16"), kernels, CAPABILITIES)
 
 
