@@ -1,4 +1,4 @@
-"""The picture of ``inspect --image``: which patches survive each block, and which are one token."""
+"""The picture of ``inspect --image``: which patches survive each block, which are one token, and what each costs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ COLUMNS = 4
 INCHES, GAP, TITLE = 2.4, 0.1, 0.22  # width of a panel, space beside it, height of its title
 HEAD, FOOT = 0.4, 0.35  # heights of the headline and of the legend
 LARGEST_SIDE = 448  # pixels that a panel shows; smaller images are enlarged to whole multiples
+HEATED = 0.65  # how much of a panel of shares is their colour
 FADED = 0.25  # how much of a dropped patch's picture is left
 GONE = np.array([0.55, 0.60, 0.75])  # blue-grey: no picture in grey has it
 AROUND, PLAIN = "#ff7f0e", "#808080"  # lines round merged patches, and between others
@@ -37,6 +38,32 @@ class Stage:
 
     title: str
     owner: Grid
+
+    def painted(self, image: Image) -> Image:
+        """The image as this panel shows it."""
+        return paint(image, self.owner)
+
+
+@dataclass(frozen=True)
+class Heat:
+    """How much of something each patch takes: ``share [rows, columns]`` from 0 to 1."""
+
+    title: str
+    share: NDArray[np.float64]
+
+    @property
+    def owner(self) -> Grid:
+        """Every patch by itself."""
+        return np.arange(self.share.size).reshape(self.share.shape)
+
+    def painted(self, image: Image) -> Image:
+        """The image in grey under the colours of the shares."""
+        from matplotlib import colormaps
+
+        colours = colormaps["viridis"](enlarge(self.share, image.shape[:2]))[..., :3]
+        grey: Image = image.mean(axis=2, keepdims=True)
+        mixed: Image = (1 - HEATED) * grey + HEATED * colours
+        return mixed
 
 
 def grid_shape(patches: int, height: int, width: int) -> tuple[int, int]:
@@ -113,8 +140,8 @@ def _merged(owner: Grid) -> NDArray[np.bool_]:
     return shared
 
 
-def draw(path: Path, image: Image, found: Sequence[Stage], headline: str) -> None:
-    """Write one PNG: the image, then a panel for every stage.
+def draw(path: Path, image: Image, found: Sequence[Stage | Heat], headline: str) -> None:
+    """Write one PNG: the image, then a panel for every stage and every map of shares.
 
     Raises:
         UsageError: the file cannot be written.
@@ -138,12 +165,12 @@ def draw(path: Path, image: Image, found: Sequence[Stage], headline: str) -> Non
         left = GAP + column * (INCHES + GAP)
         bottom = height - HEAD - (row + 1) * (tall + TITLE) - row * GAP
         box = (left / width, bottom / height, INCHES / width, tall / height)
-        _panel(figure.add_axes(box), shown if stage is first else paint(shown, stage.owner), stage)
+        _panel(figure.add_axes(box), shown if stage is first else stage.painted(shown), stage)
     with atomic_file(path) as partial:
         figure.savefig(partial, format="png", facecolor="white")
 
 
-def _panel(panel: Axes, image: Image, stage: Stage) -> None:
+def _panel(panel: Axes, image: Image, stage: Stage | Heat) -> None:
     from matplotlib.collections import LineCollection
 
     rows, columns = stage.owner.shape
@@ -155,8 +182,11 @@ def _panel(panel: Axes, image: Image, stage: Stage) -> None:
     panel.set_axis_off()
 
 
-def _legend(found: Sequence[Stage]) -> str:
-    said = []
+def _legend(panels: Sequence[Stage | Heat]) -> str:
+    found = [panel for panel in panels if isinstance(panel, Stage)]
+    said = ["dark to light: none to all of the learners run"] if len(found) < len(panels) else []
+    if not found:
+        return said[0]
     if any((stage.owner < 0).any() for stage in found):
         said.append("blue-grey: the patch's token was dropped")
     if any(_merged(stage.owner).any() for stage in found):

@@ -11,6 +11,8 @@ import typer
 
 from thresher.cli import options
 from thresher.cli.console import progress, show, show_json, table
+from thresher.cli.learners import draw_words, read_words, show_words
+from thresher.cli.learners import show_rows as show_learners
 from thresher.cli.opening import axis_sizes, open_program
 from thresher.cli.sparsity import draw as draw_sparsity
 from thresher.cli.sparsity import measure, show_report
@@ -25,6 +27,9 @@ def inspect(
     source: options.Source,
     image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Follow the patches of this image.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="SENTENCE", help="Tell what each token of it runs.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="PNG", help="The picture to write.")
@@ -55,7 +60,8 @@ def inspect(
     leaving them out is worth on each target.
 
     The picture has a panel for every block that changes the tokens: dropped patches are greyed out,
-    patches that became one token have one colour.
+    patches that became one token have one colour; and one for every adaptive network: the lighter, the
+    more learners a patch runs. --text tells, and with -o draws, the same for the tokens of a text.
     """
     if sparsity != (data is not None):
         raise UsageError("--sparsity and --data go together: give the data to measure on")
@@ -65,15 +71,25 @@ def inspect(
         given = context.get_parameter_source(name)
         if given is not None and given.name == "COMMANDLINE":
             raise UsageError(f"--{name} is for --sparsity: give it too, or leave --{name} out")
-    if not sparsity and (image is None) != (output is None):
+    if text is not None and (sparsity or graph or image is not None):
+        raise UsageError("--text is a report of its own: leave out --image, --graph and --sparsity")
+    if not sparsity and text is None and (image is None) != (output is None):
         raise UsageError(
             "--image and -o go together: give the image to follow and the PNG to write"
         )
+    told: dict[str, Any]
     with progress() as tell:
         program = open_program(source, options.wishes(weights, resolution, length), tell)
-        if data is not None:
+        if text is not None:
+            tokens, runs = read_words(program, text)
+            told = {"tokens": tokens}
+            if output is not None:
+                most = max(run.most for run in runs)
+                draw_words(output, tokens, most, program.info.source)
+                told["picture"] = str(output)
+        elif data is not None:
             found = measure(program, data, limit, seed, tell)
-            told: dict[str, Any] = {"sparsity": found.to_json()}
+            told = {"sparsity": found.to_json()}
             if output is not None:
                 draw_sparsity(found, output)
                 told["picture"] = str(output)
@@ -82,12 +98,16 @@ def inspect(
             return
         elif image is not None and output is not None:
             tell("following the tokens", 0, 0)
-            stages = picture(program, image, output)
-            told = {"picture": str(output), "stages": stages}
+            stages, learners = picture(program, image, output)
+            told = {"picture": str(output), "stages": stages, "learners": learners}
         else:
             told = anatomy(program, axis_sizes(size))
     if json:
         show_json("inspect", {"source": source, **told})
+    elif text is not None:
+        show_words(text, tokens)
+        if output is not None:
+            show(f"written: {output}")
     elif data is not None:
         show_report(source, found)
         if output is not None:
@@ -96,26 +116,38 @@ def inspect(
         title = f"{image} through {source}"
         words = {"alive": "patches alive", "merged": "merged into others", "dropped": "dropped"}
         _show_rows(title, stages, layer="block", tokens="tokens", **words)
+        if learners:
+            show_learners(f"Learners that tokens run, {image}", learners)
         show(f"written: {output}")
     else:
         _show(source, told)
 
 
-def picture(program: Program, image: Path, output: Path) -> list[dict[str, int]]:
-    """Draw the patches of an image through a reduced Program; returns counts for each stage."""
+def picture(
+    program: Program, image: Path, output: Path
+) -> tuple[list[dict[str, int]], list[dict[str, Any]]]:
+    """Draw the patches of an image through a Program; returns counts for each stage and each adaptive network."""
     import numpy as np
     import torch
 
     from thresher.cli.draw import draw, grid_shape, stages
     from thresher.cli.inputs import image_sample
+    from thresher.cli.learners import heats, rows, runs_of
+    from thresher.compiler.analysis.sites import find_sites
     from thresher.compiler.ledger import final_positions, token_maps
 
-    if not program.ledger:
-        raise UsageError(
-            f"{program.info.source} drops and merges no tokens, so there is nothing to draw:"
-            " give a folder that 'thresher optimize' wrote"
-        )
     feeds, pixels = image_sample(program.info.preprocessing, image)
+    runs = runs_of(program, feeds)
+    if not program.ledger and not runs:
+        raise UsageError(
+            f"{program.info.source} drops and merges no tokens, and all cost alike, so there is nothing"
+            " to draw: give a folder that 'thresher optimize' wrote"
+        )
+    headline = f"{image.name} through {program.info.source}"
+    if not program.ledger:
+        panels = heats(runs, find_sites(program).protected, *pixels.shape[:2])
+        draw(output, pixels, panels, headline)
+        return [], rows(runs)
     maps = token_maps(program, {name: torch.from_numpy(array) for name, array in feeds.items()})
     tokens = maps[0].slot.shape[1]
     where = [positions[0] for positions in final_positions(maps, tokens)]
@@ -124,8 +156,9 @@ def picture(program: Program, image: Path, output: Path) -> list[dict[str, int]]
     titles = [f"after block {m.entry.layer}: {m.kept.shape[1]} of {tokens} tokens" for m in maps]
     found = stages(titles, where, first.protected, shape)
     methods = ", ".join(dict.fromkeys(entry.method for entry in program.ledger))
-    draw(output, pixels, found, f"{image.name} through {program.info.source}, {methods}")
-    return [
+    warm = heats(runs, first.protected, *pixels.shape[:2]) if runs else []
+    draw(output, pixels, [*found, *warm], f"{headline}, {methods}")
+    counts = [
         {
             "layer": m.entry.layer,
             "tokens": m.kept.shape[1],
@@ -135,6 +168,7 @@ def picture(program: Program, image: Path, output: Path) -> list[dict[str, int]]
         }
         for m, stage in zip(maps, found, strict=True)
     ]
+    return counts, rows(runs)
 
 
 def anatomy(program: Program, sizes: Mapping[str, int] | None = None) -> dict[str, Any]:

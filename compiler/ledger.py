@@ -27,8 +27,8 @@ class TokenMap:
         return np.where(before < 0, -1, moved)
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps the results of the ledger's nodes."""
+class Recorder(fx.Interpreter):
+    """Runs a graph and keeps the results of nodes by name."""
 
     def __init__(self, module: fx.GraphModule, wanted: set[str]) -> None:
         super().__init__(module)
@@ -49,7 +49,7 @@ def token_maps(program: Program, inputs: Mapping[str, torch.Tensor]) -> list[Tok
     """
     import thresher.kernels.ops  # noqa: F401
 
-    recorder = _Recorder(program.exported.graph_module, {entry.node for entry in program.ledger})
+    recorder = Recorder(program.exported.graph_module, {entry.node for entry in program.ledger})
     with torch.inference_mode():
         recorder.run(*program.placeholder_values(inputs))
     return [

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thresher.kernels.adaptive_gated_mlp import reference as _adaptive_gated_mlp
 from thresher.kernels.adaptive_mlp import reference as _adaptive_mlp
 from thresher.kernels.bipartite_merge import reference as _merge
 from thresher.kernels.class_attention import reference as _class_attention
@@ -106,8 +107,8 @@ _register(
     "(Tensor x, Tensor k, Tensor w1, Tensor b1, Tensor w2, str activation) -> Tensor",
 )
 _register(
-    _adaptive_mlp.adaptive_gated_mlp,
-    _adaptive_mlp.fake_gated,
+    _adaptive_gated_mlp.adaptive_gated_mlp,
+    _adaptive_gated_mlp.fake,
     "(Tensor x, Tensor k, Tensor w1, Tensor b1, Tensor v, Tensor c, Tensor w2, str activation)"
     " -> Tensor",
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from thresher.kernels.adaptive_mlp.function import GATED as _ADAPTIVE_GATED_MLP
-from thresher.kernels.adaptive_mlp.function import PLAIN as _ADAPTIVE_MLP
+from thresher.kernels.adaptive_gated_mlp.function import OPERATOR as _ADAPTIVE_GATED_MLP
+from thresher.kernels.adaptive_mlp.function import OPERATOR as _ADAPTIVE_MLP
 from thresher.kernels.bipartite_merge.function import BY_INDEX as _BIPARTITE_MERGE
 from thresher.kernels.bipartite_merge.function import BY_RANK as _RANKED_BIPARTITE_MERGE
 from thresher.kernels.class_attention.function import OPERATOR as _CLASS_ATTENTION

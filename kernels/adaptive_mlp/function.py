@@ -1,4 +1,4 @@
-"""``adaptive_mlp`` and its gated sibling in standard ONNX operators: tokens sorted by how many learners they run.
+"""``adaptive_mlp`` in standard ONNX operators: tokens sorted by how many learners they run.
 
 Sorted by counting, as there are few counts and TensorRT's TopK ends at 3,840.  Learner n then works on
 the first ``c_n = #{k > n}`` rows, one contiguous product without masks.  The
@@ -72,11 +72,6 @@ _LEARNER = """
 """
 
 _PLAIN = "hidden{n} = Identity (bent{n})"
-_GATED = """v_{n} = Gather (v, i{n})
-    c_{n} = Gather (c, i{n})
-    opened{n} = MatMul (in{n}, v_{n})
-    factor{n} = Add (opened{n}, c_{n})
-    hidden{n} = Mul (bent{n}, factor{n})"""
 
 # The rows of the learners from n on: those of n + 1 are the first of them.
 _ADD = """
@@ -110,7 +105,8 @@ def body(factor: str, learners: int = 4, activation: str = "gelu") -> str:
     return "".join([*parts, _BACK])
 
 
-def _operator(name: str, torch_name: str, factor: str, **opened: str) -> Operator:
+def operator(name: str, torch_name: str, factor: str, **opened: str) -> Operator:
+    """An operator whose learners make ``hidden{n}`` of ``bent{n}`` and of the inputs ``opened`` by ``factor``."""
     return Operator(
         name=name,
         torch_name=torch_name,
@@ -119,11 +115,9 @@ def _operator(name: str, torch_name: str, factor: str, **opened: str) -> Operato
         shapes={"y": "x0 x1 x2"},
         attributes={"learners": int, "activation": str},
         body=partial(body, factor),
-        triton=False,
         cuda=False,
         product=True,
     )
 
 
-PLAIN = _operator("AdaptiveMLP", "adaptive_mlp", _PLAIN)
-GATED = _operator("AdaptiveGatedMLP", "adaptive_gated_mlp", _GATED, v="T", c="T")
+OPERATOR = operator("AdaptiveMLP", "adaptive_mlp", _PLAIN)

@@ -1,6 +1,4 @@
-"""Definitions of ``adaptive_mlp`` and ``adaptive_gated_mlp``: the module of Wójcik et al., "Adaptive
-Computation Modules", AAAI 2025, of plain and of gated networks (Shazeer, "GLU Variants Improve
-Transformer", 2020, whose names the weights have)."""
+"""Definition of ``adaptive_mlp``: the module of Wójcik et al., "Adaptive Computation Modules", AAAI 2025."""
 
 from __future__ import annotations
 
@@ -32,33 +30,12 @@ def adaptive_mlp(
     check(x, k, w1, b1, w2, activation)
     act, y = ACTIVATIONS[activation], torch.zeros_like(x)
     for n in range(w1.shape[0]):
-        y = _add(y, k > n, act(x @ w1[n] + b1[n]) @ w2[n])
+        y = add_where(y, k > n, act(x @ w1[n] + b1[n]) @ w2[n])
     return y
 
 
-def adaptive_gated_mlp(
-    x: Tensor,
-    k: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    v: Tensor,
-    c: Tensor,
-    w2: Tensor,
-    activation: str,
-) -> Tensor:
-    """``y[b, t] = sum over n < k[b, t] of (act(x[b, t] w1[n] + b1[n]) * (x[b, t] v[n] + c[n])) w2[n]``.
-
-    ``v [L, D, H]`` and ``c [L, H]`` are the factor that no activation bends; all else is as in
-    :func:`adaptive_mlp`.
-    """
-    check_gated(x, k, w1, b1, v, c, w2, activation)
-    act, y = ACTIVATIONS[activation], torch.zeros_like(x)
-    for n in range(w1.shape[0]):
-        y = _add(y, k > n, (act(x @ w1[n] + b1[n]) * (x @ v[n] + c[n])) @ w2[n])
-    return y
-
-
-def _add(y: Tensor, runs: Tensor, one: Tensor) -> Tensor:
+def add_where(y: Tensor, runs: Tensor, one: Tensor) -> Tensor:
+    """One learner's results ``[B, N, D]`` added where ``runs [B, N]``."""
     return y + torch.where(runs[..., None], one, torch.zeros_like(one))
 
 
@@ -78,27 +55,7 @@ def check(x: Tensor, k: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, activation: 
         )
 
 
-def check_gated(
-    x: Tensor, k: Tensor, w1: Tensor, b1: Tensor, v: Tensor, c: Tensor, w2: Tensor, activation: str
-) -> None:
-    """Refuse what does not fit together."""
-    check(x, k, w1, b1, w2, activation)
-    if v.shape != w1.shape or c.shape != b1.shape:
-        raise ValueError(
-            f"adaptive_gated_mlp wants v and c as w1 {list(w1.shape)} and b1 {list(b1.shape)}, not"
-            f" {list(v.shape)} and {list(c.shape)}"
-        )
-
-
 def fake(x: Tensor, k: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, activation: str) -> Tensor:
     """Shape and dtype of the result."""
     check(x, k, w1, b1, w2, activation)
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def fake_gated(
-    x: Tensor, k: Tensor, w1: Tensor, b1: Tensor, v: Tensor, c: Tensor, w2: Tensor, activation: str
-) -> Tensor:
-    """Shape and dtype of the result."""
-    check_gated(x, k, w1, b1, v, c, w2, activation)
     return torch.empty_like(x, memory_format=torch.contiguous_format)

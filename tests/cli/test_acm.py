@@ -22,8 +22,28 @@ def test_one_command_converts_and_trains(cli: Cli, made: Made, tmp_path: Path) -
     assert first["details"]["macs"] < first["details"]["dense_macs"]
     assert done.json["prediction"]["macs"] == first["details"]["macs"]
     assert listing(tmp_path) == ["adaptive"]
-    shown = cli("inspect", out, "--json")
+    assert listing(out) == ["acm.safetensors", "program.pt2", "program.yaml", "recipe.yaml"]
+
+    picture = tmp_path / "learners.png"
+    shown = cli("inspect", out, "--image", made.image, "-o", picture, "--json")
     assert shown.code == 0, shown.err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    told = shown.json["learners"]
+    assert [row["network"] for row in told] == list(first["details"]["networks"])
+    assert all(sum(row["tokens"]) == 37 for row in told)
+    run = [n * count for row in told for n, count in enumerate(row["tokens"])]
+    assert sum(row["share"] for row in told) == pytest.approx(sum(run) / 37 / 4)
+
+    recipe = ("optimize", SOURCE, "--recipe", out / "recipe.yaml", "-o")
+    assert cli(*recipe, tmp_path / "again").code == 0
+    for name in ("acm.safetensors", "recipe.yaml"):
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
+    less = (*recipe, tmp_path / "less", "--set", "budget=0.25")
+    assert "budget=0.5, and for 0.25 they must be tilted on data" in cli(*less).err
+    done = cli(*less, "--learn-data", made.data, "--json")
+    assert done.code == 0, done.err
+    assert done.json["passes"][0]["details"]["macs"] < first["details"]["macs"]
+    assert cli("inspect", SOURCE, "--text", "a b").code == 2
 
 
 @pytest.mark.parametrize(

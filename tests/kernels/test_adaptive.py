@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch.library import opcheck
 
 import thresher.kernels.ops  # noqa: F401
+from tests.kernels import triton_back_end
 from tests.kernels.back_ends import run
 from tests.kernels.cases import Array
 from thresher.kernels.registry import OPERATORS, Operator, called
@@ -27,6 +28,7 @@ FAST = settings(
     max_examples=25, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
 )  # fmt: skip
+FEW = settings(FAST, max_examples=4)
 
 
 class Case(NamedTuple):
@@ -130,6 +132,35 @@ def on(back_end: str, case: Case) -> Array:
     attributes = {"learners": len(case.weights["b1"]), "activation": case.activation}
     (y,) = run(back_end, case.operator.name, case.arguments, **attributes)
     return y
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_triton_kernels(gated: bool, activation: str) -> None:
+    """Several blocks of tokens, counts below 0 and above L, and dead tokens in between."""
+    k = np.random.default_rng(2).integers(-1, 5, 150)
+    case = made(3, (2, 75), k, activation, 0, "float32", gated)
+    (y,) = triton_back_end.run(case.operator.name, case.arguments, activation=activation)
+    assert_allclose(y, call(case, np.float64), atol=SINGLE * 64)
+    assert_array_equal(y[case.k <= 0], 0)
+
+
+@FEW
+@given(case=cases(dtype="float16"))
+def test_the_triton_kernels_in_half_precision(case: Case) -> None:
+    (y,) = triton_back_end.run(case.operator.name, case.arguments, activation=case.activation)
+    assert y.dtype == np.float16
+    assert_allclose(y, oracle(case), atol=HALF * 64)
+
+
+def test_the_sort_is_stable() -> None:
+    device = triton_back_end.device()
+    from thresher.kernels.gpu.learners import sort_by_count
+
+    k = np.random.default_rng(3).integers(0, 5, 1000)
+    order, runs = sort_by_count(torch.from_numpy(k).to(device), 4)
+    assert_array_equal(order.cpu(), np.argsort(-k, kind="stable"))
+    assert_array_equal(runs.cpu(), -np.sort(-k))
 
 
 @everywhere

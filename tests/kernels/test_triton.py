@@ -310,8 +310,8 @@ def test_the_kernels_of_skipping_compile_for_a_gpu() -> None:
 @pytest.mark.slow
 def test_every_kernel_compiles_for_every_gpu() -> None:
     kernels = (
-        "_add_up _attend _copy_rows _fuse _merge_rows _nearest _place _products_of_rows _rank _select"
-        " _sum_of_rows _unit_vectors"
+        "_add_up _attend _copy_rows _counted _fuse _hidden _merge_rows _nearest _place"
+        " _products_of_rows _rank _select _sorted _sum_of_rows _summed _unit_vectors"
     )
     check_compiled(compiled(*CAPABILITIES, "--types", "fp16"), kernels, CAPABILITIES)
 

@@ -38,6 +38,11 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
         yield "class_attention", (metric, metric, bias, 0.125, 0)
     for fuse in (True, False):
         yield "keep_tokens", (x, size, 150, 1, fuse)
+    learners = torch.empty(4, 384, 384).to(dtype)
+    for act in ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu"):
+        yield "adaptive_mlp", (x, x[..., 0].long(), learners, learners[:, 0], learners, act)
+    both = (learners, learners[:, 0])
+    yield "adaptive_gated_mlp", (x, x[..., 0].long(), *both, *both, learners, "silu")
     yield "prune_merge", (x, size, size, 180, 150, 1)
     yield "gather_tokens", (x, index)
     yield "restore_tokens", (x[:, :120], index, x[:, :150])

@@ -1,0 +1,22 @@
+"""``adaptive_gated_mlp`` in Triton; see reference.py for what it computes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from thresher.kernels.adaptive_gated_mlp.reference import check
+from thresher.kernels.gpu.learners import run_learners
+from thresher.kernels.gpu.shapes import demand
+
+
+def adaptive_gated_mlp(
+    x: Tensor, k: Tensor, w1: Tensor, b1: Tensor, v: Tensor, c: Tensor, w2: Tensor, activation: str
+) -> Tensor:
+    """The definition's result, for float16, bfloat16 and float32.
+
+    Raises:
+        ValueError: shapes that do not fit, or an unknown activation.
+    """
+    check(x, k, w1, b1, v, c, w2, activation)
+    demand("adaptive_gated_mlp", "k", k, x.shape[:2])
+    return run_learners(x, k, (w1, b1), (v, c), w2, activation)

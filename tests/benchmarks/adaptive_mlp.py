@@ -1,0 +1,139 @@
+"""The function body of ``AdaptiveMLP`` against a dense network cut into the same learners, in ONNX Runtime.
+
+Width 768, four learners of 768 neurons; every token runs a binomial number of them.  Realised over
+ideal: dense time over adaptive time, times the share of the learners that run.
+
+    python -m tests.benchmarks.adaptive_mlp [--rounds 20] [--threads 1 2] [--tokens 197 788]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.helper as make
+import onnx.numpy_helper
+
+from tests.benchmarks.common import say
+from thresher.kernels.registry import DOMAIN, OPERATORS, VERSION
+from thresher.runtime.backends.onnx_runtime import CPU, session_options
+from thresher.runtime.conditions import conditions, load_average
+from thresher.runtime.measure import Plan, interleave, warm_up
+from thresher.runtime.stats import paired_ratio
+from thresher.runtime.tables import markdown
+
+OPSET, LEARNERS, WIDTH, HIDDEN = 20, 4, 768, 768
+BUDGETS = (1.0, 0.75, 0.6, 0.5, 0.4, 0.25)
+KIND = {"learners": LEARNERS, "activation": "gelu"}
+
+
+def weights() -> dict[str, np.ndarray]:
+    """Of all learners, as the operator takes them."""
+    rng = np.random.default_rng(0)
+    up = rng.standard_normal((LEARNERS, WIDTH, HIDDEN), np.float32) / WIDTH**0.5
+    down = rng.standard_normal((LEARNERS, HIDDEN, WIDTH), np.float32) / HIDDEN**0.5
+    return {"w1": up, "b1": np.zeros((LEARNERS, HIDDEN), np.float32), "w2": down}
+
+
+def adaptive(tokens: int) -> bytes:
+    """One node with its body; inputs x and k."""
+    operator = OPERATORS["AdaptiveMLP"]
+    node = make.make_node(operator.kind(KIND), list(operator.inputs), ["y"], domain=DOMAIN, **KIND)
+    return _model([node], weights(), tokens, [operator.function(OPSET, attributes=KIND)], k=True)
+
+
+def dense(tokens: int) -> bytes:
+    """The same learners one after another, for every token."""
+    nodes, held = list[onnx.NodeProto](), dict[str, np.ndarray]()
+    for n in range(LEARNERS):
+        held |= {f"{name}_{n}": array[n] for name, array in weights().items()}
+        nodes += [
+            make.make_node("MatMul", ["x", f"w1_{n}"], [f"product{n}"]),
+            make.make_node("Add", [f"product{n}", f"b1_{n}"], [f"sum{n}"]),
+            make.make_node("Gelu", [f"sum{n}"], [f"hidden{n}"]),
+            make.make_node("MatMul", [f"hidden{n}", f"w2_{n}"], [f"out{n}"]),
+        ]
+        if n:
+            total = "y" if n == LEARNERS - 1 else f"total{n}"
+            before = "out0" if n == 1 else f"total{n - 1}"
+            nodes.append(make.make_node("Add", [before, f"out{n}"], [total]))
+    return _model(nodes, held, tokens, [], k=False)
+
+
+def _model(
+    nodes: Sequence[onnx.NodeProto],
+    held: dict[str, np.ndarray],
+    tokens: int,
+    functions: Sequence[onnx.FunctionProto],
+    *,
+    k: bool,
+) -> bytes:
+    shape, real = [1, tokens, WIDTH], onnx.TensorProto.FLOAT
+    given = [make.make_tensor_value_info("x", real, shape)]
+    if k:
+        given.append(make.make_tensor_value_info("k", onnx.TensorProto.INT64, shape[:2]))
+    constants = [onnx.numpy_helper.from_array(array, name) for name, array in held.items()]
+    graph = make.make_graph(
+        nodes, "ffn", given, [make.make_tensor_value_info("y", real, shape)], constants
+    )
+    opsets = [make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)]
+    made = make.make_model(graph, opset_imports=opsets, functions=functions, ir_version=10)
+    return bytes(made.SerializeToString())
+
+
+def calls(tokens: int, threads: int) -> tuple[list[Callable[[], Any]], list[float]]:
+    """The dense network, then the adaptive one at each budget; and the shares that they run."""
+    import onnxruntime as ort
+
+    whole, cut = (
+        ort.InferenceSession(model, session_options(threads, None), providers=[CPU])
+        for model in (dense(tokens), adaptive(tokens))
+    )
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((1, tokens, WIDTH), np.float32)
+    chosen = [rng.binomial(LEARNERS, budget, (1, tokens)) for budget in BUDGETS]
+    every = np.full((1, tokens), LEARNERS)
+    (expected,), (found,) = whole.run(None, {"x": x}), cut.run(None, {"x": x, "k": every})
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    made: list[Callable[[], Any]] = [partial(whole.run, None, {"x": x})]
+    made += [partial(cut.run, None, {"x": x, "k": k}) for k in chosen]
+    return made, [float(k.mean()) / LEARNERS for k in chosen]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads")
+    options.add_argument("--tokens", type=int, nargs="+", default=[197, 788])
+    options.add_argument("--rounds", type=int, default=20, help="timed rounds, at least 6")
+    args = options.parse_args(argv)
+    load, clock = load_average(), time.perf_counter
+    plan = Plan(rounds=args.rounds, seconds=600.0, warm_up=6)
+    rows = []
+    for tokens in args.tokens:
+        for threads in args.threads:
+            say(f"{tokens} tokens, {threads} threads")
+            timed, shares = calls(tokens, threads)
+            warmed = [warm_up(call, plan, clock) for call in timed]
+            whole, *cut = interleave(timed, warmed, plan, clock)
+            ratios = [paired_ratio(whole, times) for times in cut]
+            spoken = [
+                f"{ratio.median:.2f} of {1 / share:.2f} = {ratio.median * share:.2f}"
+                for ratio, share in zip(ratios, shares, strict=True)
+            ]
+            rows.append(
+                [str(tokens), str(threads), f"{1e3 * float(np.median(whole)):.2f}", *spoken]
+            )
+            say(f"  {rows[-1]}")
+    heads = [f"budget {budget:g}" for budget in BUDGETS]
+    print(markdown(["tokens", "threads", "dense ms", *heads], rows))
+    where = conditions(max(args.threads), load)
+    print(f"\n- {where.cpu}, {where.usable} cores, load {load or 0:.1f}")
+
+
+if __name__ == "__main__":
+    main()
