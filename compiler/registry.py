@@ -26,6 +26,7 @@ BUILT_IN = {
     "max-min": "thresher.passes.tokens.methods:MaxMin",
     "pitome": "thresher.passes.tokens.methods:Pitome",
     "random": "thresher.passes.tokens.methods:RandomDrop",
+    "skip-tokens": "thresher.passes.depth.skip_tokens:SkipTokens",
     "tome": "thresher.passes.tokens.methods:Tome",
     "sparsity": "thresher.passes.sparsity.skip:Sparsity",
     "topk-norm": "thresher.passes.tokens.methods:TopkNorm",

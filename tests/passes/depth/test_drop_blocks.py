@@ -20,9 +20,12 @@ from thresher.compiler.analysis.cost import total_macs
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.errors import RefusedError, UsageError, VerdictError
 from thresher.compiler.pipeline import optimize
-from thresher.compiler.program import PassRecord, Program
+from thresher.compiler.program import PassRecord, Program, SourceInfo
 from thresher.compiler.recipe import parse_recipe
+from thresher.compiler.trace import trace
+from thresher.models.data import Dataset
 from thresher.passes.depth.drop_blocks import DropBlocks, DropOptions
+from thresher.passes.depth.influence import influences
 
 DATA = Context(data=noise(), batch=5)
 LAYERS = 4
@@ -196,6 +199,38 @@ def test_a_second_run_is_refused() -> None:
         0,
         "blocks were left out already",
     )
+
+
+class Masked(nn.Module):
+    """The mask is made behind the first tokens; padding is told by an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor, real: Tensor) -> Tensor:
+        x = self.norm(x)
+        mask = torch.where(real[:, None, None, :] > 0, 0.0, -1e9)
+        q, k, v = (p.unflatten(-1, (2, -1)).transpose(1, 2) for p in self.qkv(x).chunk(3, -1))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return x + y.transpose(1, 2).flatten(2)
+
+
+def test_padding_is_left_out_of_the_measure() -> None:
+    made, axes = Masked().eval(), {"x": {0: "batch"}, "real": {0: "batch"}}
+    arrays, _ = noise().take(range(8))
+    given = {"x": torch.from_numpy(arrays["x"]), "real": torch.ones(8, TOKENS, dtype=torch.int64)}
+    given["real"][:, 4:] = 0
+    masked = trace(made, given, dynamic=axes, info=SourceInfo("masked"))
+    data = Dataset(
+        "padded", 8, None, lambda chosen: {k: v[list(chosen)].numpy() for k, v in given.items()}
+    )
+    (part,) = blocks(find_branches(masked))
+    (found,) = influences(masked, [part], Context(data=data, batch=4), range(8), "drop-blocks")
+    with torch.no_grad():
+        before, behind = (t[:, :4].double() for t in (made.norm(given["x"]), made(**given)))
+    cosine = F.cosine_similarity(before, behind, dim=-1).mean()
+    assert found == pytest.approx(1 - float(cosine), rel=1e-5)
 
 
 class Plain(nn.Module):
