@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from thresher.compiler.analysis.sites import TOKEN_AXIS, Sites
+from thresher.compiler.analysis.sites import TOKEN_AXIS, Sites, origin
 from thresher.compiler.program import Program
 from thresher.passes.depth.spans import Span
 from thresher.passes.tokens.budget import Count, Limits
@@ -44,6 +44,8 @@ class Bypass(Reduction):
         self.probes = {key: self._constants(key, probe) for key, probe in probes.items()}
         self.made: dict[str, fx.Node] = {}
         self.inputs = set(program.input_nodes())
+        padding = sites.padding
+        self.mask = [] if padding is None else origin(program.graph, padding)
 
     def _constants(self, part: str, probe: Tensor) -> tuple[str, str]:
         names = tuple(f"router_{what}_{part.replace('.', '_')}" for what in ("weight", "bias"))
@@ -51,6 +53,8 @@ class Bypass(Reduction):
         return names[0], names[1]
 
     def _visit(self, node: fx.Node) -> None:
+        if node in self.rewriter.map:
+            return  # part of a mask that was needed before its turn
         if node in self.inputs and not self.made:
             self.made = {key: self.rewriter.constant(key, t) for key, t in self.constants.items()}
         super()._visit(node)
@@ -102,6 +106,8 @@ class Bypass(Reduction):
             )
         if self.sites.padding is None:
             return score
+        for node in self.mask:
+            self._visit(node)
         real = validity(self.rewriter, self.rewriter.map[self.sites.padding])
         return self.rewriter.inline(
             lambda s, n: torch.where(n > 0, s, torch.full_like(s, LOWEST)), score, real

@@ -125,14 +125,12 @@ class SkipTokens(Pass[SkipOptions]):
 
     def _spans(self, program: Program, sites: Sites) -> tuple[list[Span], list[Refusal]]:
         if any(record.name == self.name and record.applied for record in program.history):
-            return [], [
-                Refusal("(graph)", "tokens skip blocks already: start from the original model")
-            ]
+            again = "tokens skip blocks already: start from the original model"
+            return [], [Refusal("(graph)", again)]
         branches = find_branches(program)
-        whole = self.options.part == "block"
-        parts = [
-            p for p in (blocks if whole else halves)(branches) if whole or p.name.endswith("ffn")
-        ]
+        parts = blocks(branches)
+        if self.options.part == "ffn":
+            parts = [half for half in halves(branches) if half.branches[0].kind == "ffn"]
         if not parts or sites.root is None:
             none = Refusal("(graph)", "no block was found that tokens could skip")
             return [], sites.refusals or [none]
@@ -164,7 +162,8 @@ class SkipTokens(Pass[SkipOptions]):
             spent = (outside + inside + inserted) / dense
             if spent <= self.options.flops:
                 share = (tokens - gone - sites.protected) / (tokens - sites.protected)
-                return count if isinstance(sites.tokens, int) else budget.share(share)
+                fixed = isinstance(sites.tokens, int)
+                return count if fixed else budget.share(share).rounded(self.options.multiple)
         raise VerdictError(
             f"the budget flops={self.options.flops:g} cannot be met: with one token running through"
             f" {len(spans)} blocks {spent:.3f} of the work remains; name more blocks (layers=...) or ask"

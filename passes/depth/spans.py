@@ -52,33 +52,34 @@ def find_spans(
 
 
 def _objection(sites: Sites, span: Span) -> str | None:
-    value = span.before.meta["val"]
-    if len(span.part.spans) > 1 or value.dim() != 3:
+    if len(span.part.spans) > 1 or span.before.meta["val"].dim() != 3:
         return "is no single stretch of the residual stream [B, N, C]"
     if sites.token_axes(span.before) != {TOKEN_AXIS: 0}:
-        return (
-            "runs over another token axis than most blocks: put this pass before other token passes"
-        )
+        return "has other tokens than most blocks: windows, or some that were reduced before"
+    return _needs_all(sites, span) or _read_inside(sites, span)
+
+
+def _needs_all(sites: Sites, span: Span) -> str | None:
+    """Whether something in a span needs every token in its place."""
     streams = {site.stream for site in sites.sites}
     for branch in span.part.branches:
         if branch.kind == "attention" and branch.out not in streams:
-            reasons = {refusal.node: refusal.reason for refusal in sites.refusals}
-            attentions = [n for n in span.inner if n.target is SDPA]
-            known = [reasons[n.name] for n in [*attentions, branch.out] if n.name in reasons]
-            return (
-                f"needs every token: {known[0] if known else 'its attention is none that is known'}"
-            )
+            why = {refusal.node: refusal.reason for refusal in sites.refusals}
+            places = [n for n in span.inner if n.target is SDPA or n is branch.out]
+            known = [why[node.name] for node in places if node.name in why]
+            return f"needs every token: {known[0] if known else 'its attention is not known'}"
     for use in sites.axes.uses:
-        ours = use.node in span.inner and use.operand in span.inner | {span.before}
-        if (
-            ours
-            and use.kind == "mix"
-            and use.node.target is not SDPA
-            and use.axis in sites.token_axes(use.operand)
-        ):
+        within = use.node in span.inner and use.operand in span.inner | {span.before}
+        mixes = use.kind == "mix" and use.node.target is not SDPA
+        if within and mixes and use.axis in sites.token_axes(use.operand):
             return f"needs every token: {use.node.name} {use.why}"
+    return None
+
+
+def _read_inside(sites: Sites, span: Span) -> str | None:
+    """Whether tokens are read between the ends of a span by what stands outside of it."""
     for node in span.inner - {span.behind}:
-        outside = [u for u in node.users if u not in span.inner and sites.carries_tokens(u)]
-        if outside or any(u.op == "output" for u in node.users):
-            return f"is read inside: {node.name} goes to {[*outside, 'the outputs'][0]}"
+        for user in node.users:
+            if user not in span.inner and (user.op == "output" or sites.carries_tokens(user)):
+                return f"is read inside: {node.name} goes to {user.name}"
     return None

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
-import networkx as nx
 import torch
 from torch import Tensor, fx
 
 import thresher.kernels.ops  # noqa: F401  (registers the operators that the graph may call)
-from thresher.compiler.analysis.sites import dataflow, find_sites
+from thresher.compiler.analysis.sites import find_sites, origin
 from thresher.compiler.program import Program
 from thresher.passes.tokens.sizes import visible
 
@@ -25,7 +24,7 @@ class Tapped(fx.Interpreter):
         super().__init__(program.exported.graph_module)
         self.program = program
         padding = find_sites(program).padding
-        self._mask = [] if padding is None else _made_by(program.graph, padding)
+        self._mask = [] if padding is None else origin(program.graph, padding)
         self._alive: Tensor | None = None
         self._taps: Taps = {}
 
@@ -61,9 +60,3 @@ class Tapped(fx.Interpreter):
         if alive is None or tuple(value.shape[:-1]) != tuple(alive.shape):
             return wide.reshape(-1, value.shape[-1])
         return wide[alive]
-
-
-def _made_by(graph: fx.Graph, node: fx.Node) -> list[fx.Node]:
-    """The calls that a node's value comes from, in order, itself the last."""
-    needed = nx.ancestors(dataflow(graph), node) | {node}
-    return [n for n in graph.nodes if n in needed and n.op == "call_function"]

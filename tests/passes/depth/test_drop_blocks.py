@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -216,17 +217,24 @@ class Masked(nn.Module):
         return x + y.transpose(1, 2).flatten(2)
 
 
-def test_padding_is_left_out_of_the_measure() -> None:
-    made, axes = Masked().eval(), {"x": {0: "batch"}, "real": {0: "batch"}}
+def masked() -> tuple[Masked, Program, dict[str, Tensor]]:
+    """Model, Program and inputs whose first four tokens are real."""
     arrays, _ = noise().take(range(8))
     given = {"x": torch.from_numpy(arrays["x"]), "real": torch.ones(8, TOKENS, dtype=torch.int64)}
     given["real"][:, 4:] = 0
-    masked = trace(made, given, dynamic=axes, info=SourceInfo("masked"))
-    data = Dataset(
-        "padded", 8, None, lambda chosen: {k: v[list(chosen)].numpy() for k, v in given.items()}
-    )
-    (part,) = blocks(find_branches(masked))
-    (found,) = influences(masked, [part], Context(data=data, batch=4), range(8), "drop-blocks")
+    made, axes = Masked().eval(), {"x": {0: "batch"}, "real": {0: "batch"}}
+    return made, trace(made, given, dynamic=axes, info=SourceInfo("masked")), given
+
+
+def test_padding_is_left_out_of_the_measure() -> None:
+    made, padded, given = masked()
+
+    def read(chosen: Sequence[int]) -> dict[str, Any]:
+        return {key: value[list(chosen)].numpy() for key, value in given.items()}
+
+    (part,) = blocks(find_branches(padded))
+    context = Context(data=Dataset("padded", 8, None, read), batch=4)
+    (found,) = influences(padded, [part], context, range(8), "drop-blocks")
     with torch.no_grad():
         before, behind = (t[:, :4].double() for t in (made.norm(given["x"]), made(**given)))
     cosine = F.cosine_similarity(before, behind, dim=-1).mean()
@@ -248,6 +256,11 @@ class Plain(nn.Module):
 def test_long_skips_are_no_branches() -> None:
     long = traced(Toy(Block(), Block(), skip=True))
     assert len(find_branches(long)) == 4
+
+
+def test_causal_models_are_taken() -> None:
+    causal = traced(Toy(Block(causal=True), Block(causal=True), pool="mean"))
+    assert run(causal, Context(), drop=[1]).details["dropped"] == ["1"]
 
 
 def test_what_cannot_be() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.compiler.lowered import error, on_onnxruntime, on_openvino, proto
 from tests.compiler.toys import TOKENS, Block, Toy, traced
-from tests.passes.depth.test_drop_blocks import DATA, LAYERS, PostNorm, model, program, x
+from tests.passes.depth.test_drop_blocks import DATA, LAYERS, PostNorm, masked, model, program, x
 from tests.passes.sparsity.toys import ITEMS, noise
 from thresher.compiler.analysis.cost import total_macs
 from thresher.compiler.contract import Context, PassResult
@@ -153,8 +153,19 @@ def test_what_cannot_be() -> None:
         run(program(), Context())
 
 
-def test_fewer_blocks_and_skipped_ones_go_together() -> None:
-    text = "passes: [drop-blocks: {drop: [2]}, skip-tokens: {layers: [2], router: random}]"
+def test_padding_passes_by_before_any_real_token() -> None:
+    """Room for all real tokens: they are what they are in the dense model."""
+    _, padded, given = masked()
+    made = run(padded, Context(), layers=(0,), capacity=0.5, router="random").program
+    found, want = made.run(given)["output"], padded.run(given)["output"]
+    torch.testing.assert_close(found[:, :4], want[:, :4])
+    assert not torch.allclose(found[:, 4:], want[:, 4:])
+
+
+@pytest.mark.slow
+def test_other_passes_before_and_behind() -> None:
+    text = "passes: [drop-blocks: {drop: [2]}, skip-tokens: {layers: [0], router: random}, tome: {r: 2}]"
     made = optimize(program(), parse_recipe(text, "test"))
-    assert [record.applied for record in made.history] == [1, 1]
+    assert [record.applied for record in made.history] == [1, 1, 2]
+    assert "already reduces it" in made.history[2].refused[0].reason
     assert made.run({"x": x()})["output"].shape == (3, 4)
