@@ -29,6 +29,7 @@ BUILT_IN = {
     "pitome": "thresher.passes.tokens.methods:Pitome",
     "random": "thresher.passes.tokens.methods:RandomDrop",
     "relufy": "thresher.passes.sparsity.relufy:Relufy",
+    "skip-tokens": "thresher.passes.depth.skip_tokens:SkipTokens",
     "tome": "thresher.passes.tokens.methods:Tome",
     "sparsity": "thresher.passes.sparsity.skip:Sparsity",
     "topk-norm": "thresher.passes.tokens.methods:TopkNorm",

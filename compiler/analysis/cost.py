@@ -257,13 +257,14 @@ def cost_model(graph: fx.Graph, sites: Sites) -> CostModel:
             continue
         dense += macs
         segment = 0 if node in restored else sum(node in nodes for nodes in behind.values())
-        terms[segment][_degree(sites, node) if segment else 0] += macs
+        terms[segment][token_degree(sites, node) if segment else 0] += macs
     return CostModel(
         hint_of(sites.tokens) if sites.sites else 1, {s: dict(d) for s, d in terms.items()}, dense
     )
 
 
-def _degree(sites: Sites, node: fx.Node) -> int:
+def token_degree(sites: Sites, node: fx.Node) -> int:
+    """The power of the token count with which a node's work grows: 0, 1 or 2."""
     if node.target is SDPA:
         operands = [a for a in node.args[:2] if isinstance(a, fx.Node)]
         return sum(

@@ -528,7 +528,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
             "thresher::bipartite_merge", "thresher::keep_tokens", "thresher::prune_merge",
-            "thresher::select_diverse", "thresher::redundant_merge",
+            "thresher::select_diverse", "thresher::redundant_merge", "thresher::restore_tokens",
         ),
         _reduced,
     ),

@@ -149,6 +149,12 @@ def dataflow(graph: fx.Graph) -> nx.DiGraph[fx.Node]:
     return flow
 
 
+def origin(graph: fx.Graph, node: fx.Node) -> list[fx.Node]:
+    """The calls that a node's value comes from, in program order, its own the last."""
+    needed = nx.ancestors(dataflow(graph), node) | {node}
+    return [n for n in graph.nodes if n in needed and n.op == "call_function"]
+
+
 def find_sites(program: Program) -> Sites:
     """Search a Program for reduction sites; never raises: what is wrong is in ``refusals``."""
     axes = infer(program.graph)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, fx
 
 import thresher.kernels.ops  # noqa: F401  (registers the operators that the graph may call)
-from thresher.compiler.analysis.sites import SDPA, Attention, find_sites
+from thresher.compiler.analysis.sites import SDPA, Attention, find_sites, origin
 from thresher.compiler.program import Program
 from thresher.kernels.class_attention.reference import class_attention
 from thresher.passes.tokens.sizes import visible
@@ -26,22 +26,22 @@ class Tapped(fx.Interpreter):
         self.extra_traceback = False  # what a tap raises stays one sentence
         self.program = program
         sites = find_sites(program)
-        self._padding, self.class_token = sites.padding, sites.class_token
+        self.class_token = sites.class_token
+        self._mask = [] if sites.padding is None else origin(program.graph, sites.padding)
         self._alive: Tensor | None = None
         self._taps: Taps = {}
         self._attended: tuple[Tensor, Tensor, Tensor | None, float] | None = None
 
     def outputs(self, inputs: Mapping[str, Tensor], taps: Taps) -> dict[str, Tensor]:
         """Outputs by name."""
-        self._taps, self._alive = taps, None
+        arguments = self.program.placeholder_values(inputs)
         with torch.inference_mode():
-            results: Sequence[Tensor] = self.run(*self.program.placeholder_values(inputs))
+            self._taps, self._alive = taps, self._visible(arguments)
+            results: Sequence[Tensor] = self.run(*arguments)
         return dict(zip([spec.name for spec in self.program.outputs], results, strict=True))
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if n is self._padding:
-            self._alive = visible(value) > 0
         if n.target is SDPA:
             found = Attention(n)
             mask = None if found.mask is None else self.env[found.mask]
@@ -54,6 +54,17 @@ class Tapped(fx.Interpreter):
     def alive(self) -> Tensor | None:
         """``[B, N]`` bool of the last run: which tokens are no padding; None if nothing says so."""
         return self._alive
+
+    def _visible(self, arguments: Sequence[Tensor]) -> Tensor | None:
+        """``[B, N]`` bool from the mask, which the graph may compute behind the first tokens."""
+        if not self._mask:
+            return None
+        places = (n for n in self.program.graph.nodes if n.op == "placeholder")
+        values: dict[fx.Node, Any] = dict(zip(places, arguments, strict=True))
+        for node in self._mask:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = cast(Callable[..., Any], node.target)(*args, **kwargs)
+        return visible(values[self._mask[-1]]) > 0
 
     def rows(self, value: Tensor) -> Tensor:
         """``[..., C] -> [T, C]`` float32 or wider: the vectors of all tokens that are no padding."""

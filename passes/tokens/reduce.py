@@ -41,13 +41,14 @@ _TO_END = 2**63 - 1
 
 @dataclass
 class Version:
-    """The tokens after one reduction (version 0: all of them)."""
+    """The tokens after one reduction of those of ``parent`` (version 0: all of them)."""
 
     x: fx.Node
     count: fx.Node | int
     size: fx.Node | None
     step: StepResult | None = None
     before: fx.Node | None = None
+    parent: int = 0
     followers: dict[tuple[fx.Node, int], fx.Node] = field(default_factory=dict)
     positions: fx.Node | None = None
 
@@ -86,6 +87,7 @@ class Reduction:
         self.masks: dict[fx.Node, fx.Node | None] = {}
         self.dense_map: dict[fx.Node, fx.Node] = {}
         self.ledger: list[LedgerEntry] = []
+        self.constants: dict[str, torch.Tensor] = {}
         flow = dataflow(program.graph)
         assert sites.root is not None
         self.stream = nx.descendants(flow, sites.root) | {sites.root}
@@ -103,15 +105,19 @@ class Reduction:
             if node is self.sites.root:
                 x = self.rewriter.map[node]
                 self.versions = [Version(x, x.meta["val"].shape[TOKEN_AXIS], None)]
-            if node in self.schedule:
-                self._reduce(node, *self.schedule[node])
+            self._behind(node)
         outputs = [
             self._dense(n)
             if restore_outputs and self.sites.carries_tokens(n)
             else self.rewriter.map[n]
             for n in self.program.output_nodes()
         ]
-        return self.rewriter.finish(outputs), tuple(self.ledger)
+        return self.rewriter.finish(outputs, self.constants), tuple(self.ledger)
+
+    def _behind(self, node: fx.Node) -> None:
+        """What happens to tokens behind a node that was just copied."""
+        if node in self.schedule:
+            self._reduce(node, *self.schedule[node])
 
     # --- copying under versions ---------------------------------------------------------------
 
@@ -183,8 +189,10 @@ class Reduction:
             kept = current.step.kept
             current.positions = (
                 kept
-                if version == 1
-                else self.rewriter.emit(aten.gather.default, self._positions(version - 1), 1, kept)
+                if current.parent == 0
+                else self.rewriter.emit(
+                    aten.gather.default, self._positions(current.parent), 1, kept
+                )
             )
         return current.positions
 
@@ -310,7 +318,7 @@ class Reduction:
         result = self.step.emit(self._site_view(site, current, x, keep), keep, count.pruned)
         self.versions.append(
             Version(
-                result.x, self.rewriter.size(result.x, TOKEN_AXIS), result.size, result, before=x
+                result.x, self.rewriter.size(result.x, TOKEN_AXIS), result.size, result, x, version
             )
         )
         self.version_of[stream] = len(self.versions) - 1
@@ -338,6 +346,14 @@ class Reduction:
         sized = self.step.merges or self.step.empties
         return initial_sizes(self.rewriter, x) if sized else None
 
+    def _since_the_first(self, version: int) -> list[Version]:
+        """The reductions behind a version, in order."""
+        chain: list[Version] = []
+        while version:
+            chain.append(self.versions[version])
+            version = chain[-1].parent
+        return chain[::-1]
+
     def _dense(self, node: fx.Node) -> fx.Node:
         """A node's value with every token in its place again."""
         if node in self.dense_map:
@@ -349,7 +365,7 @@ class Reduction:
         reduced = self.rewriter.map[node]
         if node in self.trunk or node in self.schedule:
             dense = restore.restore(
-                self.rewriter, reduced, self.versions[1 : version + 1], self.step.drops
+                self.rewriter, reduced, self._since_the_first(version), self.step.drops
             )
         else:
             operands = {

@@ -1,4 +1,4 @@
-"""``optimize --recipe drop-blocks``: measured once, made again by name; and mistakes in one sentence."""
+"""``drop-blocks`` and ``skip-tokens``: measured once, made again from what was saved; mistakes."""
 
 from __future__ import annotations
 
@@ -42,3 +42,25 @@ def test_mistakes(
     done = cli("optimize", SOURCE, "--recipe", "drop-blocks", *arguments, "-o", tmp_path / "out")
     assert (done.code, said in done.err) == (code, True), done.err
     assert listing(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_tokens_skip_blocks_and_the_saved_fit_needs_no_data(
+    cli: Cli, made: Made, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    asked = ("optimize", SOURCE, "--recipe", "skip-tokens", "--set", "layers=1,2")
+    done = cli(*asked, "--learn-data", made.data, "--flops", "0.8", "-o", first, "--json")
+    assert done.code == 0, done.err
+    assert 0.7 < 1 / done.json["prediction"]["ideal"] <= 0.8
+    assert listing(first) == [
+        "program.pt2",
+        "program.yaml",
+        "recipe.yaml",
+        "skip-tokens.safetensors",
+    ]
+    again = cli("optimize", SOURCE, "--recipe", first / "recipe.yaml", "-o", second, "--json")
+    assert again.code == 0, again.err
+    graphs = [cli("inspect", folder, "--graph").out for folder in (first, second)]
+    assert graphs[0] == graphs[1]
+    assert cli("export", second, "-o", tmp_path / "engine").code == 0

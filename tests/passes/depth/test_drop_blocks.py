@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -20,9 +21,12 @@ from thresher.compiler.analysis.cost import total_macs
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.errors import RefusedError, UsageError, VerdictError
 from thresher.compiler.pipeline import optimize
-from thresher.compiler.program import PassRecord, Program
+from thresher.compiler.program import PassRecord, Program, SourceInfo
 from thresher.compiler.recipe import parse_recipe
+from thresher.compiler.trace import trace
+from thresher.models.data import Dataset
 from thresher.passes.depth.drop_blocks import DropBlocks, DropOptions
+from thresher.passes.depth.influence import influences
 
 DATA = Context(data=noise(), batch=5)
 LAYERS = 4
@@ -198,6 +202,45 @@ def test_a_second_run_is_refused() -> None:
     )
 
 
+class Masked(nn.Module):
+    """The mask is made behind the first tokens; padding is told by an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor, real: Tensor) -> Tensor:
+        x = self.norm(x)
+        mask = torch.where(real[:, None, None, :] > 0, 0.0, -1e9)
+        q, k, v = (p.unflatten(-1, (2, -1)).transpose(1, 2) for p in self.qkv(x).chunk(3, -1))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return x + y.transpose(1, 2).flatten(2)
+
+
+def masked() -> tuple[Masked, Program, dict[str, Tensor]]:
+    """Model, Program and inputs whose first four tokens are real."""
+    arrays, _ = noise().take(range(8))
+    given = {"x": torch.from_numpy(arrays["x"]), "real": torch.ones(8, TOKENS, dtype=torch.int64)}
+    given["real"][:, 4:] = 0
+    made, axes = Masked().eval(), {"x": {0: "batch"}, "real": {0: "batch"}}
+    return made, trace(made, given, dynamic=axes, info=SourceInfo("masked")), given
+
+
+def test_padding_is_left_out_of_the_measure() -> None:
+    made, padded, given = masked()
+
+    def read(chosen: Sequence[int]) -> dict[str, Any]:
+        return {key: value[list(chosen)].numpy() for key, value in given.items()}
+
+    (part,) = blocks(find_branches(padded))
+    context = Context(data=Dataset("padded", 8, None, read), batch=4)
+    (found,) = influences(padded, [part], context, range(8), "drop-blocks")
+    with torch.no_grad():
+        before, behind = (t[:, :4].double() for t in (made.norm(given["x"]), made(**given)))
+    cosine = F.cosine_similarity(before, behind, dim=-1).mean()
+    assert found == pytest.approx(1 - float(cosine), rel=1e-5)
+
+
 class Plain(nn.Module):
     """Linears without a residual stream."""
 
@@ -213,6 +256,11 @@ class Plain(nn.Module):
 def test_long_skips_are_no_branches() -> None:
     long = traced(Toy(Block(), Block(), skip=True))
     assert len(find_branches(long)) == 4
+
+
+def test_causal_models_are_taken() -> None:
+    causal = traced(Toy(Block(causal=True), Block(causal=True), pool="mean"))
+    assert run(causal, Context(), drop=[1]).details["dropped"] == ["1"]
 
 
 def test_what_cannot_be() -> None:
