@@ -30,7 +30,8 @@ class Block(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = functional.scaled_dot_product_attention(q, k, v)
         x = x + self.projection(mixed.transpose(1, 2).reshape(batch, tokens, WIDTH))
-        return x + self.down(functional.gelu(self.up(self.second_norm(x))))
+        hidden: Tensor = self.down(functional.gelu(self.up(self.second_norm(x))))
+        return x + hidden
 
 
 class CompactTransformer(nn.Module):
