@@ -69,6 +69,9 @@ class Toy(nn.Module):
         if self.pool == "dense":
             dense: torch.Tensor = self.head(x)
             return dense
+        if self.pool == "sequence":
+            read: torch.Tensor = self.head((x[..., :1].softmax(dim=1) * x).sum(dim=1))
+            return read
         logits: torch.Tensor = self.head(x[:, 0] if self.pool == "class" else x.mean(dim=1))
         return logits
 

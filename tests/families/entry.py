@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-Pooling = Literal["class", "mean", "attention", "tokens"]
+Pooling = Literal["class", "mean", "attention", "sequence", "tokens"]
 Dynamic = Mapping[str, Mapping[int, str]]
 
 _TABLES = ("token", "pos_embed", "position_embeddings", "latent", "bias_table")

@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from .decisions import Method, diverse, hash_score, keep, merge, merge_redundant, prune_merge
+from .decisions import (
+    Method,
+    diverse,
+    hash_score,
+    keep,
+    merge,
+    merge_redundant,
+    prune_by_votes,
+    prune_merge,
+    sample,
+)
 from .entry import Entry
 from .oracle import Reduced, reduced_outputs
 from .shorten import shortened_logits
@@ -322,6 +332,30 @@ def test_max_min_by_hand() -> None:
     padded = [1.0, 1.0, 1.0, 0.0, 0.0, 1.0]
     step = diverse(range(20, 26), x, padded, prefix=1, count=4)
     assert step.sequence == [20, 21, 22, 23, 25]  # padding only once nothing else is left
+
+
+def test_sampling_by_hand() -> None:
+    worth = torch.tensor([9.0, 0.7, 0.1, 0.1, 0.1])
+    # quantiles 1/6, 3/6 and 5/6 meet cumulative shares 0.7, 0.8, 0.9 and 1: the first takes two
+    capped = sample(range(20, 25), worth, [1.0] * 5, prefix=1, count=3, capped=True)
+    assert (capped.sequence, capped.dropped) == ([20, 21, 22], [23, 24])
+    filled = sample(range(20, 25), worth, [1.0] * 5, prefix=1, count=3, capped=False)
+    assert filled.sequence == [20, 21, 22, 23]
+    padded = sample(range(20, 25), worth, [1, 0, 1, 1, 1], prefix=1, count=3, capped=False)
+    assert padded.sequence == [20, 22, 23, 24]
+
+
+def test_votes_by_hand() -> None:
+    attention = torch.tensor([[0.1, 0.4, 0.3, 0.15, 0.05]]).expand(1, 5, 5)
+    metric = torch.eye(5)
+    metric[0] = metric[2]  # the last but one in importance repeats a more important token
+
+    def left(similar: int) -> list[int]:
+        ones = [1.0] * 5
+        return prune_by_votes(range(5), attention, metric, ones, 0, 4, 5, similar, None).sequence
+
+    assert left(similar=1) == [1, 2, 3, 4]
+    assert left(similar=0) == [0, 1, 2, 3]
 
 
 def test_the_hash_has_no_ties() -> None:

@@ -8,11 +8,12 @@ be lost unnoticed.  Models come in float64, the precision in which the oracle co
 
 from __future__ import annotations
 
+from .cct import COMPACT
 from .entry import Entry
 from .hf_zoo import HUGGING_FACE
 from .timm_zoo import TIMM
 
-ENTRIES: tuple[Entry, ...] = TIMM + HUGGING_FACE
+ENTRIES: tuple[Entry, ...] = (*TIMM, COMPACT, *HUGGING_FACE)
 BY_NAME: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
 REDUCIBLE: tuple[Entry, ...] = tuple(entry for entry in ENTRIES if entry.refused is None)
 REFUSED: tuple[Entry, ...] = tuple(entry for entry in ENTRIES if entry.refused is not None)

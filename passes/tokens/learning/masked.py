@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from thresher.compiler.analysis.sites import SDPA, Attention, Sites
 from thresher.compiler.program import Program
-from thresher.passes.tokens.sizes import MASKED, size_weighted, visible
+from thresher.passes.tokens.sizes import MASKED, size_weighted, size_weighted_shares, visible
 
 aten = torch.ops.aten
 
@@ -66,6 +66,9 @@ class MaskedForward(fx.Interpreter):
         if self._pools(n):
             return self._pool(n)
         value = super().run_node(n)
+        if n in self.sites.shares and self._alive is not None:
+            ((axis, offset),) = self.sites.token_axes(n).items()
+            return size_weighted_shares(value, self._sizes() * self._alive, axis, -offset)
         if n is self.sites.padding:
             self._size = visible(value)
             self._alive = (self._size > 0).float()

@@ -33,6 +33,9 @@ def _item(model: Toy, x: Tensor, sites: dict[int, Site], prefix: int) -> Tensor:
         out: Tensor = model.head(model.norm(tokens[0]))
         return out
     weights = [a * s for a, s in zip(alive, size, strict=True)]
+    if model.pool == "sequence":
+        worth = [math.exp(float(model.norm(t)[0])) for t in tokens]
+        weights = [w * e for w, e in zip(weights, worth, strict=True)]
     pooled = sum(model.norm(t) * w for t, w in zip(tokens, weights, strict=True))
     out = model.head(pooled / sum(weights))
     return out

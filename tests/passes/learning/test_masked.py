@@ -34,7 +34,7 @@ def policy(counts: tuple[int, int]) -> Policy:
     return Policy(*counts, torch.tensor(mask, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("pool", ["class", "mean"])
+@pytest.mark.parametrize("pool", ["class", "mean", "sequence"])
 @pytest.mark.parametrize("counts", POLICIES)
 def test_equals_the_oracle(pool: str, counts: dict[int, tuple[int, int]]) -> None:
     model, program = double(pool)
