@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from typing import Any
 
 import onnx
@@ -37,6 +38,15 @@ def images(batch: int, tokens: int = TOKENS) -> dict[str, torch.Tensor]:
     return {"x": torch.randn(batch, tokens, WIDTH, generator=generator)}
 
 
+@cache
+def lowered(pool: str, method: str | None) -> tuple[Program, onnx.ModelProto]:
+    """Lowered once for all back ends."""
+    program = traced(Toy(pool=pool))
+    if method is not None:
+        program = reduced(program, method, keep=0.7)
+    return program, proto(program)
+
+
 @pytest.mark.parametrize("back_end", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("pool", ["class", "mean", "dense"])
 @pytest.mark.parametrize(
@@ -46,10 +56,7 @@ def test_lowered_equals_eager(back_end: str, pool: str, method: str | None) -> N
     pytest.importorskip(back_end)
     if method == "evit" and pool == "mean":
         pytest.skip("there is no class token to score by")
-    program = traced(Toy(pool=pool))
-    if method is not None:
-        program = reduced(program, method, keep=0.7)
-    model = proto(program)
+    program, model = lowered(pool, method)
     for batch in (1, 3):
         assert error(RUN[back_end](model, images(batch)), program, images(batch)) < CLOSE
     assert len(ours(model)) >= len(program.ledger)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir
 import pytest
 import torch
 
@@ -18,6 +21,8 @@ from tests.families.traced import cast, program
 from tests.families.zoo import BY_NAME, REDUCIBLE, REFUSED
 from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.contract import Context, PassResult
+from thresher.compiler.lowering import inlined, to_onnx
+from thresher.compiler.lowering.ties import order_ties
 from thresher.compiler.program import Program
 from thresher.passes.tokens.ats import Ats, AtsOptions
 from thresher.passes.tokens.diffrate import DiffRate, DiffRateOptions
@@ -66,6 +71,7 @@ CASES = [
 ]
 
 
+@lru_cache(maxsize=2)  # neighbouring tests ask for the same
 def reduce(
     name: str, method: str, dtype: torch.dtype = torch.float64, **budget: Any
 ) -> tuple[Program, PassResult]:
@@ -194,7 +200,8 @@ def test_eager_onnxruntime_and_openvino_agree(name: str, method: str) -> None:
         if refused_here(name, method, result):
             return
         subject = result.program
-    runners = {"onnxruntime": onnxruntime_of(subject), "openvino": openvino_of(subject)}
+    model = onnx_ir.to_proto(to_onnx(subject))
+    runners = {"onnxruntime": onnxruntime_of(model), "openvino": openvino_of(model)}
     lengths = (None, 23) if _is_text(entry.name) else (None,)
     for batch in (1, 3, 8):
         for length in lengths:
@@ -214,33 +221,30 @@ def _is_text(name: str) -> bool:
     return name in ("hf:bert", "hf:modernbert")
 
 
-def onnxruntime_of(subject: Program) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    import onnx_ir
+def onnxruntime_of(
+    model: onnx.ModelProto,
+) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     import onnxruntime
-
-    from thresher.compiler.lowering import to_onnx
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    model = onnx_ir.to_proto(to_onnx(subject)).SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     names = [o.name for o in session.get_outputs()]
     return lambda feeds: dict(zip(names, session.run(None, feeds), strict=True))
 
 
-def openvino_of(subject: Program) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+def openvino_of(
+    model: onnx.ModelProto,
+) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     openvino = pytest.importorskip("openvino")
-    import onnx_ir
-
-    from thresher.compiler.lowering import inlined, to_onnx
-    from thresher.compiler.lowering.ties import order_ties
-
     core = openvino.Core()
-    model = core.read_model(inlined(onnx_ir.to_proto(to_onnx(subject))).SerializeToString())
-    order_ties(model)
+    read = core.read_model(inlined(model).SerializeToString())
+    order_ties(read)
     compiled = core.compile_model(
-        model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+        read, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     )
-    names = [spec.name for spec in subject.outputs]
+    names = [output.name for output in model.graph.output]
     return lambda feeds: {name: compiled(feeds)[name] for name in names}
