@@ -77,7 +77,7 @@ def test_thresholds_of_another_checkpoint_and_weights_that_are_no_numbers(
     done = cli("optimize", SOURCE, "--weights", poisoned, *asked, "-o", tmp_path / "second")
     warning, sentence = done.err.splitlines()
     assert (done.code, "has NaN or infinite values" in warning) == (2, True)
-    assert sentence.startswith("thresher: calibration on ")
+    assert sentence.startswith(f"thresher: pass 'sparsity': calibration on {made.data}: gelu_1 ")
     assert "has values that are no finite numbers" in sentence
     assert listing(tmp_path) == ["first", "poisoned.safetensors"]
 
