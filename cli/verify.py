@@ -91,7 +91,7 @@ def verify(
                 batch=batch,
                 limit=limit,
                 max_drop=max_drop,
-                same=same,
+                same=False if steps is not None else same,
                 output=logits,
                 sizes=sizes,
                 text=text,
