@@ -32,7 +32,7 @@ from thresher.passes.adaptive.train import WHOLE, _Training, distil
 from thresher.runtime.exporting import export
 
 ITEMS, BLOCKS = 40, 2
-STEPS = {"distil_steps": 4, "gate_steps": 4, "steps": 4}
+STEPS: dict[str, Any] = {"distil_steps": 4, "gate_steps": 4, "steps": 4}
 ADAPTIVE = torch.ops.thresher.adaptive_mlp.default
 
 
