@@ -107,7 +107,7 @@ def show_words(text: str, told: Sequence[dict[str, Any]]) -> None:
 
 
 def draw_words(path: Path, told: Sequence[dict[str, Any]], most: int, title: str) -> None:
-    """Tokens from left to right, networks from top to bottom, the darker the more learners, as a PNG.
+    """Tokens from left to right, networks from top to bottom, the lighter the more learners, as a PNG.
 
     Raises:
         UsageError: the file cannot be written.

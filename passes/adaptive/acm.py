@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from thresher.compiler.analysis.cost import total_macs
-from thresher.compiler.analysis.ffn import FFN
+from thresher.compiler.analysis.ffn import FFN, Found
 from thresher.compiler.contract import Calibration, Context, Pass, PassResult
 from thresher.compiler.program import Program
 from thresher.passes.adaptive import kept
@@ -36,15 +36,13 @@ class Acm(Pass[AcmOptions]):
 
     def match(self, program: Program, context: Context) -> PassResult:
         """How many networks would be converted; no training."""
-        found = adaptable(program, self.options.learners)
-        matched = len(found.ffns) + len(found.refusals)
-        return PassResult(program, matched, len(found.ffns), tuple(found.refusals))
+        return _counted(program, adaptable(program, self.options.learners))
 
     def run(self, program: Program, context: Context) -> PassResult:
-        counted = self.match(program, context)
-        if not counted.applied:
+        sites = adaptable(program, self.options.learners)
+        counted, ffns = _counted(program, sites), sites.ffns
+        if not ffns:
             return counted
-        ffns = adaptable(program, self.options.learners).ffns
         job, digest = Job(program, ffns, self.options, context), calibration.weights_digest(program)
         known = self.options.calibration is not None
         found = kept.restored(job, self.name, digest) if known else distil(job)
@@ -66,8 +64,9 @@ class Acm(Pass[AcmOptions]):
             super().demand_data(context)
 
     def _note(self, found: Distilled, context: Context) -> str:
-        how = f"taken from {self.options.calibration}"
-        if found.loss:
+        if self.options.calibration is not None:
+            how = f"taken from {self.options.calibration.name}"
+        else:
             assert context.data is not None
             judge = "its labels" if found.loss == "labels" else "the dense model's outputs"
             how = f"trained on {context.data.name} by {judge} in {sum(found.steps)} steps"
@@ -75,6 +74,11 @@ class Acm(Pass[AcmOptions]):
             f"{how}; of the feed-forward work {found.share:.3f} is run on data held out, at a budget of"
             f" {self.options.budget:g}"
         )
+
+
+def _counted(program: Program, sites: Found) -> PassResult:
+    matched = len(sites.ffns) + len(sites.refusals)
+    return PassResult(program, matched, len(sites.ffns), tuple(sites.refusals))
 
 
 def _details(

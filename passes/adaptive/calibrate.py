@@ -23,12 +23,14 @@ STEEPEST = 1e4
 
 def shares(
     forward: AdaptiveForward, modules: Sequence[Learners], batches: Iterator[Batch]
-) -> list[float]:
-    """Mean learners that a token runs over L, by network, with the gates as at inference."""
-    return [
-        float(logits.argmax(-1).double().mean()) / module.count
-        for logits, module in zip(_logits(forward, modules, batches), modules, strict=True)
+) -> tuple[list[float], float]:
+    """Mean learners that a token runs over L, by network, with the gates as at inference; and of all work."""
+    logits = _logits(forward, modules, batches)
+    each = [
+        float(values.argmax(-1).double().mean()) / module.count
+        for values, module in zip(logits, modules, strict=True)
     ]
+    return each, _work(logits, modules, 0.0)
 
 
 def calibrated(
@@ -53,12 +55,6 @@ def calibrated(
                 module.gate_bias.add_(low * torch.arange(module.count + 1))
         total += low
     return total
-
-
-def work(shares: Sequence[float], modules: Sequence[Learners]) -> float:
-    """Work of the learners that run over that of all, of networks that all tokens pass."""
-    whole = sum(m.count * m.macs for m in modules)
-    return sum(s * m.count * m.macs for s, m in zip(shares, modules, strict=True)) / whole
 
 
 def _work(logits: Sequence[Tensor], modules: Sequence[Learners], tilt: float) -> float:

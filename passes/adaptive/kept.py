@@ -10,7 +10,7 @@ from torch import Tensor
 from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.errors import UsageError
 from thresher.passes.adaptive.batches import Batches
-from thresher.passes.adaptive.calibrate import calibrated, shares, work
+from thresher.passes.adaptive.calibrate import calibrated, shares
 from thresher.passes.adaptive.forward import AdaptiveForward
 from thresher.passes.adaptive.job import Distilled, Job
 from thresher.passes.adaptive.learners import Learners
@@ -20,8 +20,9 @@ BUDGET, SHARE = "budget", "share"
 
 
 def tensors(found: Distilled, ffns: Sequence[FFN], budget: float) -> dict[str, Tensor]:
-    """Weights and shares by ``"what.layer"``, and the budget that the gates meet."""
-    kept = {BUDGET: torch.tensor(budget, dtype=torch.float64)}
+    """Weights and shares by ``"what.layer"``, the share of all work, and the budget that the gates meet."""
+    numbers = {BUDGET: budget, SHARE: found.share}
+    kept = {name: torch.tensor(n, dtype=torch.float64) for name, n in numbers.items()}
     for ffn, module, share in zip(ffns, found.modules, found.shares, strict=True):
         kept[f"{SHARE}.{ffn.layer}"] = torch.tensor(share, dtype=torch.float64)
         kept |= {f"{name}.{ffn.layer}": p.detach() for name, p in module.named_parameters()}
@@ -42,7 +43,7 @@ def restored(job: Job, name: str, digest: str) -> Distilled:
     told = tuple(float(kept[f"{SHARE}.{site}"]) for site in sites)
     made_for = float(kept[BUDGET])
     if made_for == wanted:
-        return Distilled(modules, told, work(told, modules))
+        return Distilled(modules, told, float(kept[SHARE]))
     data = job.context.data
     if data is None:
         raise UsageError(
@@ -52,8 +53,8 @@ def restored(job: Job, name: str, digest: str) -> Distilled:
     batches = Batches(data, job.context.batch, job.context.seed, labels=False)
     forward = AdaptiveForward(job.program, job.ffns, modules)
     tilt = calibrated(forward, modules, batches, wanted)
-    told = tuple(shares(forward, modules, batches.held_out()))
-    return Distilled(modules, told, work(told, modules), tilt)
+    found, share = shares(forward, modules, batches.held_out())
+    return Distilled(modules, tuple(found), share, tilt)
 
 
 def _module(kept: dict[str, Tensor], ffn: FFN) -> Learners:

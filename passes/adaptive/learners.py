@@ -24,6 +24,8 @@ class Learners(nn.Module):
 
     w1: Tensor
     b1: Tensor
+    v: Tensor
+    c: Tensor
     w2: Tensor
     bias: Tensor
     gate: Tensor

@@ -24,7 +24,7 @@ from thresher.compiler.errors import UsageError
 from thresher.compiler.program import Program
 from thresher.passes.adaptive import losses
 from thresher.passes.adaptive.batches import Batches
-from thresher.passes.adaptive.calibrate import calibrated, shares, work
+from thresher.passes.adaptive.calibrate import calibrated, shares
 from thresher.passes.adaptive.forward import AdaptiveForward
 from thresher.passes.adaptive.job import Distilled, Job
 from thresher.passes.adaptive.learners import Learners, gumbel, straight_through
@@ -85,9 +85,9 @@ class _Training:
                 self._advance(loss, limit)
             self._next_phase()
         tilt = self._calibrate()
-        found = shares(self.forward, self.modules, self.batches.held_out())
+        found, share = shares(self.forward, self.modules, self.batches.held_out())
         return Distilled(
-            self.modules, tuple(found), work(found, self.modules), tilt, self.loss_name,
+            self.modules, tuple(found), share, tilt, self.loss_name,
             tuple(self.finished), self.history,
         )  # fmt: skip
 

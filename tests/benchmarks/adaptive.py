@@ -1,11 +1,11 @@
 """Adaptive feed-forward networks of the shipped ViT: accuracy, work and time at several budgets.
 
 One training serves all budgets of a row name: ``acm`` is trained at ``--trained`` and its gates are
-shifted to the others; ``acm own`` is trained at each of them (``--own``); ``acm + diffrate`` is trained
-behind DiffRate's step at ``--reduced``, likewise once.  Trains on the training split (Debian's
+shifted to the others; ``acm own`` is trained at each of them (``--own``); ``diffrate + acm`` is trained
+behind that pass, as are others that ``--before`` names, likewise once.  Trains on the training split (Debian's
 dataset-fashion-mnist) and judges on the 10,000 test images.
 
-    python -m tests.benchmarks.adaptive [--own] [--steps 100 50 200] [--methods diffrate channels]
+    python -m tests.benchmarks.adaptive [--own] [--steps 100 50 200] [--before "diffrate: {flops: 0.7}"]
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from thresher.compiler.analysis.cost import total_macs
 from thresher.compiler.contract import Context
 from thresher.compiler.pipeline import PassReport, run
 from thresher.compiler.program import Program
-from thresher.compiler.recipe import Recipe, parse_recipe
+from thresher.compiler.recipe import Recipe, built_in, parse_recipe
 from thresher.compiler.variants import CONTROL, DENSE, Variant, variants
 from thresher.models import fashion as shipped
 from thresher.models.data import Dataset
@@ -115,8 +115,9 @@ def study(args: argparse.Namespace) -> Study:
     if args.own:
         for budget in args.budgets:
             rows += trainer.rows("acm own", (), budget, [budget])
-    reduced = f"diffrate: {{flops: {args.reduced:g}}}"
-    rows += trainer.rows(f"diffrate {args.reduced:g} + acm", [reduced], args.trained, args.budgets)
+    for before in args.before:
+        name = f"{before.partition(':')[0]} + acm"
+        rows += trainer.rows(name, [before], args.trained, args.budgets)
     others = variants(dense, args.methods, args.flops, Context(progress=tell), control=False)
     found = compare(
         [Variant(DENSE, program=dense, share=1.0), *rows, *others],
@@ -139,10 +140,13 @@ def study(args: argparse.Namespace) -> Study:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parser(__doc__, limit=10_000)
-    options.set_defaults(methods=["diffrate"], budgets=list(BUDGETS))
+    methods = [name for name in ("diffrate", "drop-blocks") if name in built_in()]
+    options.set_defaults(methods=methods, budgets=list(BUDGETS))
     options.add_argument("--trained", type=float, default=0.4, help="budget of the one training")
     options.add_argument("--own", action="store_true", help="also a training for each budget")
-    options.add_argument("--reduced", type=float, default=0.7, help="work that DiffRate leaves")
+    options.add_argument(
+        "--before", nargs="*", default=["diffrate: {flops: 0.7}"], help="passes to train behind"
+    )
     options.add_argument("--flops", nargs="*", type=float, default=[0.9, 0.8, 0.7, 0.6, 0.5])
     options.add_argument("--steps", nargs=3, type=int, default=[100, 50, 200], help="of each phase")
     args = options.parse_args(argv)

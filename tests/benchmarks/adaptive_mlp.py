@@ -29,7 +29,7 @@ from thresher.runtime.tables import markdown
 
 OPSET, LEARNERS, WIDTH, HIDDEN = 20, 4, 768, 768
 BUDGETS = (1.0, 0.75, 0.6, 0.5, 0.4, 0.25)
-KIND = {"learners": LEARNERS, "activation": "gelu"}
+KIND: dict[str, Any] = {"learners": LEARNERS, "activation": "gelu"}
 
 
 def weights() -> dict[str, np.ndarray]:

@@ -11,6 +11,8 @@ import torch
 import thresher.kernels.ops  # noqa: F401
 from tests.gpu.rows import Row, Setting, compared, timed
 from tests.kernels import triton_back_end
+from thresher.kernels.adaptive_gated_mlp.reference import adaptive_gated_mlp
+from thresher.kernels.adaptive_mlp.reference import adaptive_mlp
 from thresher.kernels.bipartite_merge.reference import bipartite_merge
 from thresher.kernels.class_attention.reference import class_attention
 from thresher.kernels.gather_tokens.reference import gather_tokens
@@ -61,3 +63,8 @@ def cases(setting: Setting, batch: int, tokens: int) -> Iterator[tuple[Any, tupl
     yield keep_tokens, (x, score, fewer, 1, True)
     yield class_attention, (metric, metric, None, 0.125, 0)
     yield gather_tokens, (x, index)
+    learners = make(4, WIDTH, WIDTH) / WIDTH**0.5  # half of which run
+    k = torch.randint(0, 5, (batch, tokens), device=setting.device)
+    yield adaptive_mlp, (x, k, learners, make(4, WIDTH), learners, "gelu")
+    both = (learners, make(4, WIDTH), learners.flip(0), make(4, WIDTH), learners)
+    yield adaptive_gated_mlp, (x, k, *both, "silu")

@@ -32,7 +32,7 @@ from thresher.passes.adaptive.train import WHOLE, _Training, distil
 from thresher.runtime.exporting import export
 
 ITEMS, BLOCKS = 40, 2
-STEPS = {"distil_steps": 4, "gate_steps": 4, "steps": 4}
+STEPS: dict[str, Any] = {"distil_steps": 4, "gate_steps": 4, "steps": 4}
 ADAPTIVE = torch.ops.thresher.adaptive_mlp.default
 
 
@@ -166,10 +166,11 @@ def test_the_budget_is_met(budget: float) -> None:
     """On a sample of what was trained on; the data held out are too few here to be like it."""
     training = _Training(job(budget=budget))
     found = training.run()
-    again = shares(training.forward, training.modules, training.batches.sample())
+    again, whole = shares(training.forward, training.modules, training.batches.sample())
     tokens = len(training.batches.held) * (TOKENS + 1) * BLOCKS
     one = 1 / tokens  # what a token that leaps from none to all learners moves
     assert sum(again) / BLOCKS == pytest.approx(budget, abs=CLOSE + 2 * one)
+    assert whole == pytest.approx(sum(again) / BLOCKS)
     assert found.share == pytest.approx(budget, abs=0.15)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / found.file
 
 
-def again(file: Path, given: Context | None = None, **options: object) -> PassResult:
+def again(file: Path, given: Context | None = None, **options: Any) -> PassResult:
     chosen = AcmOptions(**STEPS, **{"budget": 0.5, "calibration": file, **options})
     return Acm(chosen)(dense(), given or Context())
 

@@ -61,7 +61,7 @@ def words() -> Program:
 def trained(program: Program, filler: float) -> Distilled:
     x = np.random.default_rng(0).standard_normal((ITEMS, TOKENS, WIDTH), np.float32)
     x = np.where(MASK[..., None], x, np.float32(filler))
-    arrays = {"x": x, "attention_mask": MASK.astype(np.int64)}
+    arrays: dict[str, np.ndarray] = {"x": x, "attention_mask": MASK.astype(np.int64)}
     data = Dataset(
         "words", ITEMS, None, lambda chosen: {n: a[list(chosen)] for n, a in arrays.items()}
     )
