@@ -167,5 +167,5 @@ def test_other_passes_before_and_behind() -> None:
     text = "passes: [drop-blocks: {drop: [2]}, skip-tokens: {layers: [0], router: random}, tome: {r: 2}]"
     made = optimize(program(), parse_recipe(text, "test"))
     assert [record.applied for record in made.history] == [1, 1, 2]
-    assert "already reduces it" in made.history[2].refused[0].reason
+    assert "blocks.0 attends over another axis" in made.history[2].refused[0].reason
     assert made.run({"x": x()})["output"].shape == (3, 4)
