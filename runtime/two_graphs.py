@@ -46,6 +46,7 @@ class TwoGraphs:
         self.outputs: tuple[TensorInfo, ...] = steps.outputs
         self.ranges: Ranges = prompt.ranges
         self.precision, self.reduced = prompt.precision, prompt.reduced
+        self.changed_by = steps.changed_by
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once.

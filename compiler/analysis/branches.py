@@ -129,7 +129,8 @@ def _branch(
         beside = any(skip is add for add in adds) and bool(reads.intersection(skips))
         if skip not in reads and not beside:
             continue
-        own = reads - nx.ancestors(flow, skip) - {skip}
+        before = nx.ancestors(flow, skip) | {skip}
+        own = reads - before
         if not own.intersection(adds) and any(map(_multiplies, own)):
             return skip, own
     return None

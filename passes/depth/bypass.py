@@ -36,7 +36,7 @@ class Bypass(Reduction):
         name: str,
         seed: int,
     ) -> None:
-        schedule = (None,) * len(sites.sites)
+        schedule = (None,) * len(sites.sites)  # nothing leaves for good
         super().__init__(program, sites, Keep(Norm()), schedule, name, proportional=False)
         self.count, self.seed = count, seed
         self.entries = {span.before: span for span in spans}

@@ -217,6 +217,7 @@ def test_built_in_recipes_are_a_method_then_cleanup() -> None:
         "core-neurons",
         "drop-blocks",
         "relufy",
+        "skip-tokens",
         "sparsity",
     }
     for name, summary in built_in().items():

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from tests.real.needs import packages
+from thresher.compiler.pipeline import optimize
+from thresher.compiler.recipe import load_recipe
 from thresher.compiler.variants import reduced
 from thresher.runtime import ProgramRunner
 
@@ -25,6 +27,19 @@ def test_ratings_are_predicted_with_and_without_merging() -> None:
     assert case.program is not None, case.refused
     merged, _ = rating(ProgramRunner(case.program, threads=1))
     assert merged.value >= spearman.value - 0.03
+
+
+def test_ratings_are_predicted_without_the_block_of_least_influence() -> None:
+    with packages("transformers", "sklearn", "scipy"):
+        from tests.benchmarks import zoo
+        from tests.benchmarks.minilm import Rating
+
+        dense, rating = zoo.minilm(), Rating(300)
+    spearman, polarity = rating(ProgramRunner(dense, threads=1))
+    pruned = optimize(dense, load_recipe("drop-blocks", ["drop=2"]))
+    found, kept = rating(ProgramRunner(pruned, threads=1))
+    assert found.value >= spearman.value - 0.04
+    assert kept.value >= polarity.value - 0.04
 
 
 def test_class_attention_is_refused_as_the_model_pools_by_the_mean() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -30,6 +30,7 @@ from thresher.passes.depth.influence import influences
 
 DATA = Context(data=noise(), batch=5)
 LAYERS = 4
+Kind: TypeAlias = Callable[[], Block]
 
 
 class PostNorm(Block):
@@ -50,11 +51,12 @@ class Parallel(Block):
         y = self.norm1(x)
         q, k, v = (p.unflatten(-1, (2, -1)).transpose(1, 2) for p in self.qkv(y).chunk(3, -1))
         y = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return x + y + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        summed: Tensor = x + y + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return summed
 
 
 @cache
-def model(kind: type[Block] = Block, pool: str = "class") -> Toy:
+def model(kind: Kind = Block, pool: str = "class") -> Toy:
     torch.manual_seed(3)
     made = Toy(*(kind() for _ in range(LAYERS)), pool=pool)
     with torch.no_grad():
@@ -64,7 +66,7 @@ def model(kind: type[Block] = Block, pool: str = "class") -> Toy:
 
 
 @cache
-def program(kind: type[Block] = Block, pool: str = "class", dynamic: bool = False) -> Program:
+def program(kind: Kind = Block, pool: str = "class", dynamic: bool = False) -> Program:
     return traced(model(kind, pool), dynamic=dynamic)
 
 
@@ -76,14 +78,14 @@ def x(batch: int = 3, tokens: int = TOKENS) -> Tensor:
     return torch.randn(batch, tokens, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
-def without(kind: type[Block], *layers: int) -> Toy:
+def without(kind: Kind, *layers: int) -> Toy:
     """The same model built with fewer blocks."""
     made = copy.deepcopy(model(kind))
     made.blocks = nn.ModuleList(b for i, b in enumerate(made.blocks) if i not in layers)
     return made
 
 
-def turned(kind: type[Block]) -> list[float]:
+def turned(kind: Kind) -> list[float]:
     """Block influences by hooks on the eager model, in double precision."""
     made, seen = copy.deepcopy(model(kind)).double(), list[float]()
 
@@ -101,7 +103,7 @@ def turned(kind: type[Block]) -> list[float]:
 
 @pytest.mark.parametrize("kind", [Block, PostNorm])
 def test_the_least_influential_blocks_go_and_the_rest_is_the_smaller_model(
-    kind: type[Block],
+    kind: Kind,
 ) -> None:
     expected = turned(kind)
     result = run(program(kind), count=2)
@@ -118,7 +120,7 @@ def test_the_least_influential_blocks_go_and_the_rest_is_the_smaller_model(
 
 
 @pytest.mark.parametrize("kind", [Block, Parallel])
-def test_halves_that_go_are_halves_that_add_nothing(kind: type[Block]) -> None:
+def test_halves_that_go_are_halves_that_add_nothing(kind: Kind) -> None:
     names = ("0.ffn", "2.attention", "3.attention")
     result = run(program(kind), Context(), part="half", drop=names)
     assert (result.matched, result.applied) == (2 * LAYERS, 3)
@@ -134,7 +136,7 @@ def test_halves_that_go_are_halves_that_add_nothing(kind: type[Block]) -> None:
 
 def test_saved_names_make_the_same_graph_without_data() -> None:
     first = run(program(), flops=0.6, part="half")
-    assert first.options is not None
+    assert isinstance(first.options, DropOptions)
     again = DropBlocks(first.options)(program(), Context())
     assert [n.name for n in again.program.graph.nodes] == [
         n.name for n in first.program.graph.nodes
