@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import networkx as nx
 import pytest
 import torch
@@ -87,6 +89,6 @@ def test_what_the_votes_cost_is_told() -> None:
         ({"variance": (0.7, 0.01)}, "the lower first"),
     ],
 )
-def test_options_that_make_no_sense(options: dict[str, object], said: str) -> None:
+def test_options_that_make_no_sense(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ZeroTPruneOptions(**options)

@@ -65,5 +65,5 @@ def test_a_count_is_a_count_and_a_cap_leaves_places_empty() -> None:
     capped = Ats(AtsOptions(keep=0.9, layers=(0,), capped=True))(program, Context()).program
     (a,), (b,) = (token_maps(p, {"x": images}) for p in (fixed, capped))
     assert a.kept.tolist() == b.kept.tolist()  # the places are the same, some of them empty
-    outputs = [next(iter(p.run({"x": images}).values())) for p in (fixed, capped)]
-    assert not torch.allclose(*outputs)
+    full, sparse = (next(iter(p.run({"x": images}).values())) for p in (fixed, capped))
+    assert not torch.allclose(full, sparse)
