@@ -58,7 +58,7 @@ class SparsityOptions(Options):
         Literal["even", "greedy"],
         Field(
             description="the same share everywhere, or in each block more of what moves its output"
-            " least (TEAL's allocation; takes minutes)"
+            " least (TEAL's allocation; takes much longer)"
         ),
     ] = "even"
     sites: Annotated[
