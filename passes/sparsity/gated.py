@@ -11,7 +11,7 @@ from thresher.passes.sparsity.cut import bias_of
 from thresher.passes.sparsity.sites import FFN, Source, operand, source_of
 
 aten = torch.ops.aten
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[object, str] = {
     aten.silu.default: "silu",
     aten.gelu.default: "gelu",
     aten.relu.default: "relu",
