@@ -105,8 +105,9 @@ def test_a_prompt_is_read_dense_and_steps_skip(
     """Perplexity of steps is that of transformers with the same masks on every input."""
     source, text = f"hf:{folder}", folder / "text.txt"
     asked = ("--recipe", "sparsity", "--set", f"method={method}", "--set", "sparsity=0.6")
-    asked += ("--learn-data", text)
-    done = cli("optimize", source, *asked, "-o", tmp_path / "sparse", "--json")
+    done = cli(
+        "optimize", source, *asked, "--learn-data", text, "-o", tmp_path / "sparse", "--json"
+    )
     assert (done.code, done.err) == (0, "")
     for given in (source, tmp_path / "sparse"):
         assert cli("export", given, "-o", tmp_path / f"{Path(given).name}.engine").code == 0

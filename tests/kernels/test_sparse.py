@@ -243,11 +243,11 @@ def test_gated_ffn_with_weights_in_bfloat16(back_end: str, activation: str, toke
     ]
     narrow = [weight.bfloat16() for weight in weights]
     threshold = np.full(50, 0.1, np.float32)
-    held = [weight.float().numpy() for weight in narrow]
-    expected = oracle.sparse_gated_ffn(x, *held, threshold, activation, 8)
+    gate, up, down = (weight.float().numpy() for weight in narrow)
+    expected = oracle.sparse_gated_ffn(x, gate, up, down, threshold, activation, 8)
     found = ops.sparse_gated_ffn(*tensors(x), *narrow, *tensors(threshold), activation, 8)
     assert_allclose(found, expected, atol=1e-5)
-    given_ = dict(zip(("x", "gate_bf16", "up_bf16", "down_bf16"), (x, *held), strict=True))
+    given_ = dict(zip(("x", "gate_bf16", "up_bf16", "down_bf16"), (x, gate, up, down), strict=True))
     name = f"{NAMES[activation]}Bf16"
     (y,) = run(back_end, name, given_ | {"threshold": threshold}, most_tokens=8)
     assert_allclose(y, expected, atol=1e-5)
