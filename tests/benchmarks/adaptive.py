@@ -5,7 +5,7 @@ shifted to the others; ``acm own`` is trained at each of them (``--own``); ``dif
 behind that pass, as are others that ``--before`` names, likewise once.  Trains on the training split (Debian's
 dataset-fashion-mnist) and judges on the 10,000 test images.
 
-    python -m tests.benchmarks.adaptive [--own] [--steps 100 50 200] [--before "diffrate: {flops: 0.7}"]
+    python -m tests.benchmarks.adaptive [--own] [--steps 100 50 200] [--before "diffrate: {flops: 0.7, steps: 100}"]
 """
 
 from __future__ import annotations
@@ -145,7 +145,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--trained", type=float, default=0.4, help="budget of the one training")
     options.add_argument("--own", action="store_true", help="also a training for each budget")
     options.add_argument(
-        "--before", nargs="*", default=["diffrate: {flops: 0.7}"], help="passes to train behind"
+        "--before",
+        nargs="*",
+        default=["diffrate: {flops: 0.7, steps: 100}"],
+        help="passes to train behind",
     )
     options.add_argument("--flops", nargs="*", type=float, default=[0.9, 0.8, 0.7, 0.6, 0.5])
     options.add_argument("--steps", nargs=3, type=int, default=[100, 50, 200], help="of each phase")
