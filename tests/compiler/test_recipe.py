@@ -210,7 +210,7 @@ def test_a_pass_that_occurs_twice_cannot_be_overridden() -> None:
 def test_built_in_recipes_are_a_method_then_cleanup() -> None:
     plain = {name for name in built_in() if "/" not in name}
     tokens = {"tome", "evit", "topk-norm", "random", "diffrate", "max-min", "pitome"}
-    assert plain == tokens | {"acm", "channels", "sparsity"}
+    assert plain == tokens | {"acm", "channels", "drop-blocks", "skip-tokens", "sparsity"}
     for name, summary in built_in().items():
         recipe = load_recipe(name)
         assert (recipe.name, recipe.summary) == (name, summary)
