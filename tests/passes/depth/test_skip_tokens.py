@@ -133,6 +133,8 @@ def test_back_ends_agree() -> None:
     for one in (made, fitted):
         for back_end in (on_onnxruntime, on_openvino):
             assert error(back_end(proto(one), {"x": x(2)}), one, {"x": x(2)}) < 1e-5
+    half = on_onnxruntime(proto(fitted, "fp16"), {"x": x(2)})
+    assert error(half, fitted, {"x": x(2)}) < 4 * torch.finfo(torch.float16).eps
 
 
 @pytest.mark.slow
