@@ -10,6 +10,7 @@ from typing import Any
 from thresher.compiler.analysis.cost import total_macs
 from thresher.compiler.analysis.ffn import FFN, Found
 from thresher.compiler.contract import Calibration, Context, Pass, PassResult
+from thresher.compiler.digests import weights_digest
 from thresher.compiler.program import Program
 from thresher.passes.adaptive import kept
 from thresher.passes.adaptive.insert import insert
@@ -43,7 +44,7 @@ class Acm(Pass[AcmOptions]):
         counted, ffns = _counted(program, sites), sites.ffns
         if not ffns:
             return counted
-        job, digest = Job(program, ffns, self.options, context), calibration.weights_digest(program)
+        job, digest = Job(program, ffns, self.options, context), weights_digest(program)
         known = self.options.calibration is not None
         found = kept.restored(job, self.name, digest) if known else distil(job)
         exported = insert(program, ffns, found.modules, found.shares, self.name)

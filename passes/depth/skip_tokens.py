@@ -15,6 +15,7 @@ from thresher.compiler.analysis.branches import blocks, find_branches, halves
 from thresher.compiler.analysis.cost import total_macs
 from thresher.compiler.analysis.sites import Sites, find_sites
 from thresher.compiler.contract import Calibration, Context, Options, Pass, PassResult
+from thresher.compiler.digests import weights_digest
 from thresher.compiler.errors import UsageError, VerdictError
 from thresher.compiler.program import Program, Refusal
 from thresher.passes.depth.bypass import Bypass
@@ -120,7 +121,7 @@ class SkipTokens(Pass[SkipOptions]):
         return dataclasses.replace(
             done,
             options=self.options.model_copy(update={"calibration": Path(file)}),
-            calibration=Calibration(file, calibration.weights_digest(program), tensors),
+            calibration=Calibration(file, weights_digest(program), tensors),
         )
 
     def _spans(self, program: Program, sites: Sites) -> tuple[list[Span], list[Refusal]]:
@@ -179,7 +180,7 @@ class SkipTokens(Pass[SkipOptions]):
         parts = [span.part for span in spans]
         if self.options.calibration is not None:
             names = [part.name for part in parts]
-            digest = calibration.weights_digest(program)
+            digest = weights_digest(program)
             found = calibration.read(self.options.calibration, digest, self.name, names)
             return {name: found[f"probe.{name}"] for name in names}, {}
         assert context.data is not None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.contract import Context
+from thresher.compiler.digests import program_digest
 from thresher.compiler.program import Program
 from thresher.passes.learning import checkpoint
 from thresher.passes.sparsity import calibration
@@ -57,7 +58,7 @@ class Greedy:
         skip_at: what an input skips at a share.
         until: mean share up to which steps are made, beyond which nothing can be asked.
         items: of the data, of which as many are run as give so many tokens.
-        identity: what the steps answer to.
+        identity: what the steps answer to besides the Program.
         tokens: on which blocks are tried.
     """
 
@@ -79,8 +80,14 @@ class Greedy:
         self.blocks, self.alone = blocks(ffns, inputs)
         name = f"{calibration.numbered(program, 'sparsity')}-blocks"
         path = None if context.checkpoints is None else context.checkpoints / f"{name}.pt"
-        told = {**identity, "until": until, "tokens": tokens, "items": len(items)}
-        told["seed"] = context.seed
+        told = {
+            **identity,
+            "program": program_digest(program),
+            "until": until,
+            "tokens": tokens,
+            "items": len(items),
+            "seed": context.seed,
+        }
         known = None if path is None else checkpoint.load(path, told)
         self.paths: list[Tensor] = [] if known is None else list(known["paths"])
         for number in range(len(self.paths), len(self.blocks)):

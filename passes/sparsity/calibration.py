@@ -6,7 +6,6 @@ they were measured on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,8 +16,9 @@ import torch
 from torch import Tensor, fx
 
 from thresher.compiler.contract import FACTS, Context, Dataset
+from thresher.compiler.digests import program_digest
 from thresher.compiler.errors import UsageError
-from thresher.compiler.program import Program, stored_tensors
+from thresher.compiler.program import Program
 from thresher.passes.learning import checkpoint
 from thresher.passes.sparsity.tap import Tap, Tapped
 
@@ -39,15 +39,6 @@ class Collector(Protocol):
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from these sums."""
-
-
-def weights_digest(program: Program) -> str:
-    """SHA-256 of all weights of a Program, by name, those that passes stored included."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(stored_tensors(program.exported).items()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def numbered(program: Program, name: str) -> str:
@@ -99,7 +90,7 @@ def collect(
     """Run the Program on some items of the data and show every collector its node's rows.
 
     ``view`` says which: rows ``[T, C]`` out of a node's value.  With ``context.checkpoints`` the sums are saved now and
-    then, and a stopped calibration goes on from there.
+    then, and a stopped calibration of the same Program goes on from there; ``fingerprint`` says what else must agree.
 
     Raises:
         UsageError: a value that is no number came up, or a checkpoint of another run is in the way.
@@ -107,7 +98,13 @@ def collect(
     data = context.data
     assert data is not None
     path = None if context.checkpoints is None else context.checkpoints / f"{name}.pt"
-    identity = {**fingerprint, "data": data.name, "items": len(items), "batch": context.batch}
+    identity = {
+        **fingerprint,
+        "program": program_digest(program),
+        "data": data.name,
+        "items": len(items),
+        "batch": context.batch,
+    }
     batches = [items[i : i + context.batch] for i in range(0, len(items), context.batch)]
     tapped, done = Tapped(program), _resume(path, identity, collectors)
 

@@ -18,6 +18,7 @@ from thresher.compiler.analysis.cost import node_cost, total_macs
 from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.analysis.linears import weights_of
 from thresher.compiler.contract import Calibration, Context, Options, Pass, PassResult
+from thresher.compiler.digests import weights_digest
 from thresher.compiler.errors import VerdictError
 from thresher.compiler.program import Program, Refusal, provenance
 from thresher.passes.sparsity import calibration, cut, toast
@@ -131,7 +132,7 @@ class ChannelPruning(Pass[ChannelOptions]):
                 "ideal": dense / macs,
             },
             self.options.model_copy(update={"calibration": Path(file)}),
-            Calibration(file, calibration.weights_digest(program), measured, self.options.facts),
+            Calibration(file, weights_digest(program), measured, self.options.facts),
         )
 
     # --- measuring ----------------------------------------------------------------------------
@@ -140,7 +141,7 @@ class ChannelPruning(Pass[ChannelOptions]):
         self, program: Program, context: Context, ffns: Sequence[FFN], inputs: Sequence[Input]
     ) -> dict[str, Tensor]:
         """Means, variances and magnitudes, and ToaSt's importance if asked, by ``"moment.layer.kind"``, float32."""
-        digest = calibration.weights_digest(program)
+        digest = weights_digest(program)
         if self.options.calibration is not None:
             sites = [*(f"{ffn.layer}.down" for ffn in ffns), *(entry.name for entry in inputs)]
             return calibration.read(
@@ -151,7 +152,7 @@ class ChannelPruning(Pass[ChannelOptions]):
         items = calibration.chosen_items(data, self.options.items, LEAST_ITEMS)
         moments = {f"{ffn.layer}.down": (ffn.hidden, Moments(ffn.width)) for ffn in ffns}
         moments |= {entry.name: (entry.node, Moments(entry.width)) for entry in inputs}
-        identity: dict[str, object] = {"digest": digest, "nodes": len(moments)}
+        identity: dict[str, object] = {"nodes": len(moments)}
         name = calibration.numbered(program, self.name)
         calibration.collect(program, context, items, dict(moments.values()), name, identity)
         measured = {

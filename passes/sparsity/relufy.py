@@ -124,8 +124,7 @@ def _calibrated(
     named = {node.name: node for node in plain.graph.nodes}
     sizes = {named[node.name]: Quantiles() for node in thresholds}
     items = calibration.chosen_items(context.data, CALIBRATED_ON)
-    identity = {"digest": calibration.weights_digest(plain)}
-    calibration.collect(plain, context, items, sizes, "relufy-thresholds", identity)
+    calibration.collect(plain, context, items, sizes, "relufy-thresholds", {})
     found = {node: sizes[named[node.name]].at(sparsity) for node in thresholds}
     return {node: t if t > NO_THRESHOLD else 0.0 for node, t in found.items()}
 

@@ -100,17 +100,14 @@ def report(program: Program, context: Context, *, items: int = ITEMS) -> Report:
     downs = [ffn.down for ffn in found.ffns]
     weights = weights_of(program, downs)
     tables = {f.hidden: Cett(w) for f, w in zip(found.ffns, weights, strict=True)}
-    digest = calibration.weights_digest(program)
-    calibration.collect(program, context, ours, tables, "sparsity", {"digest": digest})
+    calibration.collect(program, context, ours, tables, "sparsity", {})
     judged = criterion.choose(program, data)
     points, eps = _points(program, context, found.ffns, tables, ours, held)
     union = {
         f.hidden: Union(eps[RISES[0]][i] / _norms(tables[f.hidden]), MANY)
         for i, f in enumerate(found.ffns)
     }
-    calibration.collect(
-        program, context, ours, union, "union", {"digest": digest, "cett": points[0].cett}
-    )
+    calibration.collect(program, context, ours, union, "union", {"cett": points[0].cett})
     stored = parameters(program)
     macs = total_macs(program.graph)
     layers = tuple(

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from thresher.compiler.analysis.cost import parameters
 from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.contract import Calibration, Context, Options, Pass, PassResult
+from thresher.compiler.digests import weights_digest
 from thresher.compiler.errors import RefusedError
 from thresher.compiler.program import Program, Refusal
 from thresher.kernels import native
@@ -149,14 +150,14 @@ class Sparsity(Pass[SparsityOptions]):
             chosen = [entry for entry in chosen if entry.layer not in plain]
         if not chosen:
             return PassResult(program, len(found.inputs), 0, tuple(refused))
-        digest = calibration.weights_digest(program)
+        digest = weights_digest(program)
         if self.options.calibration is not None:
             path = self.options.calibration
             sites = [entry.name for entry in chosen]
             tensors = calibration.read(path, digest, self.name, sites, self.options.facts)
             told: dict[str, Any] = {}
         else:
-            tensors, told = self._calibrate(program, context, found, chosen, digest)
+            tensors, told = self._calibrate(program, context, found, chosen)
         skips = self._skips(chosen, tensors, found.ffns)
         exported = self._insert(program, skips, self.options.most_tokens)
         file = f"{calibration.numbered(program, self.name)}.safetensors"
@@ -203,7 +204,6 @@ class Sparsity(Pass[SparsityOptions]):
         context: Context,
         found: Found,
         chosen: Sequence[Input],
-        digest: str,
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Thresholds (and shifts) by site, and what to tell about them.
 
@@ -217,7 +217,7 @@ class Sparsity(Pass[SparsityOptions]):
             items = calibration.chosen_items(data, self.options.items, LEAST_ITEMS)
         else:
             items, held = calibration.halves(data, self.options.items, LEAST_ITEMS, context.seed)
-        method = self._thresholds(program, context, found, chosen, items, digest)
+        method = self._thresholds(program, context, found, chosen, items)
         spread: Even | Greedy = Even(chosen)
         if self.options.spread == "greedy":
             spread = self._greedy(program, context, found, chosen, method)
@@ -255,10 +255,9 @@ class Sparsity(Pass[SparsityOptions]):
         found: Found,
         chosen: Sequence[Input],
         items: Sequence[int],
-        digest: str,
     ) -> Thresholds:
         options, sites = self.options, " ".join(entry.name for entry in chosen)
-        identity = {"digest": digest, "sites": sites, **options.facts}
+        identity = {"sites": sites, **options.facts}
         by_cett = options.method == "cett" and options.rise is not None
         return Thresholds(
             program, context, options.method, by_cett, found.ffns, chosen, items, identity

@@ -29,7 +29,7 @@ class Thresholds:
         by_cett: for ``cett``: an amount is a CETT and not a share of the neurons.
         ffns, inputs: what was found in the Program, the inputs that are to be skipped.
         items: of the data, to measure on.
-        identity: what checkpoints of the measuring answer to.
+        identity: what checkpoints of the measuring answer to besides the Program.
     """
 
     def __init__(

@@ -86,7 +86,7 @@ def judged(
     for method in methods:
         place = _made(work / method)
         context = Context(data=learn, batch=BATCH, progress=_progress, checkpoints=place)
-        identity = {"method": method, "program": calibration.weights_digest(program)}
+        identity = {"method": method}
         known = Thresholds(
             program, context, method, False, found.ffns, found.inputs, items, identity
         )

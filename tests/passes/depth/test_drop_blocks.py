@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
@@ -27,6 +28,8 @@ from thresher.compiler.trace import trace
 from thresher.models.data import Dataset
 from thresher.passes.depth.drop_blocks import DropBlocks, DropOptions
 from thresher.passes.depth.influence import influences
+from thresher.passes.depth.skip_tokens import SkipOptions, SkipTokens
+from thresher.passes.sparsity import calibration
 
 DATA = Context(data=noise(), batch=5)
 LAYERS = 4
@@ -241,6 +244,18 @@ def test_padding_is_left_out_of_the_measure() -> None:
         before, behind = (t[:, :4].double() for t in (made.norm(given["x"]), made(**given)))
     cosine = F.cosine_similarity(before, behind, dim=-1).mean()
     assert found == pytest.approx(1 - float(cosine), rel=1e-5)
+
+
+def test_what_was_measured_on_another_model_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parts have the same names."""
+    monkeypatch.setattr(calibration, "SAVE_EVERY", 1)
+    kept = replace(DATA, checkpoints=tmp_path)
+    for pass_ in (DropBlocks(DropOptions(count=1)), SkipTokens(SkipOptions())):
+        assert pass_(program(), kept).applied
+        with pytest.raises(UsageError, match=r"belongs to another run \(program was"):
+            pass_(traced(Toy(*(Block() for _ in range(LAYERS)))), kept)
 
 
 class Plain(nn.Module):

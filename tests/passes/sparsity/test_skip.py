@@ -15,6 +15,7 @@ from tests.passes.sparsity.toys import Causal, noise, sentences, toy
 from thresher.compiler import pipeline
 from thresher.compiler.analysis.cost import parameters, symbol_sizes, total_macs
 from thresher.compiler.contract import Context, PassResult
+from thresher.compiler.digests import weights_digest
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.program import Program, SourceInfo
 from thresher.compiler.recipe import parse_recipe
@@ -333,7 +334,7 @@ def test_weights_that_a_pass_stored_are_counted_and_hashed() -> None:
     first, other = (run(program, sites=("down",), sparsity=s).program for s in (0.5, 0.6))
     (ffn,) = find(program).ffns
     assert parameters(first) == parameters(program) + ffn.width  # the threshold
-    assert calibration.weights_digest(first) != calibration.weights_digest(other)
+    assert weights_digest(first) != weights_digest(other)
 
 
 def test_cats_needs_a_gate() -> None:
