@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from thresher.compiler import workers
 from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.contract import Context, Options
 from thresher.compiler.program import Program
 from thresher.passes.adaptive.learners import Learners
+from thresher.passes.learning.identity import identity
 
 
 class AcmOptions(Options):
@@ -82,17 +83,11 @@ class Job:
     options: AcmOptions
     context: Context
 
+    @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """What must agree for a checkpoint to be of this training."""
-        data = self.context.data
         return {
-            "source": self.program.info.source,
-            "weights": self.program.info.digest or self.program.info.weights,
+            **identity(self.program, self.context),
             "networks": len(self.ffns),
-            "data": data.name if data else "",
-            "items": len(data) if data else 0,
-            "seed": self.context.seed,
-            "batch": self.context.batch,
-            "workers": workers.count(),
             **self.options.model_dump(mode="json", exclude={"calibration"}),
         }

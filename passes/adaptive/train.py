@@ -233,12 +233,12 @@ class _Training:
             "finished": self.finished,
             "history": self.history,
         }
-        checkpoint.save(path, self.job.fingerprint(), state)
+        checkpoint.save(path, self.job.fingerprint, state)
 
     def _resume(self) -> None:
         path = self._file()
         state: dict[str, Any] | None = (
-            None if path is None else checkpoint.load(path, self.job.fingerprint())
+            None if path is None else checkpoint.load(path, self.job.fingerprint)
         )
         if state is None:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from thresher.compiler.program import Program
 from thresher.compiler.surgery import Rewriter
 from thresher.passes.adaptive.batches import Batches
 from thresher.passes.learning import checkpoint
+from thresher.passes.learning.identity import identity
 from thresher.passes.learning.loss import choose
 
 SAVE_EVERY = 25  # steps between checkpoints
@@ -163,18 +165,11 @@ class _Training:
         folder = self.context.checkpoints
         return None if folder is None else folder / "relufy.pt"
 
+    @cached_property
     def _fingerprint(self) -> dict[str, Any]:
-        data = self.context.data
-        assert data is not None
         return {
-            "source": self.dense.info.source,
-            "weights": self.dense.info.digest or self.dense.info.weights,
+            **identity(self.changed, self.context),
             "networks": list(self.paths),
-            "data": data.name,
-            "items": len(data),
-            "seed": self.context.seed,
-            "batch": self.context.batch,
-            "workers": workers.count(),
             **self.schedule.model_dump(mode="json"),
         }
 
@@ -187,11 +182,11 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
         }
-        checkpoint.save(path, self._fingerprint(), state)
+        checkpoint.save(path, self._fingerprint, state)
 
     def _resume(self) -> None:
         path = self._file()
-        state = None if path is None else checkpoint.load(path, self._fingerprint())
+        state = None if path is None else checkpoint.load(path, self._fingerprint)
         if state is None:
             return
         with torch.no_grad():

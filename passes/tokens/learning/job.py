@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from thresher.compiler import workers
 from thresher.compiler.analysis.axes import hint_of
 from thresher.compiler.analysis.cost import CostModel
 from thresher.compiler.analysis.sites import Sites
 from thresher.compiler.contract import Context, Options
 from thresher.compiler.program import Program
+from thresher.passes.learning.identity import identity
 
 
 class LearningOptions(Options):
@@ -78,19 +79,13 @@ class Job:
         last = len(self.sites.sites) - (0 if self.prunes else 1)
         return list(range(1, last))
 
+    @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """What must agree for a checkpoint to be of this training."""
-        data = self.context.data
         return {
-            "source": self.program.info.source,
-            "weights": self.program.info.digest or self.program.info.weights,
+            **identity(self.program, self.context),
             "tokens": self.tokens,
             "sites": len(self.sites.sites),
-            "data": data.name if data else "",
-            "items": len(data) if data else 0,
             "target": self.target,
-            "seed": self.context.seed,
-            "batch": self.context.batch,
-            "workers": workers.count(),
             **self.options.model_dump(mode="json"),
         }

@@ -250,11 +250,11 @@ class _Training:
             "unchanged": self.unchanged,
             "history": self.history,
         }
-        checkpoint.save(path, self.job.fingerprint(), state)
+        checkpoint.save(path, self.job.fingerprint, state)
 
     def _resume(self) -> None:
         path = self._file()
-        state = None if path is None else checkpoint.load(path, self.job.fingerprint())
+        state = None if path is None else checkpoint.load(path, self.job.fingerprint)
         if state is None:
             return
         with torch.no_grad():
