@@ -31,6 +31,7 @@ from thresher.passes.adaptive.learners import Learners, gumbel, straight_through
 from thresher.passes.adaptive.losses import Choice
 from thresher.passes.learning import checkpoint
 from thresher.passes.learning.loss import choose
+from thresher.passes.sparsity.calibration import numbered
 
 DISTIL, GATES, WHOLE = range(3)
 RATES = {DISTIL: (1e-3, 0.0), GATES: (0.0, 1e-2), WHOLE: (2e-4, 2e-3)}  # of learners, of gates
@@ -219,7 +220,8 @@ class _Training:
 
     def _file(self) -> Path | None:
         folder = self.job.context.checkpoints
-        return None if folder is None else folder / "acm.pt"
+        name = numbered(self.job.program, "acm")
+        return None if folder is None else folder / f"{name}.pt"
 
     def _save(self) -> None:
         path = self._file()

@@ -21,7 +21,7 @@ from thresher.compiler.contract import Context, silent
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.lowering.onnx_export import to_onnx
 from thresher.compiler.pipeline import optimize
-from thresher.compiler.program import Program
+from thresher.compiler.program import PassRecord, Program
 from thresher.compiler.recipe import load_recipe
 from thresher.models.data import Dataset
 from thresher.passes.adaptive.calibrate import CLOSE, shares
@@ -246,6 +246,14 @@ def test_resumed_equals_uninterrupted(after: int, trained: Distilled, tmp_path: 
     assert seen == list(range(after + 1, 13))
     with pytest.raises(UsageError, match=r"another run \(budget was 0.5 and is 0.6\)"):
         distil(job(context(checkpoints=tmp_path), budget=0.6))
+
+
+def test_each_training_of_a_recipe_has_a_checkpoint_of_its_own(tmp_path: Path) -> None:
+    first = job(context(checkpoints=tmp_path), steps=1)
+    distil(first)
+    history = (PassRecord("acm", {}, 2, 1),)
+    distil(replace(first, program=replace(first.program, history=history)))
+    assert {file.name for file in tmp_path.iterdir()} == {"acm.pt", "acm-2.pt"}
 
 
 def test_the_same_seed_trains_the_same_and_another_does_not(trained: Distilled) -> None:
