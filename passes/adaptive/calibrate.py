@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from thresher.compiler import workers
 from thresher.passes.adaptive.batches import Batch, Batches
 from thresher.passes.adaptive.forward import AdaptiveForward
 from thresher.passes.adaptive.learners import Learners
@@ -58,13 +59,13 @@ def calibrated(
 
 
 def _work(logits: Sequence[Tensor], modules: Sequence[Learners], tilt: float) -> float:
-    """Work of the learners that run over that of all, under a shift."""
+    """Work of the learners that run over that of all, under a shift; one number for all workers."""
     run, everything = 0.0, 0
     for values, module in zip(logits, modules, strict=True):
         shifted = values + tilt * torch.arange(module.count + 1)
         run += float(shifted.argmax(-1).double().mean()) * module.macs * len(values)
         everything += module.count * module.macs * len(values)
-    return run / everything
+    return float(workers.mean(torch.tensor(run / everything, dtype=torch.float64)))
 
 
 def _logits(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from thresher.compiler import workers
 from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.errors import UsageError
 from thresher.passes.adaptive.batches import Batches
@@ -52,8 +53,9 @@ def restored(job: Job, name: str, digest: str) -> Distilled:
         )
     batches = Batches(data, job.context.batch, job.context.seed, labels=False)
     forward = AdaptiveForward(job.program, job.ffns, modules)
-    tilt = calibrated(forward, modules, batches, wanted)
-    found, share = shares(forward, modules, batches.held_out())
+    with workers.joined():
+        tilt = calibrated(forward, modules, batches, wanted)
+        found, share = shares(forward, modules, batches.held_out())
     return Distilled(modules, tuple(found), share, tilt)
 
 

@@ -255,7 +255,8 @@ class _Training:
 def cut(job: Job, batches: Batches) -> list[Learners]:
     """Modules that are the dense networks, the neurons that matter most in the first learners.
 
-    A neuron matters as ``E|h_i| |w2_i|``: what it adds to the output on the first batches.
+    A neuron matters as ``E|h_i| |w2_i|``: what it adds to the output on the first batches of
+    all workers, whose neurons so have one order.
     """
     forward = AdaptiveForward(job.program, job.ffns, [])
     networks = [dense(job.program, ffn) for ffn in job.ffns]
@@ -266,7 +267,7 @@ def cut(job: Job, batches: Batches) -> list[Learners]:
                 size[index] += networks[index].hidden(x).abs().double().flatten(0, -2).mean(0)
     made = []
     for network, mean in zip(networks, size, strict=True):
-        effect = mean * network.w2[0].detach().double().norm(dim=1)
+        effect = workers.mean(mean) * network.w2[0].detach().double().norm(dim=1)
         order = effect.argsort(descending=True, stable=True)
         made.append(network.cut(order, job.options.learners))
     return made
