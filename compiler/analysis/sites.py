@@ -150,7 +150,7 @@ def dataflow(graph: fx.Graph) -> nx.DiGraph[fx.Node]:
 
 
 def origin(graph: fx.Graph, node: fx.Node) -> list[fx.Node]:
-    """The calls that a node's value comes from, in program order, its own the last."""
+    """The calls that a node's value comes from, in program order; none if it is an input."""
     needed = nx.ancestors(dataflow(graph), node) | {node}
     return [n for n in graph.nodes if n in needed and n.op == "call_function"]
 
@@ -400,8 +400,8 @@ def _padding(program: Program, flow: nx.DiGraph[fx.Node], found: Sites) -> fx.No
     inputs = set(program.input_nodes())
     if mask is None or not (nx.ancestors(flow, mask) | {mask}) & inputs:
         return None
-    if not _depends_on_values(mask, inputs):
-        return None
+    if mask.meta["val"].dim() != 4 or not _depends_on_values(mask, inputs):
+        return None  # without a batch it says nothing of any one item
     return mask
 
 

@@ -27,7 +27,8 @@ class Tapped(fx.Interpreter):
         self.program = program
         sites = find_sites(program)
         self.class_token = sites.class_token
-        self._mask = [] if sites.padding is None else origin(program.graph, sites.padding)
+        self._mask = sites.padding
+        self._before = [] if self._mask is None else origin(program.graph, self._mask)
         self._alive: Tensor | None = None
         self._taps: Taps = {}
         self._attended: tuple[Tensor, Tensor, Tensor | None, float] | None = None
@@ -56,15 +57,15 @@ class Tapped(fx.Interpreter):
         return self._alive
 
     def _visible(self, arguments: Sequence[Tensor]) -> Tensor | None:
-        """``[B, N]`` bool from the mask, which the graph may compute behind the first tokens."""
-        if not self._mask:
+        """``[B, N]`` bool from the mask: an input, or what the graph may compute behind the first tokens."""
+        if self._mask is None:
             return None
         places = (n for n in self.program.graph.nodes if n.op == "placeholder")
         values: dict[fx.Node, Any] = dict(zip(places, arguments, strict=True))
-        for node in self._mask:
+        for node in self._before:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = cast(Callable[..., Any], node.target)(*args, **kwargs)
-        return visible(values[self._mask[-1]]) > 0
+        return visible(values[self._mask]) > 0
 
     def rows(self, value: Tensor) -> Tensor:
         """``[..., C] -> [T, C]`` float32 or wider: the vectors of all tokens that are no padding."""

@@ -208,31 +208,35 @@ def test_a_second_run_is_refused() -> None:
 
 
 class Masked(nn.Module):
-    """The mask is made behind the first tokens; padding is told by an input."""
+    """The mask is made behind the first tokens; padding is told by an input, which may be the mask."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ready: bool = False) -> None:
         super().__init__()
+        self.ready = ready
         self.norm, self.qkv = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
         x = self.norm(x)
-        mask = torch.where(real[:, None, None, :] > 0, 0.0, -1e9)
+        mask = real if self.ready else torch.where(real[:, None, None, :] > 0, 0.0, -1e9)
         q, k, v = (p.unflatten(-1, (2, -1)).transpose(1, 2) for p in self.qkv(x).chunk(3, -1))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return x + y.transpose(1, 2).flatten(2)
 
 
-def masked() -> tuple[Masked, Program, dict[str, Tensor]]:
+def masked(ready: bool = False) -> tuple[Masked, Program, dict[str, Tensor]]:
     """Model, Program and inputs whose first four tokens are real."""
     arrays, _ = noise().take(range(8))
     given = {"x": torch.from_numpy(arrays["x"]), "real": torch.ones(8, TOKENS, dtype=torch.int64)}
     given["real"][:, 4:] = 0
-    made, axes = Masked().eval(), {"x": {0: "batch"}, "real": {0: "batch"}}
+    if ready:
+        given["real"] = given["real"][:, None, None, :].bool()
+    made, axes = Masked(ready=ready).eval(), {"x": {0: "batch"}, "real": {0: "batch"}}
     return made, trace(made, given, dynamic=axes, info=SourceInfo("masked")), given
 
 
-def test_padding_is_left_out_of_the_measure() -> None:
-    made, padded, given = masked()
+@pytest.mark.parametrize("ready", [False, True])
+def test_padding_is_left_out_of_the_measure(ready: bool) -> None:
+    made, padded, given = masked(ready)
 
     def read(chosen: Sequence[int]) -> dict[str, Any]:
         return {key: value[list(chosen)].numpy() for key, value in given.items()}
