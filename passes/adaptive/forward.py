@@ -32,7 +32,7 @@ class AdaptiveForward(fx.Interpreter):
         self._x: dict[int, Tensor] = {}
         self._inner = frozenset[fx.Node]().union(*(ffn.inner for ffn in ffns))
         self._padding = find_sites(program).padding
-        self._visible: Tensor | None = None
+        self.visible: Tensor | None = None  # of the last run
         self._choose: Any = None
         self._seen: dict[int, tuple[Tensor, Tensor]] | None = None
 
@@ -60,15 +60,15 @@ class AdaptiveForward(fx.Interpreter):
 
         Behind a pass that removes tokens nothing is known of padding, and all count.
         """
-        if self._visible is None or self._visible.shape != value.shape[:2]:
+        if self.visible is None or self.visible.shape != value.shape[:2]:
             return value.new_ones(value.shape[:2])
-        return self._visible.to(value.dtype)
+        return self.visible.to(value.dtype)
 
     def run_node(self, n: fx.Node) -> Any:
         """One node; the dense networks are left out where modules stand for them."""
         if n is self._padding:
             found = super().run_node(n)
-            self._visible = visible(found)
+            self.visible = visible(found)
             return found
         first = self._first.get(n)
         if first is not None:

@@ -30,7 +30,7 @@ from thresher.passes.adaptive.job import Distilled, Job
 from thresher.passes.adaptive.learners import Learners, gumbel, straight_through
 from thresher.passes.adaptive.losses import Choice
 from thresher.passes.learning import checkpoint
-from thresher.passes.learning.loss import choose
+from thresher.passes.learning.loss import choose, unpadded
 from thresher.passes.sparsity.calibration import numbered
 
 DISTIL, GATES, WHOLE = range(3)
@@ -154,9 +154,10 @@ class _Training:
             choices.append(Choice(made, self.forward.alive(logits), self.macs[site]))
             return made
 
-        outputs = self._unpadded(self.forward.adaptive(inputs, sampled))
+        outputs = self.forward.adaptive(inputs, sampled)
+        outputs = unpadded(outputs, self.forward.visible)
         by_labels = self.loss_name == "labels"
-        dense = {} if by_labels else self._unpadded(self.forward.dense(inputs))
+        dense = {} if by_labels else unpadded(self.forward.dense(inputs), self.forward.visible)
         task = self.loss(outputs, dense, labels)
         total = (
             task
@@ -165,13 +166,6 @@ class _Training:
             - DIVERSITY * losses.diversity(choices)
         )
         return total, float(task.detach()), float(losses.share(choices).detach())
-
-    def _unpadded(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Vectors of tokens that are padding made zero, which leaves them out of every distance."""
-        return {
-            name: value * self.forward.alive(value)[..., None] if value.dim() == 3 else value
-            for name, value in outputs.items()
-        }
 
     def _tokens(self, step: int) -> list[tuple[int, Tensor, Tensor]]:
         """Site, inputs ``[T, D]`` and outputs ``[T, D]`` of the dense networks, at the same tokens in all."""

@@ -47,6 +47,20 @@ def choose(program: Program, data: Dataset, wanted: str) -> tuple[str, Loss]:
     return "labels", cross_entropy
 
 
+def unpadded(outputs: Outputs, alive: Tensor | None) -> dict[str, Tensor]:
+    """Vectors of tokens that are padding made zero, which leaves them out of every distance.
+
+    ``alive``: ``[B, N]``, no padding; None where nobody knows.  Outputs of another shape than
+    ``[B, N, C]`` stay as they are.
+    """
+    return {
+        name: value * alive[..., None].to(value.dtype)
+        if alive is not None and value.dim() == 3 and value.shape[:2] == alive.shape
+        else value
+        for name, value in outputs.items()
+    }
+
+
 def distance(found: Outputs, dense: Outputs, labels: Tensor | None) -> Tensor:
     """One less the mean cosine to the dense model's vectors, averaged over outputs."""
     terms = []

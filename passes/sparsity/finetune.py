@@ -17,13 +17,16 @@ import thresher.kernels.ops  # noqa: F401  (registers the operators that the gra
 from thresher.compiler import workers
 from thresher.compiler.analysis.ffn import FFN, find
 from thresher.compiler.analysis.linears import bias_of, operand, stored_weights
+from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.contract import Context
 from thresher.compiler.program import Program
 from thresher.compiler.surgery import Rewriter
 from thresher.passes.adaptive.batches import Batches
 from thresher.passes.learning import checkpoint
 from thresher.passes.learning.identity import identity
-from thresher.passes.learning.loss import choose
+from thresher.passes.learning.loss import choose, unpadded
+from thresher.passes.sparsity.tap import real_rows
+from thresher.passes.tokens.sizes import visible
 
 SAVE_EVERY = 25  # steps between checkpoints
 STEEPEST = 1.0  # norm to which gradients are cut
@@ -65,7 +68,7 @@ def finetune(
     """Train the weights of the networks at ``paths``, which ``changed`` and ``dense`` both have.
 
     What is minimised is the task's loss plus the mean over networks of
-    ``|y - y_dense|^2 / |y_dense|^2``, y a network's output in its own model.
+    ``|y - y_dense|^2 / |y_dense|^2``, y a network's output in its own model.  Padding counts in neither.
 
     Raises:
         UsageError: there is too little data, or a checkpoint of another run is in the way.
@@ -121,8 +124,14 @@ class _Training:
         with torch.no_grad():
             wanted, seen = self.teacher.outputs(inputs, {})
         found, made = self.student.outputs(inputs, self.weights)
-        task = self.loss(found, wanted, labels)
-        errors = torch.stack([_error(y, target) for y, target in zip(made, seen, strict=True)])
+        alive = self.teacher.alive
+        task = self.loss(unpadded(found, alive), unpadded(wanted, alive), labels)
+        errors = torch.stack(
+            [
+                _error(real_rows(y, alive), real_rows(target, alive))
+                for y, target in zip(made, seen, strict=True)
+            ]
+        )
         self.optimizer.zero_grad()
         torch.autograd.backward(task + errors.mean())
         for weight in self.weights.values():
@@ -149,14 +158,15 @@ class _Training:
         return sum(rows[-width:]) >= sum(rows[-2 * width : -width])
 
     def _zeros(self, weights: Mapping[str, Tensor]) -> tuple[float, ...]:
-        """Share of exact zeros of each network's hidden values, padding included."""
+        """Share of exact zeros of each network's hidden values where there is no padding."""
         watched = _Watched(self.changed, [ffn.hidden for ffn in self.ffns])
-        zeros, total = torch.zeros(len(self.ffns), dtype=torch.float64), 0
+        zeros, total = torch.zeros(2, len(self.ffns), dtype=torch.float64)
         for inputs, _ in self.batches.held_out():
             with torch.no_grad():
                 _, hidden = watched.outputs(inputs, weights)
-            zeros += torch.stack([(h == 0).double().mean() * len(h) for h in hidden])
-            total += len(hidden[0])
+            rows = [real_rows(h, watched.alive) for h in hidden]
+            zeros += torch.stack([(h == 0).double().sum() for h in rows])
+            total += torch.tensor([h.numel() for h in rows])
         return tuple((zeros / total).tolist())
 
     # --- state ----------------------------------------------------------------------------------
@@ -203,6 +213,8 @@ class _Watched(fx.Interpreter):
         super().__init__(program.exported.graph_module)
         self.program, self.nodes = program, nodes
         self._names = stored_weights(program)
+        self._padding = find_sites(program).padding
+        self.alive: Tensor | None = None  # [B, N] of the last run: which tokens are no padding
         self._seen: dict[fx.Node, Tensor] = {}
 
     def outputs(
@@ -223,6 +235,8 @@ class _Watched(fx.Interpreter):
         value = super().run_node(n)
         if n in self.nodes:
             self._seen[n] = value
+        if n is self._padding:
+            self.alive = visible(value) > 0
         return value
 
 

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from tests.compiler.toys import HEADS, TOKENS, WIDTH, Block
 from tests.passes.adaptive.test_acm import STEPS, context, same
-from thresher.compiler.program import Program, SourceInfo
+from thresher.compiler.contract import Context
+from thresher.compiler.program import Program, SourceInfo, stored_tensors
 from thresher.compiler.trace import trace
 from thresher.models.data import Dataset
 from thresher.passes.adaptive.job import AcmOptions, Distilled, Job
 from thresher.passes.adaptive.losses import Choice, budget, diversity, negative_entropy, share
 from thresher.passes.adaptive.sites import adaptable
 from thresher.passes.adaptive.train import distil
+from thresher.passes.sparsity.relufy import Relufy, RelufyOptions
 
 ITEMS = 20
 LONG = np.random.default_rng(3).integers(3, TOKENS + 1, ITEMS)
@@ -58,22 +60,34 @@ def words() -> Program:
     return trace(Words(), given, dynamic=axes, info=SourceInfo("words"))
 
 
-def trained(program: Program, filler: float) -> Distilled:
+def padded(filler: float) -> Dataset:
     x = np.random.default_rng(0).standard_normal((ITEMS, TOKENS, WIDTH), np.float32)
     x = np.where(MASK[..., None], x, np.float32(filler))
     arrays: dict[str, np.ndarray] = {"x": x, "attention_mask": MASK.astype(np.int64)}
-    data = Dataset(
+    return Dataset(
         "words", ITEMS, None, lambda chosen: {n: a[list(chosen)] for n, a in arrays.items()}
     )
-    options = AcmOptions(**STEPS)
-    return distil(
-        Job(program, adaptable(program, 4).ffns, options, replace(context(data), batch=4))
-    )
+
+
+def trained(program: Program, filler: float) -> Distilled:
+    given, options = replace(context(padded(filler)), batch=4), AcmOptions(**STEPS)
+    return distil(Job(program, adaptable(program, 4).ffns, options, given))
 
 
 def test_what_stands_in_padding_changes_nothing() -> None:
     program = words()
     assert same(trained(program, 0.0), trained(program, 7.0))
+
+
+def test_relufy_trains_on_no_padding() -> None:
+    program = words()
+    first, other = (
+        Relufy(RelufyOptions(steps=3, rate=1e-2))(program, Context(data=padded(filler), batch=4))
+        for filler in (0.0, 7.0)
+    )
+    assert first.details == other.details
+    ours, theirs = (stored_tensors(done.program.exported) for done in (first, other))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_dead_tokens_count_nowhere() -> None:
