@@ -168,8 +168,8 @@ def read(
 
     if not path.is_file():
         raise UsageError(
-            f"pass {name!r}: there is no calibration {path}: give --data DATA to make one, or copy the"
-            " file that lies beside the recipe"
+            f"pass {name!r}: there is no calibration {path}: copy the file that lies beside the"
+            " recipe, or calibrate anew with --data DATA and calibration=null"
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -182,7 +182,7 @@ def read(
     if told.get(DIGEST) != digest:
         raise UsageError(
             f"pass {name!r}: the calibration {path} was made on other weights than these: use the"
-            " checkpoint that it was made on, or calibrate anew with --data DATA"
+            " checkpoint that it was made on, or calibrate anew with --data DATA and calibration=null"
         )
     for key, value in (facts or {}).items():
         if told.get(key) != value:
