@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from thresher.compiler import workers
-from thresher.passes.adaptive.batches import Batch, Batches
 from thresher.passes.adaptive.forward import AdaptiveForward
 from thresher.passes.adaptive.learners import Learners
+from thresher.passes.learning.batches import Batch, Batches
 
 CLOSE = 0.002  # of the budget
 ROUNDS = 8

@@ -10,11 +10,11 @@ from torch import Tensor
 from thresher.compiler import workers
 from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.errors import UsageError
-from thresher.passes.adaptive.batches import Batches
 from thresher.passes.adaptive.calibrate import calibrated, shares
 from thresher.passes.adaptive.forward import AdaptiveForward
 from thresher.passes.adaptive.job import Distilled, Job
 from thresher.passes.adaptive.learners import Learners
+from thresher.passes.learning.batches import Batches
 from thresher.passes.sparsity import calibration
 
 BUDGET, SHARE = "budget", "share"

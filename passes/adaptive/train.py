@@ -23,13 +23,13 @@ from thresher.compiler.analysis.linears import bias_of, operand, stored_values
 from thresher.compiler.errors import UsageError
 from thresher.compiler.program import Program
 from thresher.passes.adaptive import losses
-from thresher.passes.adaptive.batches import Batches
 from thresher.passes.adaptive.calibrate import calibrated, shares
 from thresher.passes.adaptive.forward import AdaptiveForward
 from thresher.passes.adaptive.job import Distilled, Job
 from thresher.passes.adaptive.learners import Learners, gumbel, straight_through
 from thresher.passes.adaptive.losses import Choice
 from thresher.passes.learning import checkpoint
+from thresher.passes.learning.batches import Batches
 from thresher.passes.learning.loss import choose, unpadded
 from thresher.passes.sparsity.calibration import numbered
 

@@ -21,8 +21,8 @@ from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.contract import Context
 from thresher.compiler.program import Program
 from thresher.compiler.surgery import Rewriter
-from thresher.passes.adaptive.batches import Batches
 from thresher.passes.learning import checkpoint
+from thresher.passes.learning.batches import Batches
 from thresher.passes.learning.identity import identity
 from thresher.passes.learning.loss import choose, unpadded
 from thresher.passes.sparsity.tap import real_rows

@@ -16,8 +16,8 @@ from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.errors import UsageError
 from thresher.compiler.program import Program, stored_tensors
 from thresher.passes.adaptive.acm import Acm
-from thresher.passes.adaptive.batches import HELD_OUT, LEAST_ITEMS
 from thresher.passes.adaptive.job import AcmOptions
+from thresher.passes.learning.batches import HELD_OUT, LEAST_ITEMS
 
 MANY = HELD_OUT * LEAST_ITEMS  # items, of which as many as ever are held out
 
