@@ -317,7 +317,12 @@ def _searched(
         f"{kind} rises by {reached:.2f}% on the {ours.items} items that thresholds were found on and"
         f" by {held_out:.2f}% on {held.items} others"
     )
-    if abs(share - asked / 100) > criterion.TOLERANCE:
+    if share > asked / 100 + criterion.TOLERANCE:
+        note += (
+            f" ({asked:g}% was asked: so much is lost where nothing is skipped, so leave"
+            " weights=bfloat16 out or allow more)"
+        )
+    elif share < asked / 100 - criterion.TOLERANCE:
         note += f" ({asked:g}% was asked: the search found nothing nearer below it)"
     told = {"rise": reached, "held-out rise": held_out, "judged by": kind, "note": note}
     return amount, told

@@ -279,6 +279,12 @@ def test_a_rise_out_of_reach_is_said_to_be_missed() -> None:
     assert "(1e+06% was asked: the search found nothing nearer below it)" in told["note"]
 
 
+def test_weights_that_lose_more_than_the_rise_say_so() -> None:
+    told = run(toy("plain"), rise=0.01, weights="bfloat16").details
+    assert told["rise"] > 0.06
+    assert "so much is lost where nothing is skipped" in told["note"]
+
+
 def test_a_second_run_changes_nothing() -> None:
     first = run(toy("plain"), sparsity=0.5)
     second = run(first.program, sparsity=0.5)
