@@ -113,6 +113,8 @@ class SparsityOptions(Options):
         """What thresholds answer to."""
         asked = {"sparsity": self.share} if self.rise is None else {"rise": self.rise}
         told = {name: f"{amount:g}" for name, amount in asked.items()}
+        if self.rise is not None:  # rounded weights have their part in it
+            told["weights"] = self.weights
         return {"method": self.method, "spread": self.spread} | told
 
 

@@ -320,6 +320,22 @@ def test_a_saved_calibration_makes_the_same_graph(tmp_path: Path, spread: str) -
         run(program, Context(), calibration=file, **asked | {"spread": other})
 
 
+@pytest.mark.parametrize(("budget", "answers"), [({"rise": 5.0}, True), ({"sparsity": 0.5}, False)])
+def test_a_rise_was_met_with_the_weights_it_was_searched_with(
+    tmp_path: Path, budget: dict[str, float], answers: bool
+) -> None:
+    program = toy("plain")
+    made = run(program, **budget).calibration
+    assert made is not None
+    made.write(tmp_path)
+    asked: dict[str, Any] = {**budget, "weights": "bfloat16", "calibration": tmp_path / made.file}
+    if answers:
+        with pytest.raises(UsageError, match="made with weights=float32 and not weights=bfloat16"):
+            run(program, Context(), **asked)
+    else:
+        assert run(program, Context(), **asked).applied
+
+
 def test_two_runs_in_one_recipe_keep_two_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
