@@ -74,6 +74,7 @@ class SparsityOptions(Options):
         Literal["float32", "bfloat16"],
         Field(
             description="type in which weights of linears that skip are kept; bfloat16 halves the bytes"
+            " of the file and of what a step reads, not the memory"
         ),
     ] = "float32"
     allow: Annotated[
