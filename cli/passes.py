@@ -63,7 +63,8 @@ def top_reasons(refused: Sequence[Refusal]) -> str:
 
 
 def foreseen(records: Sequence[PassRecord]) -> dict[str, Any] | None:
-    """Tokens after each block where they change, and MACs and ideal speed-up of all passes together, and of each."""
+    """Tokens after each block where they change, and MACs and ideal speed-up of all passes together, and of each
+    that foresees one."""
     named = [(record.name, record.details) for record in records if "ideal" in record.details]
     if not named:
         return None
@@ -71,9 +72,7 @@ def foreseen(records: Sequence[PassRecord]) -> dict[str, Any] | None:
     dense, macs = told[0]["dense_macs"], told[-1]["macs"]
     counts = [details["tokens"] for details in told if "tokens" in details]
     tokens = {"tokens": counts[-1]} if counts else {}
-    before = [details["dense_macs"] for details in told]  # of the graph that a pass was given
-    after = [*before[1:], macs]
-    by_pass = [[name, a / b] for (name, _), a, b in zip(named, before, after, strict=True)]
+    by_pass = [[name, details["dense_macs"] / details["macs"]] for name, details in named]
     return {
         **tokens,
         "dense_macs": dense,

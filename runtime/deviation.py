@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thresher.compiler.errors import VerdictError
+from thresher.runtime.core_neurons import pairs
+from thresher.runtime.generate import HANDED
 
 Array = NDArray[Any]
 
@@ -24,7 +26,7 @@ EPS = {  # coarsest first
 DEPTH = 16  # roundings that pile up on the longest path, as a random walk
 WIDTH = 32  # root of the ~1000 terms of a sum that is accumulated in the type itself
 ANSWERS = 0.9  # share of samples that must agree where what counts are answers
-TIES = 0.25  # share of samples that may take another token where two score equal up to rounding
+TIES = 0.25  # share of samples that may take another token (or neuron) where two score equal up to rounding
 TIED = 0.05  # of the scale: the most that another choice of a token may change an output
 
 
@@ -87,6 +89,9 @@ def tolerance(precision: str) -> Tolerance:
 class Deviations:
     """Gathers the errors of all outputs over any number of batches.
 
+    Core neurons that are handed on are compared as sets, one "output" for each network: its
+    samples are neurons, of which three quarters have to be in both, and errors are those of the shared ones.
+
     Args:
         limit: the tolerance to judge by.
         discrete: whether the model chooses tokens; then up to a quarter of the samples may differ
@@ -111,14 +116,20 @@ class Deviations:
                 raise VerdictError(
                     f"the output {name!r} is {shape} and should be {list(expected.shape)}"
                 )
-            sums = self._sums.setdefault(name, _Sums(name, expected.dtype.name))
-            sums.add(expected, found, self.limit)
+            if not name.startswith(HANDED):
+                self._of(name, expected).add(expected, found, self.limit)
+        for name, (ours, theirs) in pairs(reference, other).items():
+            self._of(name, ours).add_shared(ours, theirs, self.limit)
+
+    def _of(self, name: str, values: Array) -> _Sums:
+        return self._sums.setdefault(name, _Sums(name, values.dtype.name))
 
     def results(self) -> tuple[OutputError, ...]:
         share, most = self.limit.share, self.limit.most
         if self.discrete and not self.limit.answers:
             share, most = 1 - TIES, max(TIED, self.limit.relative)
-        return tuple(sums.result(share, most) for sums in self._sums.values())
+        least = {name: min(share, 1 - TIES) for name in self._sums if name.startswith(HANDED)}
+        return tuple(sums.result(least.get(name, share), most) for name, sums in self._sums.items())
 
 
 class _Sums:
@@ -155,6 +166,13 @@ class _Sums:
             self.equal_argmax += int(equal.sum())
             agreeing |= equal & limit.answers
         self.agreeing += int(agreeing.sum())
+
+    def add_shared(self, expected: Array, found: Array, limit: Tolerance) -> None:
+        """Rows ``[n, C]`` that are none of the other's are samples that disagree, without an error."""
+        worst = np.abs(found - expected).max(axis=1)
+        shared = worst <= limit.relative * np.abs(expected).max(initial=0.0)
+        self.add(expected[shared, None], found[shared, None], limit)  # three axes: no classes
+        self.samples += int((~shared).sum())
 
     def result(self, share: float, most: float) -> OutputError:
         relative = self.max_abs / (self.peak or 1.0)

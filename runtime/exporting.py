@@ -14,7 +14,7 @@ from thresher.runtime.bundle import Facts, package, ready
 from thresher.runtime.calibration import SAMPLES, CalibrationData, calibrate
 from thresher.runtime.deviation import OutputError, plain
 from thresher.runtime.engine import Engine
-from thresher.runtime.generate import with_own_past
+from thresher.runtime.generate import HANDED, with_own_past
 from thresher.runtime.manifest import CALIBRATED, Prediction
 from thresher.runtime.runner import ProgramRunner, Runnable, symbol_ranges, tensor_info
 from thresher.runtime.sample import random_inputs
@@ -147,6 +147,11 @@ def agree(
 
 
 def _difference(error: OutputError, same: SameFunction) -> str:
+    if error.name.startswith(HANDED):
+        return (
+            f"of {error.samples} core neurons that the program picked for {error.name!r} the engine picked"
+            f" {error.agreeing}"
+        )
     if same.share < 1 and error.agreeing < same.share * error.samples:
         return (
             f"the engine's output {error.name!r} agrees with the program's in {error.agreeing} of"

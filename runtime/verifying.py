@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from thresher.compiler.errors import UsageError
 from thresher.runtime.batches import run_in_batches
-from thresher.runtime.deviation import EPS, Deviations, OutputError, plain, tolerance
+from thresher.runtime.deviation import EPS, TIES, Deviations, OutputError, plain, tolerance
 from thresher.runtime.feeds import Array, describe
-from thresher.runtime.generate import with_own_past
+from thresher.runtime.generate import HANDED, with_own_past
 from thresher.runtime.perplexity import PerplexityKept, Windows, compare_perplexity
 from thresher.runtime.runner import Runnable
 from thresher.runtime.sample import random_inputs
@@ -271,6 +271,12 @@ def _sentences(
 
 def _ties(first: SameFunction) -> str:
     """Said when the answer is yes although some samples differ by more than rounding."""
+    core = [error for error in first.outputs if error.name.startswith(HANDED)]
+    others = max((error.samples - error.agreeing for error in core), default=0)
+    if others:
+        return (
+            f"; {others} of {core[0].samples} core neurons of a network are others, {TIES:.0%} may"
+        )
     odd = max((error.samples - error.agreeing for error in first.outputs), default=0)
     if first.share < 1:
         return f"; {odd} of {first.outputs[0].samples} samples disagree, {1 - first.share:.0%} may"

@@ -80,14 +80,12 @@ class Greedy:
         self.blocks, self.alone = blocks(ffns, inputs)
         name = f"{calibration.numbered(program, 'sparsity')}-blocks"
         path = None if context.checkpoints is None else context.checkpoints / f"{name}.pt"
+        assert context.data is not None
         told = {
-            **identity,
-            "program": program_digest(program),
-            "until": until,
-            "tokens": tokens,
-            "items": len(items),
+            **identity, "program": program_digest(program), "until": until, "tokens": tokens,
+            "data": context.data.name, "items": len(items), "batch": context.batch,
             "seed": context.seed,
-        }
+        }  # fmt: skip
         known = None if path is None else checkpoint.load(path, told)
         self.paths: list[Tensor] = [] if known is None else list(known["paths"])
         for number in range(len(self.paths), len(self.blocks)):

@@ -152,7 +152,8 @@ def largest(
     """The c in [0, top] with ``rise(c)`` nearest below or at ``wanted + TOLERANCE``, and its rise.
 
     By bisection until the rise is within :data:`TOLERANCE`; ``known`` keeps what was evaluated, so
-    that several searches share their runs.  Where even ``top`` is too little, that is returned.
+    that several searches share their runs.  Where even ``top`` is too little, that is returned, and 0
+    where even that is too much (a graph that skips nothing may round in another way).
     """
     seen = {} if known is None else known
 
@@ -168,7 +169,9 @@ def largest(
         if seen[c] <= wanted:
             low = max(low, c)
     high = min((c for c in seen if c > low and seen[c] > wanted), default=top)
-    best = (low, seen.get(low, 0.0))
+    best = (low, at(low))
+    if best[1] > wanted + TOLERANCE:
+        return best
     for _ in range(STEPS):
         if abs(best[1] - wanted) <= TOLERANCE:
             break

@@ -75,6 +75,7 @@ class SparsityOptions(Options):
         Literal["float32", "bfloat16"],
         Field(
             description="type in which weights of linears that skip are kept; bfloat16 halves the bytes"
+            " of the file and of what a step reads, not the memory"
         ),
     ] = "float32"
     allow: Annotated[
@@ -114,6 +115,8 @@ class SparsityOptions(Options):
         """What thresholds answer to."""
         asked = {"sparsity": self.share} if self.rise is None else {"rise": self.rise}
         told = {name: f"{amount:g}" for name, amount in asked.items()}
+        if self.rise is not None:  # rounded weights have their part in it
+            told["weights"] = self.weights
         return {"method": self.method, "spread": self.spread} | told
 
 
@@ -316,7 +319,12 @@ def _searched(
         f"{kind} rises by {reached:.2f}% on the {ours.items} items that thresholds were found on and"
         f" by {held_out:.2f}% on {held.items} others"
     )
-    if abs(share - asked / 100) > criterion.TOLERANCE:
+    if share > asked / 100 + criterion.TOLERANCE:
+        note += (
+            f" ({asked:g}% was asked: so much is lost where nothing is skipped, so leave"
+            " weights=bfloat16 out or allow more)"
+        )
+    elif share < asked / 100 - criterion.TOLERANCE:
         note += f" ({asked:g}% was asked: the search found nothing nearer below it)"
     told = {"rise": reached, "held-out rise": held_out, "judged by": kind, "note": note}
     return amount, told

@@ -11,6 +11,8 @@ import pytest
 
 from tests.cli.conftest import Cli
 from thresher.cli import doctor, main
+from thresher.cli.options import LearnData
+from thresher.compiler import registry
 from thresher.compiler.errors import (
     MissingRequirementError,
     RefusedError,
@@ -140,3 +142,8 @@ def test_completion_names_the_verbs() -> None:
         [sys.executable, "-c", code], env=asked, capture_output=True, text=True, check=False
     )
     assert done.stdout.split() == ["export", "explain"]
+
+
+def test_the_help_of_learn_data_names_every_pass_that_takes_data() -> None:
+    said = LearnData.__metadata__[0].help
+    assert [n for n in registry.names() if registry.load(n).needs_data and n not in said] == []

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from tests.compiler.toys import Toy, traced
 from tests.passes.sparsity.toys import BLOCKS, ITEMS, noise, toy
 from thresher.compiler.contract import Context, PassResult
+from thresher.compiler.errors import UsageError
 from thresher.compiler.program import Program
 from thresher.passes.sparsity.allocation import STEP, Greedy
 from thresher.passes.sparsity.blocks import blocks
@@ -165,6 +167,14 @@ def test_an_interrupted_search_goes_on_with_the_next_block(tmp_path: Path) -> No
     assert resumed.details["shares"] == whole.details["shares"]
     for name, tensor in whole.calibration.tensors.items():
         assert torch.equal(tensor, resumed.calibration.tensors[name])
+
+
+@pytest.mark.parametrize("other", [{"data": replace(noise(), name="other")}, {"batch": 8}])
+def test_shares_of_another_run_are_not_taken(tmp_path: Path, other: dict[str, Any]) -> None:
+    context = Context(data=noise(), batch=7, checkpoints=tmp_path)
+    skip(context)
+    with pytest.raises(UsageError, match=rf"belongs to another run \({next(iter(other))} was"):
+        skip(replace(context, **other))
 
 
 def test_a_rise_is_met_by_greedy_shares() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from tests.models.folders import GROUPED, build, save
 from tests.passes.sparsity.core_oracle import (
     IDS,
     KEPT,
@@ -26,8 +29,13 @@ from thresher.compiler.program import Program
 from thresher.compiler.recipe import parse_recipe
 from thresher.models.sources import load_source
 from thresher.passes.sparsity.core_sets import STATISTICS, chosen
+from thresher.runtime.deviation import Deviations, tolerance
+from thresher.runtime.exporting import export
+from thresher.runtime.feeds import Array
+from thresher.runtime.generate import with_own_past
 from thresher.runtime.perplexity import Windows, compare_perplexity
 from thresher.runtime.runner import ProgramRunner
+from thresher.runtime.sample import random_inputs
 from thresher.runtime.two_graphs import TwoGraphs
 
 pytest.importorskip("transformers")
@@ -119,3 +127,42 @@ def test_graphs_that_do_not_go_together(folders: dict[str, Path]) -> None:
 def test_a_model_without_prompts_is_refused() -> None:
     with pytest.raises(RefusedError, match="is in no causal language model with a cache"):
         pipeline.run(toy("plain"), parse_recipe("passes: [core-neurons]", "t"))
+
+
+def test_neurons_that_matter_equally_may_change_places(tmp_path: Path) -> None:
+    """Of 8192 neurons some lie closer together than rounding: an engine has them in another order."""
+    language = build(
+        *KINDS["llama"][:2], **{**GROUPED, "intermediate_size": 8192, "num_hidden_layers": 1}
+    )
+    save(language, tmp_path / "wide")
+    program = made(tmp_path / "wide", graph="prompt", keep=0.5)
+    engine = export(program, tmp_path / "engine")
+    told = engine.manifest.verified
+    assert told is not None
+    assert not any(name.startswith("core.0.") for name in told["outputs"])
+    core = told["outputs"]["core.0"]
+    assert core["samples"] == 256
+    assert 250 < core["agreeing"] <= 256
+
+
+def test_other_neurons_are_no_ties(folders: dict[str, Path]) -> None:
+    reference = ProgramRunner(made(folders["llama"], graph="prompt"))
+    feeds = with_own_past(reference, random_inputs(reference.inputs, batch=2))
+    outputs = reference.run(feeds)
+    order = np.random.default_rng(0).permutation(KEPT)
+
+    def judged(change: Callable[[str, Array], Array]) -> dict[str, bool]:
+        deviations = Deviations(tolerance("fp32"))
+        deviations.add(outputs, {name: change(name, value) for name, value in outputs.items()})
+        return {error.name: error.same for error in deviations.results()}
+
+    def moved(name: str, value: Array) -> Array:
+        return value[order] if name.endswith("down") else value[..., order]
+
+    assert all(judged(lambda n, v: moved(n, v) if n.startswith("core.") else v).values())
+    torn = judged(lambda n, v: moved(n, v) if n == "core.1.up.0" else v)
+    assert [name for name, same in torn.items() if not same] == ["core.1"]
+    half = judged(
+        lambda n, v: np.where(np.arange(KEPT) < KEPT // 2, v, 1) if n == "core.0.up.1" else v
+    )
+    assert [name for name, same in half.items() if not same] == ["core.0"]

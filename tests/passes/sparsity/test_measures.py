@@ -134,6 +134,10 @@ def test_what_rises_in_steps_stays_below() -> None:
     assert reached == 0.0
 
 
+def test_what_is_lost_at_zero_is_told() -> None:
+    assert criterion.largest(lambda c: 0.02 + c, 0.01) == (0.0, 0.02)
+
+
 def causal() -> Program:
     torch.manual_seed(0)
     example = {"input_ids": torch.zeros(2, 12, dtype=torch.int64)}

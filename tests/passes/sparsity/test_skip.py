@@ -280,6 +280,12 @@ def test_a_rise_out_of_reach_is_said_to_be_missed() -> None:
     assert "(1e+06% was asked: the search found nothing nearer below it)" in told["note"]
 
 
+def test_weights_that_lose_more_than_the_rise_say_so() -> None:
+    told = run(toy("plain"), rise=0.01, weights="bfloat16").details
+    assert told["rise"] > 0.06
+    assert "so much is lost where nothing is skipped" in told["note"]
+
+
 def test_a_second_run_changes_nothing() -> None:
     first = run(toy("plain"), sparsity=0.5)
     second = run(first.program, sparsity=0.5)
@@ -313,6 +319,22 @@ def test_a_saved_calibration_makes_the_same_graph(tmp_path: Path, spread: str) -
     other = {"even": "greedy", "greedy": "even"}[spread]
     with pytest.raises(UsageError, match=f"made with spread={spread} and not spread={other}"):
         run(program, Context(), calibration=file, **asked | {"spread": other})
+
+
+@pytest.mark.parametrize(("budget", "answers"), [({"rise": 5.0}, True), ({"sparsity": 0.5}, False)])
+def test_a_rise_was_met_with_the_weights_it_was_searched_with(
+    tmp_path: Path, budget: dict[str, float], answers: bool
+) -> None:
+    program = toy("plain")
+    made = run(program, **budget).calibration
+    assert made is not None
+    made.write(tmp_path)
+    asked: dict[str, Any] = {**budget, "weights": "bfloat16", "calibration": tmp_path / made.file}
+    if answers:
+        with pytest.raises(UsageError, match="made with weights=float32 and not weights=bfloat16"):
+            run(program, Context(), **asked)
+    else:
+        assert run(program, Context(), **asked).applied
 
 
 def test_two_runs_in_one_recipe_keep_two_files(
