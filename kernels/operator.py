@@ -167,7 +167,7 @@ class Operator:
         for node in reversed(function.node):
             if live.intersection(node.output):
                 live.update(_read(node))
-                node.name = f"{self.name}/{node.output[0]}"
+                node.name = f"{called}/{node.output[0]}"
                 nodes.append(node)
         del function.node[:]
         function.node.extend(reversed(nodes))
