@@ -94,7 +94,7 @@ class Engine:
 
     @property
     def changed_by(self) -> tuple[str, ...]:
-        """Names of the passes that changed the outputs by more than rounding."""
+        """The passes that changed the outputs by more than rounding, with their options."""
         return changing(self.manifest.passes)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +19,7 @@ class Runnable(Protocol):
     """What ``verify`` and ``profile`` take.
 
     ``reduced``: it drops or merges tokens; ``changed_by``: passes that changed its outputs by more than
-    rounding, those among them.
+    rounding, those among them, each with its options.
     """
 
     @property
@@ -88,8 +89,16 @@ class ProgramRunner:
 
 
 def changing(records: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Names of the passes in a history, as plain data, that changed more than rounding does."""
-    return tuple(r["name"] for r in records if r["applied"] and not r.get("exact", False))
+    """The passes in a history, as plain data, that changed more than rounding does.
+
+    Each is its name and the options that it resolved to, as one canonical text, since ``r=4`` and
+    ``r=8`` are two functions.
+    """
+    return tuple(
+        f"{record['name']} {json.dumps(record['options'], sort_keys=True)}"
+        for record in records
+        if record["applied"] and not record.get("exact", False)
+    )
 
 
 def _own(value: Array) -> Array:
