@@ -13,7 +13,7 @@ from thresher.runtime.backends import Session, backend
 from thresher.runtime.conditions import default_threads
 from thresher.runtime.feeds import Array, checked
 from thresher.runtime.manifest import Manifest, Ranges, TensorInfo
-from thresher.runtime.runner import changing
+from thresher.runtime.runner import changing, choosing
 
 
 class Engine:
@@ -89,8 +89,8 @@ class Engine:
 
     @property
     def reduced(self) -> bool:
-        """Whether the engine drops or merges tokens."""
-        return self.manifest.sites > 0
+        """Whether the engine drops, merges or skips tokens."""
+        return choosing(self.manifest.passes)
 
     @property
     def changed_by(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Runnable(Protocol):
     """What ``verify`` and ``profile`` take.
 
-    ``reduced``: it drops or merges tokens; ``changed_by``: passes that changed its outputs by more than
+    ``reduced``: it drops, merges or skips tokens; ``changed_by``: passes that changed its outputs by more than
     rounding, those among them, each with its options.
     """
 
@@ -61,8 +61,8 @@ class ProgramRunner:
         self.inputs = tuple(tensor_info(spec) for spec in program.inputs)
         self.outputs = tuple(tensor_info(spec) for spec in program.outputs)
         self.ranges: Ranges = symbol_ranges(program)
-        self.reduced = bool(program.ledger)
-        self.changed_by = changing(map(asdict, program.history))
+        records = [asdict(record) for record in program.history]
+        self.reduced, self.changed_by = choosing(records), changing(records)
         self.preprocessing = program.info.preprocessing
         self.labels = program.info.labels
         self._module = program.module()  # kept, as making it takes longer than a run
@@ -86,6 +86,11 @@ class ProgramRunner:
             results = pytree.tree_leaves(self._module(*args, **kwargs))
         names = (spec.name for spec in self.outputs)
         return {name: value.numpy() for name, value in zip(names, results, strict=True)}
+
+
+def choosing(records: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a pass in a history, as plain data, left it to scores which tokens go or are skipped."""
+    return any(record["applied"] and record.get("chooses_tokens", False) for record in records)
 
 
 def changing(records: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -181,6 +181,7 @@ def test_passes_say_whether_they_change_numbers(tmp_path: Path) -> None:
     """Neurons that go are no tokens, and change outputs all the same; folding constants does not."""
     made = optimize(traced(Toy()), load_recipe("tome", ["r=2"]))
     assert {r.name: r.exact for r in made.history} == {"tome": False, "cleanup": True}
+    assert {r.name: r.chooses_tokens for r in made.history} == {"tome": True, "cleanup": False}
     folded = dataclasses.replace(made.history[-1], applied=1)
     cut, idle = PassRecord("channels", {}, 2, 2), PassRecord("sparsity", {}, 2, 0)
     program = dataclasses.replace(made, history=(folded, cut, idle), ledger=())
