@@ -64,6 +64,8 @@ def plan(
         records = explain(program, chosen, context)
         idle = idle_passes(chosen, records)
         reduced = program if idle else in_memory(program, chosen, tell)
+        # A pass that was run behind the others knows more than one that was asked by itself.
+        records = reduced.history[len(program.history) :] or records
         tell(f"asking the target {target}", 0, 0)
         found = outlook(reduced, maker, precision, shape or ())
     accepted = not idle and not found.troubles

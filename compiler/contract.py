@@ -148,6 +148,8 @@ class Pass(ABC, Generic[O_co]):
         after, before: names of passes that must not come later, or earlier, in a pipeline.
         needs_data, trains: what the pass takes from the context, and whether it takes long.
         exact: the outputs stay those of the Program that came in, but for rounding.
+        chooses_tokens: it drops, merges or skips tokens by their scores, so that rounding decides
+            between equal ones.
         allow_zero: applying nowhere is no error; a recipe may say otherwise per use.
         keeps_outputs: the outputs keep their shapes; where a pass changes them at the user's
             wish, it says so here, and names and dtypes stay nevertheless.
@@ -164,6 +166,7 @@ class Pass(ABC, Generic[O_co]):
     needs_data: ClassVar[bool] = False
     trains: ClassVar[bool] = False
     exact: ClassVar[bool] = False
+    chooses_tokens: ClassVar[bool] = False
     allow_zero: bool = False
 
     def __init__(self, options: O_co | None = None) -> None:

@@ -219,6 +219,7 @@ def _record(one: Pass[Any], result: PassResult, seconds: float) -> PassRecord:
         seconds,
         result.details,
         one.exact,
+        one.chooses_tokens,
     )
 
 

@@ -48,7 +48,8 @@ class Refusal:
 class PassRecord:
     """One applied pass: its options, truthful counts, and its running time in seconds.
 
-    ``exact``: it changed the outputs by no more than rounding.
+    ``exact``: it changed the outputs by no more than rounding.  ``chooses_tokens``: it drops, merges or
+    skips tokens by their scores.
     """
 
     name: str
@@ -59,6 +60,7 @@ class PassRecord:
     seconds: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
     exact: bool = False
+    chooses_tokens: bool = False
 
 
 @dataclass(frozen=True)

@@ -166,17 +166,18 @@ class Operator:
         live, nodes = set(wanted), []
         for node in reversed(function.node):
             if live.intersection(node.output):
-                live.update(_read(node))
-                node.name = f"{self.name}/{node.output[0]}"
+                live.update(reads(node))
+                node.name = f"{called}/{node.output[0]}"
                 nodes.append(node)
         del function.node[:]
         function.node.extend(reversed(nodes))
         return function
 
 
-def _read(node: onnx.NodeProto) -> set[str]:
+def reads(node: onnx.NodeProto) -> set[str]:
     """Names that a node reads, those that its subgraphs take from around them among them."""
     names = set(node.input)
     for attribute in node.attribute:
-        names.update(name for inner in attribute.g.node for name in _read(inner))
+        made = {name for inner in attribute.g.node for name in inner.output}
+        names.update(*(reads(inner) - made for inner in attribute.g.node))
     return names

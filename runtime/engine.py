@@ -13,7 +13,7 @@ from thresher.runtime.backends import Session, backend
 from thresher.runtime.conditions import default_threads
 from thresher.runtime.feeds import Array, checked
 from thresher.runtime.manifest import Manifest, Ranges, TensorInfo
-from thresher.runtime.runner import changing
+from thresher.runtime.runner import changing, choosing
 
 
 class Engine:
@@ -89,12 +89,12 @@ class Engine:
 
     @property
     def reduced(self) -> bool:
-        """Whether the engine drops or merges tokens."""
-        return self.manifest.sites > 0
+        """Whether the engine drops, merges or skips tokens."""
+        return choosing(self.manifest.passes)
 
     @property
     def changed_by(self) -> tuple[str, ...]:
-        """Names of the passes that changed the outputs by more than rounding."""
+        """The passes that changed the outputs by more than rounding, with their options."""
         return changing(self.manifest.passes)
 
     @property

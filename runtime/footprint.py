@@ -1,10 +1,11 @@
 """How much memory an engine will take, told from its graph before anything is built.
 
-Weights are counted as they are stored.  Activations are the highest sum of the values that are alive
-at once, walking the nodes in order: a value lives from the node that makes it to the last that reads
-it, inputs and outputs to the end, and a change of shape shares the memory of what it changes.  An
-inserted step counts as one node.  A builder that fuses nodes needs less, one that keeps scratch memory for its
-kernels more.
+Weights are counted as they are stored, and those that both branches of an ``If`` read once more, packed
+for the products of one.  Activations are the highest sum of the values that are alive at once, walking
+the nodes in order: a value lives from the node that makes it to the last that reads it, inputs and
+outputs to the end, and a change of shape shares the memory of what it changes.  An inserted step counts
+as one node, and so does an ``If``.  A builder that fuses nodes needs less, one that keeps scratch memory
+for its kernels more.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from thresher.kernels.operator import reads
 from thresher.runtime.feeds import PLUS
 from thresher.runtime.manifest import Ranges, TensorInfo
 from thresher.runtime.sample import LENGTH, batch_symbol
@@ -41,7 +43,7 @@ _FUNCTIONS: dict[str, Callable[..., int]] = {
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes, at ``sizes`` of the symbolic axes."""
+    """Bytes, at ``sizes`` of the symbolic axes; weights that are packed besides count among the weights."""
 
     weights: int
     activations: int
@@ -83,9 +85,27 @@ def footprint(model: onnx.ModelProto, sizes: Mapping[str, int]) -> Footprint | N
             value.name: _room(value, sizes)
             for value in (*graph.input, *graph.value_info, *graph.output)
         }
-        return Footprint(sum(stored.values()), _peak(graph, stored, room), dict(sizes))
+        weights = sum(stored.values()) + _packed(graph)
+        return Footprint(weights, _peak(graph, stored, room), dict(sizes))
     except KeyError:
         return None
+
+
+def _packed(graph: onnx.GraphProto) -> int:
+    """Bytes of the second copies: each weight that all branches read, in the type of their result."""
+    import onnx
+
+    stored = {tensor.name: tensor.dims for tensor in graph.initializer if len(tensor.dims) > 1}
+    found: dict[str, int] = {}
+    for node in graph.node:
+        branches = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+        if node.op_type != "If" or node.domain or not branches:
+            continue
+        read = [{name for inner in g.node for name in reads(inner)} for g in branches]
+        kind = branches[0].output[0].type.tensor_type.elem_type
+        for name in set.intersection(*read) & stored.keys():
+            found[name] = _bytes(kind, stored[name])
+    return sum(found.values())
 
 
 def _peak(graph: onnx.GraphProto, stored: Mapping[str, int], room: Mapping[str, int]) -> int:
@@ -95,7 +115,7 @@ def _peak(graph: onnx.GraphProto, stored: Mapping[str, int], room: Mapping[str, 
     for index, node in enumerate(graph.node):
         if node.op_type in VIEWS and not node.domain:
             owner[node.output[0]] = owner.get(node.input[0], node.input[0])
-        for name in (*node.output, *node.input):
+        for name in (*node.output, *reads(node)):
             last[owner.get(name, name)] = index
     for value in (*graph.input, *graph.output):
         last[owner.get(value.name, value.name)] = len(graph.node)

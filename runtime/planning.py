@@ -69,7 +69,7 @@ def outlook(
     """What :func:`~thresher.runtime.exporting.export` would meet, all of it and not the first only."""
     from onnx_ir import to_proto
 
-    from thresher.compiler.lowering import to_onnx
+    from thresher.compiler.lowering import branch_prompts, to_onnx
 
     found = [*_package(maker), *_precision(maker, precision)]
     sizes, wrong = _shapes(program, maker, shapes)
@@ -79,10 +79,13 @@ def outlook(
     )
     known = precision if precision in maker.precisions else "fp32"
     try:
-        model = to_proto(to_onnx(program, precision=maker.graph_precision(known)))
+        lowered = to_onnx(program, precision=maker.graph_precision(known))
     except RefusedError as error:
         found.append(Trouble("model", str(error), "take another recipe, or change the model"))
         return Outlook(tuple(found), None, needs)
+    if maker.branches:
+        branch_prompts(lowered)
+    model = to_proto(lowered)
     found += _nodes(maker, model)
     specs = tuple(map(tensor_info, program.inputs))
     room = footprint(model, largest(specs, sizes.ranges, sizes.usual))

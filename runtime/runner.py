@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 class Runnable(Protocol):
     """What ``verify`` and ``profile`` take.
 
-    ``reduced``: it drops or merges tokens; ``changed_by``: passes that changed its outputs by more than
-    rounding, those among them.
+    ``reduced``: it drops, merges or skips tokens; ``changed_by``: passes that changed its outputs by more than
+    rounding, those among them, each with its options.
     """
 
     @property
@@ -60,8 +61,8 @@ class ProgramRunner:
         self.inputs = tuple(tensor_info(spec) for spec in program.inputs)
         self.outputs = tuple(tensor_info(spec) for spec in program.outputs)
         self.ranges: Ranges = symbol_ranges(program)
-        self.reduced = bool(program.ledger)
-        self.changed_by = changing(map(asdict, program.history))
+        records = [asdict(record) for record in program.history]
+        self.reduced, self.changed_by = choosing(records), changing(records)
         self.preprocessing = program.info.preprocessing
         self.labels = program.info.labels
         self._module = program.module()  # kept, as making it takes longer than a run
@@ -87,9 +88,22 @@ class ProgramRunner:
         return {name: value.numpy() for name, value in zip(names, results, strict=True)}
 
 
+def choosing(records: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a pass in a history, as plain data, left it to scores which tokens go or are skipped."""
+    return any(record["applied"] and record.get("chooses_tokens", False) for record in records)
+
+
 def changing(records: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Names of the passes in a history, as plain data, that changed more than rounding does."""
-    return tuple(r["name"] for r in records if r["applied"] and not r.get("exact", False))
+    """The passes in a history, as plain data, that changed more than rounding does.
+
+    Each is its name and the options that it resolved to, as one canonical text, since ``r=4`` and
+    ``r=8`` are two functions.
+    """
+    return tuple(
+        f"{record['name']} {json.dumps(record['options'], sort_keys=True)}"
+        for record in records
+        if record["applied"] and not record.get("exact", False)
+    )
 
 
 def _own(value: Array) -> Array:

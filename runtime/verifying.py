@@ -119,7 +119,7 @@ def verify(
         max_drop: points of accuracy that may be lost, or percent that perplexity may rise; demands
             the second verdict.
         same: whether the first verdict is demanded; by default when nothing else is and the same
-            passes changed what the two compute.
+            passes with the same options changed what the two compute.
         output: name of the logits; by default the first output ``[samples, classes]``.
         sizes: sizes of symbolic axes other than the batch, for random inputs.
         seed: of the random inputs.

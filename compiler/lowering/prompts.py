@@ -49,9 +49,12 @@ def _few(x: ir.Value, most: int) -> list[ir.Node]:
     limit = ir.Node("", "Constant", [], [ir.AttrInt64("value_int", most)])
     answer = ir.Node("", "LessOrEqual", [count.outputs[0], limit.outputs[0]])
     nodes = [lead, count, limit, answer]
-    for node in nodes:
-        node.name = node.outputs[0].name = f"{name}/{node.op_type}"
-    answer.outputs[0].type, answer.outputs[0].shape = ir.TensorType(ir.DataType.BOOL), ir.Shape([])
+    axes = None if x.shape is None else len(x.shape) - 1
+    for node, shape in zip(nodes, ([axes], [], [], []), strict=True):
+        (value,) = node.outputs
+        kind = ir.DataType.BOOL if node is answer else ir.DataType.INT64
+        value.type, value.shape = ir.TensorType(kind), ir.Shape(shape)
+        node.name = value.name = f"{name}/{node.op_type}"
     return nodes
 
 

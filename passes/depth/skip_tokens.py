@@ -82,6 +82,7 @@ class SkipTokens(Pass[SkipOptions]):
     summary = "let the tokens that a block would change least pass it by"
     Options = SkipOptions
     needs_data: ClassVar[bool] = True
+    chooses_tokens = True
 
     def demand_data(self, context: Context) -> None:
         if self.options.router == "probe" and self.options.calibration is None:

@@ -58,6 +58,7 @@ class TokenReduction(Pass[T_co], Generic[T_co]):
 
     Options: ClassVar[type[TokenOptions]] = TokenOptions
     by_share: ClassVar[bool] = True
+    chooses_tokens = True
     ensures = frozenset({"tokens-reduced"})
 
     @property

@@ -206,6 +206,23 @@ def test_plan_predicts_what_optimize_does(cli: Cli) -> None:
     assert "accepted" in cli("plan", SOURCE, "--set", "r=5").out
 
 
+def test_plan_tells_what_the_steps_themselves_take(cli: Cli, tmp_path: Path) -> None:
+    """As optimize does: passes behind one another, and the votes of Zero-TPrune among their work."""
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text("passes: [zero-tprune: {keep: 0.7, layers: [0]}, cleanup: {}]")
+    planned = cli("plan", SOURCE, "--recipe", recipe, "--json").json
+    made = cli("optimize", SOURCE, "--recipe", recipe, "-o", tmp_path / "made", "--json").json
+    told, done = (
+        [
+            {key: value for key, value in record.items() if key != "seconds"}
+            for record in found["passes"]
+        ]
+        for found in (planned, made)
+    )
+    assert told == done
+    assert told[0]["details"]["inserted_macs"] > 0
+
+
 def test_plan_of_a_network_without_attention_is_refused_with_the_reason(cli: Cli) -> None:
     done = cli("plan", "tests.cli.toy:convolutions", "--json")
     assert (done.code, done.err) == (3, "")

@@ -7,14 +7,20 @@ from pathlib import Path
 
 import onnx.parser
 import pytest
+import torch
 
+import thresher.kernels.ops  # noqa: F401
 from tests.compiler.toys import TOKENS, WIDTH, Toy, traced
 from thresher.compiler.pipeline import optimize
+from thresher.compiler.program import SourceInfo
 from thresher.compiler.recipe import load_recipe
+from thresher.compiler.trace import trace
 from thresher.runtime import export
+from thresher.runtime.backends import backend
 from thresher.runtime.backends.cpu import OnnxRuntimeCpu
 from thresher.runtime.footprint import footprint, largest
 from thresher.runtime.manifest import TensorInfo
+from thresher.runtime.planning import outlook
 
 GRAPH = """<ir_version: 10, opset_import: ["":20]>
 g (float[batch, 8] x) => (float[batch, 4] z)
@@ -47,6 +53,61 @@ def test_a_shape_that_the_file_does_not_say_gives_no_estimate() -> None:
     model = graph()
     del model.graph.value_info[0]
     assert footprint(model, {"batch": 10}) is None
+
+
+BRANCHED = """<ir_version: 10, opset_import: ["":20]>
+g (float[batch, 4] x, bool few) => (float[batch, 4] z)
+<bfloat16[4, 4] w = {0}, float[4, 4] v = {0}, float[4] b = {0}, float[batch, 4] y, float[batch, 4] q>
+{ y = If (few) <then_branch = t () => (float[batch, 4] t1) { wt = CastLike(w, x) t0 = MatMul(x, wt) t1 = Add(t0, b) },
+                else_branch = e () => (float[batch, 4] e1) { we = CastLike(w, x) e0 = MatMul(x, we) e1 = Add(e0, b) }>
+  q = MatMul(y, v) z = Relu(q) }
+"""
+
+
+def test_what_both_branches_multiply_with_is_held_once_more() -> None:
+    """Packed in the type of the product; the bias is not packed, v is packed in its own place."""
+    zeros = ", ".join(["0"] * 16)
+    text = BRANCHED.replace("4] w = {0}", f"4] w = {{{zeros}}}").replace(
+        "4] v = {0}", f"4] v = {{{zeros}}}"
+    )
+    found = footprint(
+        onnx.parser.parse_model(text.replace("b = {0}", "b = {0, 0, 0, 0}")), {"batch": 1}
+    )
+    assert found is not None
+    assert found.weights == 16 * 2 + 16 * 4 + 4 * 4 + 16 * 4
+    flag, x, y = 1, 16, 16
+    assert found.activations == max(flag + x + y, flag + x + y + 16)
+
+
+class Skipping(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(8, 16))
+        self.register_buffer("limits", torch.full((8,), 0.2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        limits = self.get_buffer("limits")
+        y: torch.Tensor = torch.ops.thresher.sparse_linear(x, self.weight, limits, 6)
+        return y
+
+
+def test_engines_with_branches_are_estimated_and_planned_alike(tmp_path: Path) -> None:
+    program = trace(
+        Skipping().eval(),
+        {"x": torch.zeros(2, 3, 8)},
+        dynamic={"x": {0: "batch"}},
+        info=SourceInfo("skipping", "random"),
+    )
+    stored = 4 * 8 * (16 + 1)
+    kept = export(program, tmp_path / "e", threads=1, check=False).manifest.estimate
+    foreseen = outlook(program, backend("cpu")).memory
+    assert kept is not None
+    assert foreseen is not None
+    assert kept["weights"] == foreseen.weights == stored + 4 * 8 * 16
+    assert kept["activations"] == foreseen.activations
+    unbranched = outlook(program, backend("openvino")).memory
+    assert unbranched is not None
+    assert unbranched.weights == stored
 
 
 def test_the_largest_sizes_count_and_the_usual_ones_where_there_is_no_bound() -> None:

@@ -181,23 +181,37 @@ def test_passes_say_whether_they_change_numbers(tmp_path: Path) -> None:
     """Neurons that go are no tokens, and change outputs all the same; folding constants does not."""
     made = optimize(traced(Toy()), load_recipe("tome", ["r=2"]))
     assert {r.name: r.exact for r in made.history} == {"tome": False, "cleanup": True}
+    assert {r.name: r.chooses_tokens for r in made.history} == {"tome": True, "cleanup": False}
     folded = dataclasses.replace(made.history[-1], applied=1)
     cut, idle = PassRecord("channels", {}, 2, 2), PassRecord("sparsity", {}, 2, 0)
     program = dataclasses.replace(made, history=(folded, cut, idle), ledger=())
-    assert ProgramRunner(program, threads=1).changed_by == ("channels",)
+    assert ProgramRunner(program, threads=1).changed_by == ("channels {}",)
     told = tuple(dataclasses.asdict(record) for record in program.history)
     built = package(transformer(), tmp_path / "e.engine", facts=Facts(passes=told), threads=1)
-    assert (built.changed_by, built.reduced) == (("channels",), False)
+    assert (built.changed_by, built.reduced) == (("channels {}",), False)
     program.save(tmp_path / "saved")
     assert [r.exact for r in Program.load(tmp_path / "saved").history] == [True, False, False]
 
     other = Fake("cut", lambda x: x + np.float32(0.01))
-    other.changed_by = ("channels",)
+    other.changed_by = ("channels {}",)
     assert verify(Fake("dense"), other).met
     assert not verify(other, Fake("off")).same_function.same
     again = Fake("engine", lambda x: x)
-    again.changed_by = ("channels",)
+    again.changed_by = ("channels {}",)
     assert not verify(other, again).met
+
+
+def test_other_options_make_another_function(tmp_path: Path) -> None:
+    """Equal ones count as equal on whichever way they came: from memory, a folder or an engine."""
+    one, two = (optimize(traced(Toy()), load_recipe("tome", [f"r={r}"])) for r in (1, 2))
+    left, right = (ProgramRunner(program, threads=1) for program in (one, two))
+    assert verify(left, right).met
+    assert not verify(left, right, same=True).met
+    one.save(tmp_path / "saved")
+    told = tuple(dataclasses.asdict(record) for record in one.history)
+    engine = package(transformer(), tmp_path / "e.engine", facts=Facts(passes=told), threads=1)
+    loaded = ProgramRunner(Program.load(tmp_path / "saved"), threads=1)
+    assert left.changed_by == loaded.changed_by == engine.changed_by
 
 
 def test_ties_are_told() -> None:

@@ -15,6 +15,7 @@ from thresher.runtime.bundle import Facts, package
 from thresher.runtime.engine import Engine
 from thresher.runtime.manifest import Prediction, TensorInfo
 
+CHOSEN = {"name": "topk-norm", "options": {}, "applied": 1, "chooses_tokens": True}
 KEEP = """
 <domain: "thresher", opset_import: ["":20]> Keep <keep>(x) => (y) {
   n = Constant<value_int: int=@keep>()
@@ -84,7 +85,7 @@ def engine(folder: Path, keep: int | None = None, **options: Any) -> Engine:
     macs = 1000 if keep is None else 600
     facts = Facts(
         source={"source": "toy:model", "weights": "random"},
-        passes=({"name": "topk-norm", "applied": 1},) if keep else (),
+        passes=(CHOSEN,) if keep else (),
         sites=1 if keep else 0,
         tokens=(8, keep) if keep else None,
         prediction=Prediction(dense_macs=1000, macs=macs, ideal=1000 / macs),

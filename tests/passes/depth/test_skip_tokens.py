@@ -31,6 +31,7 @@ from thresher.compiler.pipeline import optimize
 from thresher.compiler.program import PassRecord, Program
 from thresher.compiler.recipe import parse_recipe
 from thresher.passes.depth.skip_tokens import SkipOptions, SkipTokens
+from thresher.runtime.runner import ProgramRunner
 
 
 def run(program: Program, context: Context = DATA, **options: Any) -> PassResult:
@@ -171,6 +172,16 @@ def test_padding_passes_by_before_any_real_token() -> None:
     found, want = made.run(given)["output"], padded.run(given)["output"]
     torch.testing.assert_close(found[:, :4], want[:, :4])
     assert not torch.allclose(found[:, 4:], want[:, 4:])
+
+
+def test_ties_between_tokens_may_fall_either_way(tmp_path: Path) -> None:
+    """Tokens are chosen though none goes; a program that was saved still says so."""
+    text = "passes: [skip-tokens: {layers: [0], router: random}]"
+    made = optimize(program(), parse_recipe(text, "test"))
+    assert made.ledger == ()
+    made.save(tmp_path / "saved")
+    assert ProgramRunner(Program.load(tmp_path / "saved"), threads=1).reduced
+    assert not ProgramRunner(program(), threads=1).reduced
 
 
 @pytest.mark.slow
