@@ -23,8 +23,7 @@ class TokenMap:
 
     def compose(self, before: np.ndarray) -> np.ndarray:
         """Positions after this site of tokens that were at ``before`` ``[B, M]`` (-1 stays -1)."""
-        moved = np.take_along_axis(self.slot, np.maximum(before, 0), axis=1)
-        return np.where(before < 0, -1, moved)
+        return _taken(self.slot, before, -1)
 
 
 class Recorder(fx.Interpreter):
@@ -90,6 +89,10 @@ class Positions:
         """``[B, N]``: positions of the original tokens among so many, -1 for those that are gone."""
         return self._among[tokens]
 
+    def spread(self, values: np.ndarray, gone: int) -> np.ndarray:
+        """``[B, N]``: values ``[B, n]`` of the tokens at one place, by original token."""
+        return _taken(values, self.among(values.shape[1]), gone)
+
     def through(self, token_map: TokenMap) -> np.ndarray:
         """``[B, N]``: positions behind a site."""
         behind = token_map.compose(self.among(token_map.slot.shape[1]))
@@ -106,3 +109,8 @@ def final_positions(maps: Sequence[TokenMap], tokens: int) -> list[np.ndarray]:
         return []
     positions = Positions(maps[0].slot.shape[0], tokens)
     return [positions.through(token_map) for token_map in maps]
+
+
+def _taken(values: np.ndarray, where: np.ndarray, gone: int) -> np.ndarray:
+    """``values[b, where[b, i]]``, and ``gone`` where that is below zero."""
+    return np.where(where < 0, gone, np.take_along_axis(values, np.maximum(where, 0), axis=1))
