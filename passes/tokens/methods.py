@@ -216,7 +216,7 @@ class Pitome(TokenReduction[PitomeOptions]):
     by_share = False
 
     def step(self, sites: Sites) -> Step:
-        return MergeRedundant(Energy(self.options.margin, len(sites.sites)))
+        return MergeRedundant(Energy(self.options.margin, sites.blocks))
 
     @property
     def proportional(self) -> bool:
