@@ -50,13 +50,13 @@ def heats(found: Sequence[Runs], protected: int, height: int, width: int) -> lis
 
 
 def rows(found: Sequence[Runs]) -> list[dict[str, Any]]:
-    """By network: how many tokens of the first item run 0, 1, ... learners."""
+    """By network: how many tokens of the first item run 0, 1, ... learners, and how many do not come by."""
     return [
         {
             "network": runs.path,
             "share": float(runs.k[0].clip(0).mean()) / runs.most,
             "tokens": [int((runs.k[0] == n).sum()) for n in range(runs.most + 1)],
-            "dropped": int((runs.k[0] < 0).sum()),
+            "absent": int((runs.k[0] < 0).sum()),
         }
         for runs in found
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,7 @@ class TokenMap:
 
     def compose(self, before: np.ndarray) -> np.ndarray:
         """Positions after this site of tokens that were at ``before`` ``[B, M]`` (-1 stays -1)."""
-        moved = np.take_along_axis(self.slot, np.maximum(before, 0), axis=1)
-        return np.where(before < 0, -1, moved)
+        return _taken(self.slot, before, -1)
 
 
 class Recorder(fx.Interpreter):
@@ -42,14 +41,28 @@ class Recorder(fx.Interpreter):
         return result
 
 
-def token_maps(program: Program, inputs: Mapping[str, torch.Tensor]) -> list[TokenMap]:
+def in_graph_order(graph: fx.Graph, entries: Iterable[LedgerEntry]) -> tuple[LedgerEntry, ...]:
+    """Entries as their nodes run: the order of a ledger, whichever pass wrote them first."""
+    place = {node.name: number for number, node in enumerate(graph.nodes)}
+    return tuple(sorted(entries, key=lambda entry: place.get(entry.node, -1)))
+
+
+def token_maps(
+    program: Program,
+    inputs: Mapping[str, torch.Tensor],
+    entries: Sequence[LedgerEntry] | None = None,
+) -> list[TokenMap]:
     """Run a reduced Program on ``inputs`` and return the maps of every site, in order.
 
     Returns an empty list for a Program whose tokens were not reduced.
+
+    Args:
+        entries: to read instead of the Program's ledger.
     """
     import thresher.kernels.ops  # noqa: F401
 
-    recorder = Recorder(program.exported.graph_module, {entry.node for entry in program.ledger})
+    entries = program.ledger if entries is None else entries
+    recorder = Recorder(program.exported.graph_module, {entry.node for entry in entries})
     with torch.inference_mode():
         recorder.run(*program.placeholder_values(inputs))
     return [
@@ -58,17 +71,46 @@ def token_maps(program: Program, inputs: Mapping[str, torch.Tensor]) -> list[Tok
             recorder.found[entry.node][entry.slot].numpy(),
             recorder.found[entry.node][entry.kept].numpy(),
         )
-        for entry in program.ledger
+        for entry in entries
     ]
 
 
-def final_positions(maps: list[TokenMap], tokens: int) -> list[np.ndarray]:
-    """Where each original token is after each site: ``[B, N]`` per site, -1 once dropped."""
+class Positions:
+    """Where the original tokens are, from site to site in the order in which they run.
+
+    Their number tells where in the graph tokens stand: sites leave fewer, and where a later node sees
+    more, those that left since there were so many were put back.
+    """
+
+    def __init__(self, batch: int, tokens: int) -> None:
+        self._among = {tokens: np.broadcast_to(np.arange(tokens), (batch, tokens))}
+
+    def among(self, tokens: int) -> np.ndarray:
+        """``[B, N]``: positions of the original tokens among so many, -1 for those that are gone."""
+        return self._among[tokens]
+
+    def spread(self, values: np.ndarray, gone: int) -> np.ndarray:
+        """``[B, N]``: values ``[B, n]`` of the tokens at one place, by original token."""
+        return _taken(values, self.among(values.shape[1]), gone)
+
+    def through(self, token_map: TokenMap) -> np.ndarray:
+        """``[B, N]``: positions behind a site."""
+        behind = token_map.compose(self.among(token_map.slot.shape[1]))
+        self._among[token_map.kept.shape[1]] = behind
+        return behind
+
+
+def final_positions(maps: Sequence[TokenMap], tokens: int) -> list[np.ndarray]:
+    """Where each original token is after each site: ``[B, N]`` per site, -1 once dropped.
+
+    A site that takes all tokens again, because it needs every one, starts from all of them.
+    """
     if not maps:
         return []
-    position = np.broadcast_to(np.arange(tokens), (maps[0].slot.shape[0], tokens))
-    found = []
-    for token_map in maps:
-        position = token_map.compose(position)
-        found.append(position)
-    return found
+    positions = Positions(maps[0].slot.shape[0], tokens)
+    return [positions.through(token_map) for token_map in maps]
+
+
+def _taken(values: np.ndarray, where: np.ndarray, gone: int) -> np.ndarray:
+    """``values[b, where[b, i]]``, and ``gone`` where that is below zero."""
+    return np.where(where < 0, gone, np.take_along_axis(values, np.maximum(where, 0), axis=1))

@@ -10,6 +10,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -244,6 +245,14 @@ def _ledger(subject: Subject) -> Iterator[Problem]:
                 yield Problem(entry.node, f"has {have} and the ledger states {want}")
 
 
+def _ledger_order(subject: Subject) -> Iterator[Problem]:
+    place = {n.name: number for number, n in enumerate(subject.program.graph.nodes)}
+    known = [entry for entry in subject.program.ledger if entry.node in place]
+    for first, second in pairwise(known):
+        if place[first.node] > place[second.node]:
+            yield Problem(first.node, f"is listed before {second.node}, which runs before it")
+
+
 def _has(outputs: object, index: int) -> bool:
     return isinstance(outputs, list | tuple) and index < len(outputs)
 
@@ -288,6 +297,7 @@ OPTIMISED = (
     *IMPORTED,
     Rule("keeps the inputs and outputs of its source", _contract),
     Rule("has a ledger that agrees with its nodes", _ledger),
+    Rule("has a ledger in the order of its nodes", _ledger_order),
     Rule("has no forbidden operator that its source had not", _nothing_new),
 )
 LOWERABLE = (

@@ -48,6 +48,9 @@ class Rewriter:
         self.old = program
         self.made_by = made_by
         self.graph = fx.Graph()
+        self._names = fx.Graph()  # a node for every name that the old graph or the new one has
+        for node in program.graph.nodes:
+            self._free_name(node.name)
         self.map: dict[fx.Node, fx.Node] = {}
         self._like: fx.Node | None = None
         self._note: dict[str, Any] = {}
@@ -86,7 +89,7 @@ class Rewriter:
 
         new_args = fx.node.map_arg(node.args, mapped) if args is None else args
         kwargs = fx.node.map_arg(node.kwargs, mapped)
-        new = self._call(chosen, new_args, kwargs, node.name)
+        new = self._call(chosen, new_args, kwargs, self._name_of(node))
         new.meta = {k: v for k, v in node.meta.items() if k not in ("val", "tensor_meta")} | {
             "val": new.meta["val"]
         }
@@ -102,7 +105,7 @@ class Rewriter:
     ) -> fx.Node:
         """Copy a node of the old graph with all its arguments given in terms of new nodes."""
         chosen: Any = target or node.target
-        new = self._call(chosen, args, kwargs, node.name)
+        new = self._call(chosen, args, kwargs, self._name_of(node))
         new.meta = {k: v for k, v in node.meta.items() if k not in ("val", "tensor_meta")} | {
             "val": new.meta["val"]
         }
@@ -116,8 +119,11 @@ class Rewriter:
         self._like, self._note = node, note
 
     def emit(self, target: Target, *args: Any, name: str | None = None, **kwargs: Any) -> fx.Node:
-        """Append a call of ``target`` on new nodes and plain values; returns the new node."""
-        new = self._call(target, args, kwargs, name or _short(target))
+        """Append a call of ``target`` on new nodes and plain values; returns the new node.
+
+        Its name is none that the old graph has: nodes keep theirs, and the ledger finds them by it.
+        """
+        new = self._call(target, args, kwargs, self._free_name(name or _short(target)))
         if self._like is not None:
             for key in ("nn_module_stack", "stack_trace"):
                 if key in self._like.meta:
@@ -167,6 +173,14 @@ class Rewriter:
         new = self.graph.create_node("call_function", target, args, dict(kwargs), name)
         new.meta["val"] = list(result) if isinstance(result, (tuple, list)) else result
         return new
+
+    def _name_of(self, node: fx.Node) -> str:
+        """The name of a copy: that of its node, but for second copies."""
+        return self._free_name(node.name) if node in self.map else node.name
+
+    def _free_name(self, wanted: str) -> str:
+        """The wanted name, numbered if it is taken; it is taken from now on."""
+        return self._names.create_node("placeholder", wanted, name=wanted).name
 
     # --- finishing ----------------------------------------------------------------------------
 

@@ -88,6 +88,7 @@ class Sites:
             calls a class token; None where there is neither.
         root: the residual stream before the first block; what does not depend on it is side
             information (position tables, masks) and follows the tokens.
+        blocks: how many blocks :attr:`Site.layer` counts, those whose site was refused later included.
         late: nodes behind the last attention that need every token: tokens are restored for them.
         shares: softmaxes over the tokens behind the last attention that only weigh sums over the tokens
             (sequence pooling): they need no token in its place.

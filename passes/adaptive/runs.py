@@ -11,8 +11,9 @@ from torch import Tensor
 
 import thresher.kernels.ops  # noqa: F401  (registers the operators)
 from thresher.compiler.analysis.linears import operand
-from thresher.compiler.ledger import Recorder, final_positions, token_maps
+from thresher.compiler.ledger import Positions, Recorder, in_graph_order, token_maps
 from thresher.compiler.program import Program, module_path
+from thresher.passes.depth.bypass import detours
 
 _OURS = torch.ops.thresher
 OPERATORS = (_OURS.adaptive_mlp.default, _OURS.adaptive_gated_mlp.default)
@@ -25,8 +26,9 @@ class Runs:
     Attributes:
         path: the module that it stands in.
         most: its learners L.
-        k: int64 ``[B, N]``, learners that each token of the input runs, -1 once it was dropped;
-            tokens that were merged run those of the one that they became.
+        k: int64 ``[B, N]``, learners that each token of the input runs, -1 where it does not come by:
+            it was dropped, or skips the block; tokens that were merged run those of the one that they
+            became.
     """
 
     path: str
@@ -42,19 +44,18 @@ def learners_run(program: Program, inputs: Mapping[str, Tensor]) -> list[Runs]:
     recorder = Recorder(program.exported.graph_module, {operand(node, 1).name for node in networks})
     with torch.inference_mode():
         recorder.run(*program.placeholder_values(inputs))
-    maps = token_maps(program, inputs)
-    positions = final_positions(maps, maps[0].slot.shape[1]) if maps else []
-    place = {node.name: number for number, node in enumerate(program.graph.nodes)}
+    ways = in_graph_order(program.graph, (*program.ledger, *detours(program)))
+    maps = {one.entry.node: one for one in token_maps(program, inputs, ways)}
+    positions = Positions(*next(iter(maps.values())).slot.shape) if maps else None
     found = []
-    for node in networks:
+    for node in program.graph.nodes:
+        if positions is not None and node.name in maps:
+            positions.through(maps[node.name])
+        if node.target not in OPERATORS:
+            continue
         k, most = recorder.found[operand(node, 1).name].numpy(), operand(node, 2)
-        before = [
-            p
-            for m, p in zip(maps, positions, strict=True)
-            if place[m.entry.node] < place[node.name]
-        ]
-        if before:
-            k = np.where(before[-1] < 0, -1, np.take_along_axis(k, np.maximum(before[-1], 0), 1))
+        if positions is not None:
+            k = positions.spread(k, -1)
         count = int(most.meta["val"].shape[0])
         found.append(Runs(module_path(node) or node.name, count, k.clip(-1, count)))
     return found

@@ -8,14 +8,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+import thresher.kernels.ops  # noqa: F401  (registers the operators)
 from thresher.compiler.analysis.sites import TOKEN_AXIS, Sites, origin
-from thresher.compiler.program import Program
+from thresher.compiler.program import LedgerEntry, Program, provenance
 from thresher.passes.depth.spans import Span
 from thresher.passes.tokens.budget import Count, Limits
 from thresher.passes.tokens.reduce import Reduction, Version
 from thresher.passes.tokens.score import Norm, layer_seed, random_score
 from thresher.passes.tokens.sizes import validity
 from thresher.passes.tokens.step import LOWEST, Keep, StepResult
+
+SLOT, KEPT = 1, 2  # outputs of keep_tokens
+KEEP, RESTORE = torch.ops.thresher.keep_tokens.default, torch.ops.thresher.restore_tokens.default
+
+
+def detours(program: Program) -> tuple[LedgerEntry, ...]:
+    """What a ledger would say of tokens that pass a span by, which is none: they all come back.
+
+    Such tokens leave by ``keep_tokens`` and come back beside the very tensor that they left.
+    """
+    listed = {entry.node for entry in program.ledger}
+    return tuple(
+        _entry(node)
+        for node in program.graph.nodes
+        if node.target is KEEP and node.name not in listed and _come_back(node)
+    )
+
+
+def _come_back(leave: fx.Node) -> bool:
+    slots = [n for n in leave.users if n.args[1] == SLOT]
+    users = [user for slot in slots for user in slot.users]
+    return any(user.target is RESTORE and user.args[2] is leave.args[0] for user in users)
+
+
+def _entry(leave: fx.Node) -> LedgerEntry:
+    note = provenance(leave)
+    tokens, left = (str(leave.meta["val"][output].shape[1]) for output in (SLOT, KEPT))
+    protected = leave.args[3]
+    assert isinstance(protected, int)
+    return LedgerEntry(
+        note.get("path", ""), note.get("site", 0), note.get("pass", ""), "skip", tokens, left,
+        protected, leave.name, SLOT, KEPT,
+    )  # fmt: skip
 
 
 class Bypass(Reduction):
@@ -70,11 +104,9 @@ class Bypass(Reduction):
         self.rewriter.at(span.before, site=span.layer, path=span.part.path)
         tokens, protected = self.rewriter.size(x, TOKEN_AXIS), self.sites.protected
         keep = self.count.emit(self.rewriter, tokens, Limits(protected))
-        node = self.rewriter.emit(
-            torch.ops.thresher.keep_tokens.default, x, self._score(span, x), keep, protected, False
-        )
+        node = self.rewriter.emit(KEEP, x, self._score(span, x), keep, protected, False)
         y, slot, kept = self.rewriter.outputs(node)
-        step = StepResult(node, y, None, slot, kept, 1, 2)
+        step = StepResult(node, y, None, slot, kept, SLOT, KEPT)
         left = self.rewriter.size(y, TOKEN_AXIS)
         self.versions.append(Version(y, left, None, step, before=x))
         self.rewriter.map[span.before] = y
@@ -86,7 +118,7 @@ class Bypass(Reduction):
         assert version.before is not None
         self.rewriter.at(span.behind, site=span.layer, path=span.part.path)
         self.rewriter.map[span.behind] = self.rewriter.emit(
-            torch.ops.thresher.restore_tokens.default,
+            RESTORE,
             self.rewriter.map[span.behind], version.step.slot, version.before,
         )  # fmt: skip
         self.rewriter.map[span.before] = version.before

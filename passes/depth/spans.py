@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import networkx as nx
+import torch
 from torch import fx
 
 from thresher.compiler.analysis.branches import Part
@@ -77,9 +79,40 @@ def _needs_all(sites: Sites, span: Span) -> str | None:
 
 
 def _read_inside(sites: Sites, span: Span) -> str | None:
-    """Whether tokens are read between the ends of a span by what stands outside of it."""
-    for node in span.inner - {span.behind}:
-        for user in node.users:
-            if user not in span.inner and (user.op == "output" or sites.carries_tokens(user)):
-                return f"is read inside: {node.name} goes to {user.name}"
+    """Whether anything outside of a span reads values that depend on which tokens run through it."""
+    partial = {span.before}
+    for node in span.before.graph.nodes:
+        if node is span.behind:
+            partial.discard(span.before)  # from here on it is the whole stream again
+            continue
+        sources = [n for n in node.all_input_nodes if n in partial]
+        read = next((n for n in sources if not _reads_prefix(sites, node, n)), None)
+        if read is None:
+            continue
+        if node not in span.inner and not _takes_all(node):
+            return f"is read inside: {read.name} goes to {node.name}"
+        partial.add(node)
     return None
+
+
+def _takes_all(node: fx.Node) -> bool:
+    """Whether a slice leaves nothing out, such as the first of ``x[:, 0]``: it reads nothing yet."""
+    return (
+        node.target is torch.ops.aten.slice.Tensor
+        and node.meta["val"].shape == node.all_input_nodes[0].meta["val"].shape
+    )
+
+
+def _reads_prefix(sites: Sites, reader: fx.Node, operand: fx.Node) -> bool:
+    """Whether a node reads no tokens of an operand but protected ones, which always run."""
+    axes = sites.token_axes(operand)
+    if reader.target is torch.ops.aten.sym_size.int:
+        return reader.args[1] not in axes
+    behind = [
+        use.index + (use.kind == "read") - axes[use.axis]
+        if use.kind in ("read", "head")
+        else math.inf
+        for use in sites.axes.uses
+        if use.node is reader and use.operand is operand and use.axis in axes
+    ]
+    return bool(behind) and max(behind) <= sites.protected

@@ -13,6 +13,7 @@ from thresher.compiler.analysis.axes import hint_of
 from thresher.compiler.analysis.cost import CostModel, cost_model, total_macs
 from thresher.compiler.analysis.sites import Sites, find_sites
 from thresher.compiler.contract import Context, Pass, PassResult
+from thresher.compiler.ledger import in_graph_order
 from thresher.compiler.program import Program, Refusal
 from thresher.passes.tokens.budget import Schedule, resolve
 from thresher.passes.tokens.options import TokenOptions, schedule
@@ -102,7 +103,9 @@ class TokenReduction(Pass[T_co], Generic[T_co]):
             program, plan.sites, step, plan.schedule, self.name, self.proportional
         ).run(restore_outputs=self.options.restore)
         reduced = dataclasses.replace(
-            program, exported=rewritten, ledger=(*program.ledger, *ledger)
+            program,
+            exported=rewritten,
+            ledger=in_graph_order(rewritten.graph, (*program.ledger, *ledger)),
         )
         details = plan.details() | {"inserted_macs": total_macs(reduced.graph) - details_macs(plan)}
         return PassResult(reduced, len(plan.sites.sites), len(ledger), plan.refused, details)
@@ -214,7 +217,7 @@ class Pitome(TokenReduction[PitomeOptions]):
     by_share = False
 
     def step(self, sites: Sites) -> Step:
-        return MergeRedundant(Energy(self.options.margin, len(sites.sites)))
+        return MergeRedundant(Energy(self.options.margin, sites.blocks))
 
     @property
     def proportional(self) -> bool:

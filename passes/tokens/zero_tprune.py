@@ -186,5 +186,5 @@ class ZeroTPrune(TokenReduction[ZeroTPruneOptions]):
         options = self.options
         favoured = sites.class_token if options.favour_class else None
         return Keep(
-            PageRank(options.votes, len(sites.sites), options.variance, options.similar, favoured)
+            PageRank(options.votes, sites.blocks, options.variance, options.similar, favoured)
         )

@@ -144,6 +144,8 @@ def test_ledger_agrees_with_its_nodes(dynamic: bool) -> None:
     ):
         wrong = dataclasses.replace(program, ledger=(dataclasses.replace(entry, **change),))
         assert said in problems(wrong, source=source)
+    wrong = dataclasses.replace(program, ledger=program.ledger[::-1])
+    assert f"is listed before {entry.node}, which runs before it" in problems(wrong, source=source)
 
 
 def test_a_loaded_program_is_as_legal_as_the_saved_one(tmp_path: Path) -> None:

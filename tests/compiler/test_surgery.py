@@ -55,6 +55,24 @@ def test_inlined_function_carries_its_pass_and_true_shapes() -> None:
     assert torch.equal(result.run(x)["output"][:, :4], program.run(x)["output"] * 2.0)
 
 
+def test_nodes_keep_their_names_beside_new_ones_of_the_same_operator() -> None:
+    program = traced(Toy())
+    rewriter = Rewriter(program, "squares")
+    for node in program.graph.nodes:
+        if node.op == "output":
+            continue
+        copy = rewriter.copy(node)
+        assert copy.name == node.name
+        if node.target is torch.ops.aten.layer_norm.default:
+            again = rewriter.copy(node)
+            new = rewriter.inline(
+                lambda x: torch.nn.functional.layer_norm(x, [WIDTH]).sum(-1), copy
+            )
+            assert not {again.name, new.name} & {n.name for n in program.graph.nodes}
+    names = [node.name for node in rewriter.graph.nodes]
+    assert len(names) == len(set(names))
+
+
 def test_inline_refuses_hidden_constants() -> None:
     program = traced(Toy())
     rewriter = Rewriter(program, "bad")

@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.compiler.toys import HEADS
+from tests.compiler.toys import HEADS, Block, TokenConv, Toy, traced
 from tests.families.decisions import votes_of
 from thresher.cli.passes import foresight
 from thresher.compiler import optimize
 from thresher.compiler.analysis.cost import total_macs
+from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.recipe import parse_recipe
 from thresher.models.sources import load_source
-from thresher.passes.tokens.zero_tprune import ZeroTPruneOptions, importance
+from thresher.passes.tokens.methods import Pitome, PitomeOptions, TokenReduction
+from thresher.passes.tokens.zero_tprune import ZeroTPrune, ZeroTPruneOptions, importance
 
 EVERY_HEAD = (0.0, float("inf"))
 
@@ -92,3 +94,10 @@ def test_what_the_votes_cost_is_told() -> None:
 def test_options_that_make_no_sense(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ZeroTPruneOptions(**options)
+
+
+@pytest.mark.parametrize("method", [Pitome(PitomeOptions()), ZeroTPrune(ZeroTPruneOptions())])
+def test_depth_counts_blocks_whose_site_is_refused(method: TokenReduction[Any]) -> None:
+    sites = find_sites(traced(Toy(Block(mixer=TokenConv()), Block(), Block())))
+    assert [site.layer for site in sites.sites] == [1, 2]
+    assert vars(vars(method.step(sites))["scorer"])["layers"] == 3

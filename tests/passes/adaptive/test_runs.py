@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from tests.compiler.toys import Block, Toy
 from tests.passes.adaptive.test_acm import STEPS, context, converted, dense, inputs
 from thresher.compiler.ledger import final_positions, token_maps
 from thresher.compiler.pipeline import run
 from thresher.compiler.recipe import parse_recipe
 from thresher.passes.adaptive.runs import learners_run
+from thresher.passes.depth.bypass import detours
 
 ADAPTIVE = torch.ops.thresher.adaptive_mlp.default
 
@@ -47,3 +49,29 @@ def test_merged_and_dropped_tokens() -> None:
             together = {int(p): set(runs.k[b][where[b] == p]) for p in where[b] if p >= 0}
             assert all(len(values) == 1 for values in together.values())
     assert learners_run(dense(), inputs()) == []
+
+
+def three_blocks() -> Toy:
+    return Toy(Block(), Block(), Block())
+
+
+def test_tokens_that_skip_a_block_run_none_of_its_learners() -> None:
+    """Behind a merge in block 0: some of the 8 tokens that are left skip block 1."""
+    settings = ", ".join(f"{key}: {value}" for key, value in STEPS.items())
+    before = "{tome: {r: 2, layers: [0]}}, {skip-tokens: {layers: [1], router: random}}"
+    recipe = parse_recipe(f"passes: [{before}, {{acm: {{{settings}}}}}]", "test")
+    made = run(dense(three_blocks), recipe, context())
+    first, second, third = learners_run(made, inputs())
+    watch = Watch(made.exported.graph_module)
+    with torch.no_grad():
+        watch.run(*made.placeholder_values(inputs()))
+    (merged,) = token_maps(made, inputs())
+    (leave,) = detours(made)
+    (aside,) = token_maps(made, inputs(), [leave])
+    assert watch.chosen[1].shape == (3, aside.kept.shape[1])
+    assert min(first.k.min(), third.k.min()) >= 0
+    for b, token in np.ndindex(second.k.shape):
+        runs = np.flatnonzero(aside.kept[b] == merged.slot[b, token])
+        want = watch.chosen[1][b, runs[0]].clip(0, second.most) if len(runs) else -1
+        assert second.k[b, token] == want
+    assert 0 < (second.k < 0).sum() < second.k.size

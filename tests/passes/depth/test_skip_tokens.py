@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from tests.compiler.lowered import error, on_onnxruntime, on_openvino, proto
 from tests.compiler.toys import TOKENS, Block, Toy, traced
@@ -163,6 +165,54 @@ def test_what_cannot_be() -> None:
         run(program(), flops=0.2)
     with pytest.raises(UsageError, match="needs data and none was given"):
         run(program(), Context())
+
+
+class Watched(Block):
+    """Gives what ``read`` sees of the stream before the block and of that between its halves."""
+
+    def __init__(self, read: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.read = read
+
+    def forward(self, x: Tensor) -> Any:
+        q, k, v = (p.unflatten(-1, (2, -1)).transpose(1, 2) for p in self.qkv(x).chunk(3, -1))
+        y = F.scaled_dot_product_attention(q, k, v)
+        y = x + self.proj(y.transpose(1, 2).flatten(2))
+        seen = self.read(x, y)
+        return y + self.fc2(F.gelu(self.fc1(y))), seen
+
+
+class Aside(nn.Module):
+    """Class logits, and what is seen inside the second of three blocks."""
+
+    def __init__(self, read: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body = Toy(Block(), Watched(read), Block())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.cat([self.body.cls_token.expand(x.shape[0], -1, -1), x], 1)
+        first, second, third = self.body.blocks
+        x, seen = second(first(x))
+        return self.body.head(self.body.norm(third(x))[:, 0]), seen
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (lambda x, y: y.mean(1), ["mean"]),
+        (lambda x, y: x.mean(1), ["mean"]),
+        (lambda x, y: y[:, 4], ["select"]),
+        (lambda x, y: y, ["output"]),
+        (lambda x, y: y[:, 0] * x[:, :1].squeeze(1), []),
+    ],
+)
+def test_what_is_read_between_the_ends_of_a_block(
+    read: Callable[[Tensor, Tensor], Tensor], said: list[str]
+) -> None:
+    """Only the class token is there whoever runs."""
+    done = run(traced(Aside(read)), Context(), layers=(1,), router="random")
+    assert [refusal.reason.split(" goes to ")[-1] for refusal in done.refused] == said
+    assert done.applied == (not said)
 
 
 def test_padding_passes_by_before_any_real_token() -> None:
