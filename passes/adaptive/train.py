@@ -8,7 +8,6 @@ The task's loss reaches the gates, straight through; in the published code it do
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from thresher.passes.adaptive.losses import Choice
 from thresher.passes.learning import checkpoint
 from thresher.passes.learning.batches import Batches
 from thresher.passes.learning.loss import choose, unpadded
+from thresher.passes.learning.schedule import cosine, settled
 from thresher.passes.sparsity.calibration import numbered
 
 DISTIL, GATES, WHOLE = range(3)
@@ -94,7 +94,7 @@ class _Training:
 
     def _advance(self, loss: Callable[[int], Loss], limit: int) -> None:
         for group, rate in zip(self.optimizer.param_groups, RATES[self.phase], strict=True):
-            group["lr"] = rate * (1 + math.cos(math.pi * self.step / limit)) / 2
+            group["lr"] = cosine(rate, self.step, limit)
         self.optimizer.zero_grad()
         total, task, share = loss(self.step)
         torch.autograd.backward(total)
@@ -198,12 +198,8 @@ class _Training:
         return torch.optim.Adam([{"params": learners}, {"params": gates}], lr=0.0)
 
     def _settled(self) -> bool:
-        """Whether the mean loss of the last steps is no lower than that of as many steps before."""
-        width = self.options.patience
-        rows = [row[1] for row in self.history if row[0] == self.phase]
-        if len(rows) < 2 * width or len(rows) % width:
-            return False
-        return sum(rows[-width:]) >= sum(rows[-2 * width : -width])
+        losses = [row[1] for row in self.history if row[0] == self.phase]
+        return settled(losses, self.options.patience)
 
     def _tell(self) -> None:
         names = ("learners", "gates", "all together")

@@ -1,1 +1,1 @@
-"""What every pass that trains needs: a loss to be judged by, and a state to resume from."""
+"""What every pass that trains needs: data, a loss to be judged by, a schedule, and a state to resume from."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from torch.export import ExportedProgram
 import thresher.kernels.ops  # noqa: F401  (registers the operators that the graph may call)
 from thresher.compiler import workers
 from thresher.compiler.analysis.ffn import FFN, find
-from thresher.compiler.analysis.linears import bias_of, operand, stored_weights
+from thresher.compiler.analysis.linears import bias_of, operand, stored_values, stored_weights
 from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.contract import Context
 from thresher.compiler.program import Program
@@ -25,6 +24,7 @@ from thresher.passes.learning import checkpoint
 from thresher.passes.learning.batches import Batches
 from thresher.passes.learning.identity import identity
 from thresher.passes.learning.loss import choose, unpadded
+from thresher.passes.learning.schedule import cosine, settled
 from thresher.passes.sparsity.tap import real_rows
 from thresher.passes.tokens.sizes import visible
 
@@ -118,8 +118,7 @@ class _Training:
     def _advance(self) -> None:
         step = len(self.history)
         for group in self.optimizer.param_groups:
-            done = step / self.schedule.steps
-            group["lr"] = self.schedule.rate * (1 + math.cos(math.pi * done)) / 2
+            group["lr"] = cosine(self.schedule.rate, step, self.schedule.steps)
         inputs, labels = self.batches.at(step)
         with torch.no_grad():
             wanted, seen = self.teacher.outputs(inputs, {})
@@ -151,11 +150,7 @@ class _Training:
             self._save()
 
     def _settled(self) -> bool:
-        """Whether the mean loss of the last steps is no lower than that of as many steps before."""
-        width, rows = self.schedule.patience, [sum(row) for row in self.history]
-        if len(rows) < 2 * width or len(rows) % width:
-            return False
-        return sum(rows[-width:]) >= sum(rows[-2 * width : -width])
+        return settled([sum(row) for row in self.history], self.schedule.patience)
 
     def _zeros(self, weights: Mapping[str, Tensor]) -> tuple[float, ...]:
         """Share of exact zeros of each network's hidden values where there is no padding."""
@@ -246,13 +241,12 @@ def _error(y: Tensor, target: Tensor) -> Tensor:
 
 def _trainable(program: Program, ffns: Sequence[FFN]) -> dict[str, Tensor]:
     """Copies of the weights and biases of networks, by stored name, with gradients."""
-    names = stored_weights(program)
-    stored: dict[str, Any] = {**program.exported.constants, **program.exported.state_dict}
+    names, stored = stored_weights(program), stored_values(program)
     linears = [linear for ffn in ffns for linear in (*ffn.linears, ffn.down)]
     places = [operand(linear, 1) for linear in linears]
     places += [bias for linear in linears if (bias := bias_of(linear)) in names]
     return {
-        names[place]: stored[names[place]].detach().clone().requires_grad_()
+        names[place]: stored[place].clone().requires_grad_()
         for place in places
         if place is not None
     }

@@ -19,6 +19,7 @@ from tests.compiler.toys import TOKENS, WIDTH, Block, Toy, traced
 from tests.passes.sparsity.toys import ITEMS, noise
 from thresher.compiler.analysis.branches import blocks, find_branches, halves, live_macs
 from thresher.compiler.analysis.cost import total_macs
+from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.errors import RefusedError, UsageError, VerdictError
 from thresher.compiler.pipeline import optimize
@@ -30,6 +31,7 @@ from thresher.passes.depth.drop_blocks import DropBlocks, DropOptions
 from thresher.passes.depth.influence import influences
 from thresher.passes.depth.skip_tokens import SkipOptions, SkipTokens
 from thresher.passes.sparsity import calibration
+from thresher.passes.sparsity.tap import Tapped
 
 DATA = Context(data=noise(), batch=5)
 LAYERS = 4
@@ -248,6 +250,15 @@ def test_padding_is_left_out_of_the_measure(ready: bool) -> None:
         before, behind = (t[:, :4].double() for t in (made.norm(given["x"]), made(**given)))
     cosine = F.cosine_similarity(before, behind, dim=-1).mean()
     assert found == pytest.approx(1 - float(cosine), rel=1e-5)
+
+
+def test_a_mask_that_is_the_same_for_all_items_tells_no_padding() -> None:
+    given = {"x": x(), "real": torch.ones(TOKENS, TOKENS, dtype=torch.bool)}
+    axes = {"x": {0: "batch"}}
+    made = trace(Masked(ready=True).eval(), given, dynamic=axes, info=SourceInfo("masked"))
+    sites = find_sites(made)
+    assert (len(sites.sites), sites.padding) == (1, None)
+    Tapped(made).outputs(given, {})
 
 
 def test_what_was_measured_on_another_model_is_not_taken(
