@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 import thresher.kernels.ops  # noqa: F401  (registers the operators that the graph may call)
 from thresher.compiler import workers
 from thresher.compiler.analysis.ffn import FFN, find
-from thresher.compiler.analysis.linears import bias_of, operand, stored_weights
+from thresher.compiler.analysis.linears import stored_weights
 from thresher.compiler.contract import Context
 from thresher.compiler.program import Program
 from thresher.compiler.surgery import Rewriter
@@ -239,13 +239,11 @@ def _trainable(program: Program, ffns: Sequence[FFN]) -> dict[str, Tensor]:
     """Copies of the weights and biases of networks, by stored name, with gradients."""
     names = stored_weights(program)
     stored: dict[str, Any] = {**program.exported.constants, **program.exported.state_dict}
-    linears = [linear for ffn in ffns for linear in (*ffn.linears, ffn.down)]
-    places = [operand(linear, 1) for linear in linears]
-    places += [bias for linear in linears if (bias := bias_of(linear)) in names]
     return {
         names[place]: stored[names[place]].detach().clone().requires_grad_()
-        for place in places
-        if place is not None
+        for ffn in ffns
+        for place in ffn.weights
+        if place in names
     }
 
 
