@@ -44,12 +44,16 @@ class Source:
 class Form:
     """What a network computes: ``hidden = act(bent)``, times ``factor`` in a gated one.
 
-    ``activation`` is a name among :data:`~thresher.kernels.activations.ACTIVATIONS`.
+    Attributes:
+        activation: a name among :data:`~thresher.kernels.activations.ACTIVATIONS`.
+        bent, factor: what is activated, and in a gated network what that is multiplied with.
+        active: the node that is ``act(bent)``, None if there is none, as in ``x * (sigmoid(x) * factor)``.
     """
 
     activation: str
     bent: Source
-    factor: Source | None = None
+    factor: Source | None
+    active: fx.Node | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class FFN:
         path: the module that it stands in.
         hidden: ``[..., H]``, what ``down`` reads: one value per neuron.
         sources: one for a plain network, two for a gated one.
-        gate: in a gated network the node behind the non-linearity, ``[..., H]``.
+        bend: in a gated network the last node that is no straight line, ``[..., H]``.
         inner: nodes from the linears to ``hidden``, all included; nobody else reads them.
     """
 
@@ -70,12 +74,17 @@ class FFN:
     hidden: fx.Node
     down: fx.Node
     sources: tuple[Source, ...]
-    gate: fx.Node | None
+    bend: fx.Node | None
     inner: frozenset[fx.Node]
 
     @property
     def gated(self) -> bool:
         return len(self.sources) == 2
+
+    @property
+    def gate(self) -> fx.Node | None:
+        """In a gated network the node behind its activation, ``[..., H]``; None where no node is that."""
+        return self.bend if self.form is None or not self.gated else self.form.active
 
     @property
     def width(self) -> int:
@@ -185,9 +194,9 @@ def _ffn(down: fx.Node, layer: int, stored: Names) -> FFN | Refusal | None:
             return refuse(node, f"is also read by {other.name}, outside of the network")
     order = {node: index for index, node in enumerate(down.graph.nodes)}
     sources = sorted(cone.sources, key=lambda s: (order[s.linear], s.start))
-    gate = max(cone.bends, key=order.__getitem__) if len(sources) == 2 and cone.bends else None
+    bend = max(cone.bends, key=order.__getitem__) if len(sources) == 2 and cone.bends else None
     path = module_path(down) or down.name
-    return FFN(layer, path, hidden, down, tuple(sources), gate, frozenset(cone.inner))
+    return FFN(layer, path, hidden, down, tuple(sources), bend, frozenset(cone.inner))
 
 
 def _cone(hidden: fx.Node) -> _Cone:
@@ -292,18 +301,23 @@ def _form(ffn: FFN) -> Form | None:
     factor = points.flip(0).cos() + 2
     for bent, *rest in permutations(ffn.sources):
         given = {bent.node: points} | {source.node: factor for source in rest}
-        found = _computed(ffn, given)
-        if found is None:
+        values = _computed(ffn, given)
+        if values is None:
             return None
         for name, act in ACTIVATIONS.items():
-            wanted = act(points) * (factor if rest else 1.0)
-            if (found.double() - wanted).abs().max() <= _CLOSE * wanted.abs().max():
-                return Form(name, bent, *rest)
+            active = act(points)
+            if _close(values[ffn.hidden], active * factor if rest else active):
+                made = (n for n, v in values.items() if n in ffn.inner and _close(v, active))
+                return Form(name, bent, rest[0] if rest else None, next(made, None))
     return None
 
 
-def _computed(ffn: FFN, given: dict[fx.Node, Tensor]) -> Tensor | None:
-    """What the hidden tensor is, neuron by neuron, where the sources are ``given``; None if more is read."""
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    return bool((found.double() - wanted).abs().max() <= _CLOSE * wanted.abs().max())
+
+
+def _computed(ffn: FFN, given: dict[fx.Node, Tensor]) -> dict[fx.Node, Tensor] | None:
+    """Every value of a network, neuron by neuron, where the sources are ``given``; None if more is read."""
     values, made = {}, set[fx.Node]()
     for source in ffn.sources:
         made |= _down_to(source.node, source.linear)
@@ -314,4 +328,4 @@ def _computed(ffn: FFN, given: dict[fx.Node, Tensor]) -> Tensor | None:
                 return None
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = node.target(*args, **kwargs)
-    return values[ffn.hidden]
+    return values

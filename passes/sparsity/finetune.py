@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 import thresher.kernels.ops  # noqa: F401  (registers the operators that the graph may call)
 from thresher.compiler import workers
 from thresher.compiler.analysis.ffn import FFN, find
-from thresher.compiler.analysis.linears import bias_of, operand, stored_values, stored_weights
+from thresher.compiler.analysis.linears import stored_values, stored_weights
 from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.contract import Context
 from thresher.compiler.program import Program
@@ -242,13 +242,11 @@ def _error(y: Tensor, target: Tensor) -> Tensor:
 def _trainable(program: Program, ffns: Sequence[FFN]) -> dict[str, Tensor]:
     """Copies of the weights and biases of networks, by stored name, with gradients."""
     names, stored = stored_weights(program), stored_values(program)
-    linears = [linear for ffn in ffns for linear in (*ffn.linears, ffn.down)]
-    places = [operand(linear, 1) for linear in linears]
-    places += [bias for linear in linears if (bias := bias_of(linear)) in names]
     return {
         names[place]: stored[place].clone().requires_grad_()
-        for place in places
-        if place is not None
+        for ffn in ffns
+        for place in ffn.weights
+        if place in names
     }
 
 

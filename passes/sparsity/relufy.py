@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -12,7 +12,6 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from thresher.compiler.analysis.ffn import FFN, find
-from thresher.compiler.analysis.linears import operand
 from thresher.compiler.contract import Context, Options, Pass, PassResult
 from thresher.compiler.program import Program, Refusal
 from thresher.compiler.surgery import Rewriter
@@ -21,7 +20,6 @@ from thresher.passes.sparsity.finetune import Finetuned, finetune
 from thresher.passes.sparsity.quantiles import Quantiles
 
 aten = torch.ops.aten
-CURVED = (aten.gelu.default, aten.silu.default)
 CALIBRATED_ON = 64  # items
 NO_THRESHOLD = 1e-9  # what a quantile among exact zeros is
 ROWS = 60  # of the history, at most
@@ -74,26 +72,32 @@ class Relufy(Pass[RelufyOptions]):
         matched = len(curved) + len(refused)
         if not curved:
             return PassResult(program, matched, 0, refused)
-        thresholds = dict.fromkeys(curved.values(), 0.0)
+        thresholds = dict.fromkeys(curved, 0.0)
         if self.options.sparsity is not None:
             plain = dataclasses.replace(program, exported=swap(program, thresholds, self.name))
             thresholds = _calibrated(plain, thresholds, context, self.options.sparsity)
         exported = swap(program, thresholds, self.name)
         found = finetune(
-            program, dataclasses.replace(program, exported=exported), [f.path for f in curved],
+            program, dataclasses.replace(program, exported=exported), [f.path for f in thresholds],
             self.options, context,
         )  # fmt: skip
         result = dataclasses.replace(program, exported=found.exported)
-        details = _details(curved, thresholds, found)
+        details = _details(thresholds, found)
         return PassResult(result, matched, len(curved), refused, details)
 
 
-def swap(program: Program, thresholds: Mapping[fx.Node, float], made_by: str) -> ExportedProgram:
-    """The graph with ``x if x > t else 0`` in place of the given activations; their names stay."""
+def swap(program: Program, thresholds: Mapping[FFN, float], made_by: str) -> ExportedProgram:
+    """The graph with ``x if x > t else 0`` for the activations of networks; names of their last nodes stay."""
     rewriter = Rewriter(program, made_by)
+    places = {_active(ffn): ffn for ffn in thresholds}
     for node in program.graph.nodes:
-        if node in thresholds:
-            x, t = rewriter.map[operand(node, 0)], thresholds[node]
+        if node in places:
+            form, t = places[node].form, thresholds[places[node]]
+            assert form is not None
+            rewriter.at(node)
+            x, dtype = rewriter.map[form.bent.node], node.meta["val"].dtype
+            if x.meta["val"].dtype != dtype:
+                x = rewriter.emit(aten._to_copy.default, x, dtype=dtype)
             args, target = ((x, t, 0.0), aten.threshold.default) if t else ((x,), aten.relu.default)
             new = rewriter.call_like(node, args, {}, target)
             new.meta["custom"] = {"thresher": {"pass": made_by, "replaces": True}}
@@ -102,44 +106,52 @@ def swap(program: Program, thresholds: Mapping[fx.Node, float], made_by: str) ->
     return rewriter.finish([rewriter.map[n] for n in program.output_nodes()])
 
 
-def _sites(program: Program) -> tuple[dict[FFN, fx.Node], tuple[Refusal, ...]]:
-    """Networks with the one activation that is to go, and why others are left alone."""
-    found, curved = find(program), dict[FFN, fx.Node]()
+def _sites(program: Program) -> tuple[list[FFN], tuple[Refusal, ...]]:
+    """Networks whose activation can become a ReLU, and why others are left alone."""
+    found, curved = find(program), list[FFN]()
     refused = list(found.refusals)
     for ffn in found.ffns:
-        nodes = [node for node in ffn.inner if node.target in CURVED]
-        if len(nodes) == 1:
-            curved[ffn] = nodes[0]
-        else:
-            why = f"{ffn.path} has {len(nodes)} GELUs and SiLUs, and one can become a ReLU"
+        if ffn.form is None or ffn.form.activation == "relu":
+            refused.append(
+                Refusal(ffn.down.name, f"{ffn.path} is activated by neither GELU nor SiLU")
+            )
+        elif ffn.form.active is None:
+            why = f"{ffn.path} multiplies before its {ffn.form.activation} is whole: no node is that alone"
             refused.append(Refusal(ffn.down.name, why))
+        else:
+            curved.append(ffn)
     return curved, tuple(refused)
 
 
+def _active(ffn: FFN) -> fx.Node:
+    assert ffn.form is not None
+    assert ffn.form.active is not None
+    return ffn.form.active
+
+
 def _calibrated(
-    plain: Program, thresholds: Mapping[fx.Node, float], context: Context, sparsity: float
-) -> dict[fx.Node, float]:
-    """Thresholds at which so large a share of the activations is zero on the data, by dense node."""
+    plain: Program, thresholds: Mapping[FFN, float], context: Context, sparsity: float
+) -> dict[FFN, float]:
+    """Thresholds at which so large a share of the activations is zero on the data."""
     assert context.data is not None
     named = {node.name: node for node in plain.graph.nodes}
-    sizes = {named[node.name]: Quantiles() for node in thresholds}
+    nodes = {ffn: named[_active(ffn).name] for ffn in thresholds}
+    sizes = {node: Quantiles() for node in nodes.values()}
     items = calibration.chosen_items(context.data, CALIBRATED_ON)
     calibration.collect(plain, context, items, sizes, "relufy-thresholds", {})
-    found = {node: sizes[named[node.name]].at(sparsity) for node in thresholds}
-    return {node: t if t > NO_THRESHOLD else 0.0 for node, t in found.items()}
+    found = {ffn: sizes[node].at(sparsity) for ffn, node in nodes.items()}
+    return {ffn: t if t > NO_THRESHOLD else 0.0 for ffn, t in found.items()}
 
 
-def _details(
-    curved: Mapping[FFN, fx.Node], thresholds: Mapping[fx.Node, float], found: Finetuned
-) -> dict[str, Any]:
+def _details(thresholds: Mapping[FFN, float], found: Finetuned) -> dict[str, Any]:
     """Zeros on held-out data and how the training went; plain data."""
     every = max(1, len(found.history) // ROWS)
     mean = sum(found.zeros) / len(found.zeros)
     swapped = sum(found.zeros_swapped) / len(found.zeros_swapped)
     return {
-        "thresholds": {ffn.path: thresholds[node] for ffn, node in curved.items()},
-        "exact_zeros": _by_path(curved, found.zeros),
-        "exact_zeros_swapped": _by_path(curved, found.zeros_swapped),
+        "thresholds": {ffn.path: t for ffn, t in thresholds.items()},
+        "exact_zeros": _by_path(thresholds, found.zeros),
+        "exact_zeros_swapped": _by_path(thresholds, found.zeros_swapped),
         "training": {
             "loss": found.loss, "steps": len(found.history), "history": found.history[::every],
         },
@@ -148,5 +160,5 @@ def _details(
     }  # fmt: skip
 
 
-def _by_path(curved: Mapping[FFN, fx.Node], values: Sequence[float]) -> dict[str, float]:
-    return {ffn.path: value for ffn, value in zip(curved, values, strict=True)}
+def _by_path(ffns: Iterable[FFN], values: Sequence[float]) -> dict[str, float]:
+    return {ffn.path: value for ffn, value in zip(ffns, values, strict=True)}

@@ -148,7 +148,8 @@ class Sparsity(Pass[SparsityOptions]):
         if self.options.method == "cats":
             plain = {f.layer: f for f in found.ffns if f.gate is None}
             refused += [
-                Refusal(f.down.name, f"{f.path} has no gate to decide by") for f in plain.values()
+                Refusal(f.down.name, f"{f.path} has no gate to decide by, activated by itself")
+                for f in plain.values()
             ]
             chosen = [entry for entry in chosen if entry.layer not in plain]
         if not chosen:

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from importlib.metadata import version
+from typing import get_args
 
 import pytest
 
@@ -145,5 +146,5 @@ def test_completion_names_the_verbs() -> None:
 
 
 def test_the_help_of_learn_data_names_every_pass_that_takes_data() -> None:
-    said = LearnData.__metadata__[0].help
+    said = get_args(LearnData)[1].help
     assert [n for n in registry.names() if registry.load(n).needs_data and n not in said] == []

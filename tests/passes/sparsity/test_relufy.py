@@ -65,6 +65,15 @@ def test_it_is_the_model_with_its_activations_cut(kind: str, sparsity: float | N
     assert [f.gated for f in find(result.program).ffns] == [kind != "plain"] * 2
 
 
+def test_an_activation_of_several_nodes_goes_whole() -> None:
+    """SiLU as ``x sigmoid(x)`` is the same network as SiLU as one operator."""
+    one, several = (
+        run(toy(kind, kind), sparsity=0.8, steps=2).program for kind in ("llama", "spelled")
+    )
+    torch.testing.assert_close(several.run(everything()), one.run(everything()))
+    assert not any("sigmoid" in str(node.target) for node in several.graph.nodes)
+
+
 def test_the_threshold_leaves_as_much_as_was_asked_for() -> None:
     """In the first network, whose inputs no other threshold changes."""
     program = toy("plain", "plain")
@@ -126,7 +135,12 @@ def test_labels_are_learned_if_wanted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [("normed", "normalises over the neurons"), ("shown", "is also read by")]
+    ("kind", "said"),
+    [
+        ("normed", "normalises over the neurons"),
+        ("shown", "is also read by"),
+        ("entwined", "multiplies before its silu is whole"),
+    ],
 )
 def test_others_are_refused(kind: str, said: str) -> None:
     recipe = parse_recipe("passes: [{relufy: {steps: 0}}]", "test")
@@ -138,7 +152,7 @@ def test_a_second_run_changes_nothing() -> None:
     first = run(toy("plain")).program
     second = run(first)
     assert (second.matched, second.applied, second.program) == (1, 0, first)
-    assert "has 0 GELUs and SiLUs" in second.refused[0].reason
+    assert "is activated by neither GELU nor SiLU" in second.refused[0].reason
 
 
 def test_explaining_trains_nothing() -> None:

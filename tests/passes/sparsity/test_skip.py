@@ -130,7 +130,8 @@ def test_masks_are_those_of_the_definition_in_float64(method: str) -> None:
 @pytest.mark.parametrize("most", [1, MANY])
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(
-    ("kind", "whole"), [("gated", False), ("fused", False), ("llama", True), ("phi", True)]
+    ("kind", "whole"),
+    [("gated", False), ("fused", False), ("llama", True), ("phi", True), ("spelled", True)],
 )
 def test_cats_drops_by_the_gate_where_there_are_few_tokens(
     kind: str, whole: bool, most: int, dynamic: bool
@@ -149,6 +150,10 @@ def test_cats_drops_by_the_gate_where_there_are_few_tokens(
     gate: list[Tensor] = []
     tapped, x = Tapped(program), torch.randn(2, TOKENS, WIDTH)
     assert ffn.gate is not None
+    assert ffn.form is not None
+    silu: list[Tensor] = []
+    tapped.outputs({"x": x}, {ffn.form.bent.node: silu.append, ffn.gate: gate.append})
+    torch.testing.assert_close(gate.pop(), torch.nn.functional.silu(silu[0]))
 
     def drop(hidden: Tensor) -> Tensor | None:
         return None if most == 1 else torch.where(gate[0].abs() <= threshold, 0.0, hidden)
@@ -323,7 +328,7 @@ def test_a_saved_calibration_makes_the_same_graph(tmp_path: Path, spread: str) -
 
 @pytest.mark.parametrize(("budget", "answers"), [({"rise": 5.0}, True), ({"sparsity": 0.5}, False)])
 def test_a_rise_was_met_with_the_weights_it_was_searched_with(
-    tmp_path: Path, budget: dict[str, float], answers: bool
+    tmp_path: Path, budget: dict[str, Any], answers: bool
 ) -> None:
     program = toy("plain")
     made = run(program, **budget).calibration
@@ -359,8 +364,9 @@ def test_weights_that_a_pass_stored_are_counted_and_hashed() -> None:
     assert weights_digest(first) != weights_digest(other)
 
 
-def test_cats_needs_a_gate() -> None:
-    result = run(toy("plain"), method="cats")
+@pytest.mark.parametrize("kind", ["plain", "entwined"])
+def test_cats_needs_a_gate(kind: str) -> None:
+    result = run(toy(kind), method="cats")
     assert (result.applied, len(result.refused)) == (0, 1)
     assert "has no gate to decide by" in result.refused[0].reason
     with pytest.raises(ValueError, match="method cats is made for sites"):

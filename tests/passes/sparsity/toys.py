@@ -21,10 +21,16 @@ class Gated(Block):
     """Gated with two linears, or with one that is cut in two; ``norm`` stands over the neurons."""
 
     def __init__(
-        self, *, fused: bool = False, norm: bool = False, shown: bool = False, bias: bool = True
+        self,
+        *,
+        fused: bool = False,
+        norm: bool = False,
+        shown: bool = False,
+        bias: bool = True,
+        glu: Callable[[Tensor, Tensor], Tensor] = lambda gate, up: F.silu(gate) * up,
     ) -> None:
         super().__init__()
-        self.fused, self.shown = fused, shown
+        self.fused, self.shown, self.glu = fused, shown, glu
         self.gate, self.up = nn.Linear(WIDTH, HIDDEN, bias), nn.Linear(WIDTH, HIDDEN, bias=False)
         self.both = nn.Linear(WIDTH, 2 * HIDDEN, bias)
         self.down = nn.Linear(HIDDEN, WIDTH, bias=False)
@@ -36,7 +42,7 @@ class Gated(Block):
         x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         y = self.norm2(x)
         gate, up = self.both(y).chunk(2, -1) if self.fused else (self.gate(y), self.up(y))
-        hidden = self.norm(F.silu(gate) * up)
+        hidden = self.norm(self.glu(gate, up))
         x = x + self.down(hidden)
         return x + hidden[..., :WIDTH] if self.shown else x
 
@@ -59,6 +65,8 @@ BLOCKS: dict[str, Callable[[], Block]] = {
     "fused": lambda: Gated(fused=True),
     "llama": lambda: Gated(bias=False),
     "phi": lambda: Gated(fused=True, bias=False),
+    "spelled": lambda: Gated(bias=False, glu=lambda gate, up: gate * torch.sigmoid(gate) * up),
+    "entwined": lambda: Gated(glu=lambda gate, up: gate * (torch.sigmoid(gate) * up)),
     "normed": lambda: Gated(norm=True),
     "shown": lambda: Gated(shown=True),
 }
