@@ -14,7 +14,8 @@ import torch
 from torch import fx
 
 from thresher.compiler.analysis.cost import node_cost
-from thresher.compiler.analysis.sites import _ADDS, _NORMS, SDPA, dataflow
+from thresher.compiler.analysis.residual import NORMS, summands
+from thresher.compiler.analysis.sites import SDPA, dataflow
 from thresher.compiler.program import Program, module_path
 
 aten = torch.ops.aten
@@ -119,8 +120,8 @@ def _branch(
     flow: nx.DiGraph[fx.Node], node: fx.Node, skips: list[fx.Node], adds: list[fx.Node]
 ) -> tuple[fx.Node, set[fx.Node]] | None:
     """The stream before a sum and the nodes of its branch alone, or None."""
-    operands = [a for a in node.args[:2] if isinstance(a, fx.Node)]
-    if node.target not in _ADDS or len(operands) < 2 or node.kwargs:
+    operands = summands(node)
+    if not operands or node.kwargs:
         return None
     for skip, result in (operands, operands[::-1]):
         if not _is_stream(skip, node):
@@ -156,4 +157,4 @@ def _multiplies(node: fx.Node) -> bool:
 def _only_norm(add: fx.Node) -> fx.Node | None:
     """The norm that alone reads a sum."""
     users = [user for user in add.users if user.target is not aten.sym_size.int]
-    return users[0] if len(users) == 1 and users[0].target in _NORMS else None
+    return users[0] if len(users) == 1 and users[0].target in NORMS else None

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, fx
 
 from thresher.compiler.analysis.linears import LINEAR, Names, bias_of, operand, stored_weights
+from thresher.compiler.analysis.residual import ADDS, NORMS
 from thresher.compiler.program import Program, Refusal, module_path
 from thresher.kernels.activations import ACTIVATIONS
 
 aten = torch.ops.aten
 SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
-_NORMS = (aten.layer_norm.default, aten.rms_norm.default)
-_ADDS = (aten.add.Tensor, aten.add_.Tensor)
 _ALSO_POINTWISE = (aten._to_copy.default, aten.clone.default, aten.alias.default)
 _MOVES = (aten.permute.default, aten.transpose.int)
 _SCALES = (aten.mul.Tensor, aten.div.Tensor, *_ALSO_POINTWISE)  # keep a straight line straight
@@ -164,7 +163,7 @@ class _Cone:
 def _ffn(down: fx.Node, layer: int, stored: Names) -> FFN | Refusal | None:
     """The network that ends in a linear, why it cannot be used, or None if it is nothing like one."""
     hidden = operand(down, 0)
-    normed = hidden.target in _NORMS
+    normed = hidden.target in NORMS
     cone = _cone(operand(hidden, 0) if normed else hidden)
     if cone.blocked is not None or not cone.sources or not _bends(cone):
         return None
@@ -214,7 +213,7 @@ def _cone(hidden: fx.Node) -> _Cone:
             cone.blocked = node
         else:
             cone.inner.add(node)
-            if not (node.target in _SCALES or node.target in _ADDS):
+            if not (node.target in _SCALES or node.target in ADDS):
                 cone.bends.append(node)
             stack += [n for n in node.all_input_nodes if not _is_scalar(n)]
     return cone
@@ -282,11 +281,11 @@ def _returns(down: fx.Node) -> bool:
         if len(users) != 1:
             return False
         (user,) = users
-        if user.target in _ADDS:
+        if user.target in ADDS:
             others = [n for n in user.all_input_nodes if n is not node]
             if others and others[0].op != "placeholder":
                 return True
-        elif not (is_pointwise(user) or user.target in (*_NORMS, *_MOVES)):
+        elif not (is_pointwise(user) or user.target in (*NORMS, *_MOVES)):
             return False
         node = user
 

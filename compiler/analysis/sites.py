@@ -15,18 +15,17 @@ import torch
 from torch import fx
 
 from thresher.compiler.analysis.axes import Axes, Use, infer, size_of
+from thresher.compiler.analysis.residual import ADDS, NORMS, summands
 from thresher.compiler.program import Program, Refusal, module_path
 
 TOKEN_AXIS = 1  # of the residual stream [batch, token, channel]
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
-_ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 _SOFTMAX = (torch.ops.aten.softmax.int, torch.ops.aten._softmax.default)
 _SUMS = (
     torch.ops.aten.matmul.default,
     torch.ops.aten.bmm.default,
     torch.ops.aten.sum.dim_IntList,
 )
-_NORMS = (torch.ops.aten.layer_norm.default, torch.ops.aten.rms_norm.default)
 
 
 @dataclass(frozen=True)
@@ -257,13 +256,12 @@ def _residual(found: Sites, flow: nx.DiGraph[fx.Node], attention: fx.Node) -> fx
     """The first add behind the attention whose other operand the attention was computed from."""
     before = nx.ancestors(flow, attention)
     for node in _forward(flow, attention):
-        operands = [a for a in node.args[:2] if isinstance(a, fx.Node)]
-        if node.target in _ADDS and len(operands) == 2 and any(o in before for o in operands):
+        if any(operand in before for operand in summands(node)):
             value = node.meta["val"]
             if value.dim() != 3 or found.axes.of(node)[TOKEN_AXIS] != found.token:
                 return None
             users = list(node.users)
-            if len(users) == 1 and users[0].target in _NORMS:
+            if len(users) == 1 and users[0].target in NORMS:
                 return users[0]  # post-norm: the normed tensor is the residual stream
             return node
     return None
@@ -276,10 +274,10 @@ def _forward(flow: nx.DiGraph[fx.Node], start: fx.Node) -> list[fx.Node]:
 
 
 def _stream_root(flow: nx.DiGraph[fx.Node], site: Site) -> fx.Node:
-    add = site.stream if site.stream.target in _ADDS else site.stream.args[0]
+    add = site.stream if site.stream.target in ADDS else site.stream.args[0]
     assert isinstance(add, fx.Node)
     before = nx.ancestors(flow, site.attention.node)
-    return next(a for a in add.args[:2] if isinstance(a, fx.Node) and a in before)
+    return next(operand for operand in summands(add) if operand in before)
 
 
 def _prefix(found: Sites, flow: nx.DiGraph[fx.Node]) -> None:

@@ -9,7 +9,8 @@ import networkx as nx
 import torch
 from torch import fx
 
-from thresher.compiler.analysis.sites import _ADDS, _NORMS, Sites
+from thresher.compiler.analysis.residual import NORMS, summands
+from thresher.compiler.analysis.sites import Sites
 from thresher.compiler.surgery import Rewriter
 
 if TYPE_CHECKING:
@@ -19,17 +20,14 @@ if TYPE_CHECKING:
 def trunk(flow: nx.DiGraph[fx.Node], sites: Sites) -> set[fx.Node]:
     """The residual stream: the sites' tensors and every residual add between and behind them."""
     current = sites.sites[0].stream
-    normed = current.target in _NORMS
+    normed = current.target in NORMS
     found = {current}
     behind = nx.descendants(flow, current)
     for node in flow:
-        operands = (
-            [a for a in node.args[:2] if isinstance(a, fx.Node)] if node.target in _ADDS else []
-        )
-        if node not in behind or current not in operands or len(operands) < 2:
+        if node not in behind or current not in summands(node):
             continue
         users = list(node.users)
-        current = users[0] if normed and len(users) == 1 and users[0].target in _NORMS else node
+        current = users[0] if normed and len(users) == 1 and users[0].target in NORMS else node
         found.add(current)
     return found
 
