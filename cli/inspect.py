@@ -140,8 +140,8 @@ def picture(
     runs = runs_of(program, feeds)
     if not program.ledger and not runs:
         raise UsageError(
-            f"{program.info.source} drops and merges no tokens, and all cost alike, so there is nothing"
-            " to draw: give a folder that 'thresher optimize' wrote"
+            f"{program.info.source} drops and merges no tokens and has no adaptive networks, so there is"
+            " nothing to draw: give a folder that 'thresher optimize' wrote"
         )
     headline = f"{image.name} through {program.info.source}"
     if not program.ledger:

@@ -87,7 +87,7 @@ def read_words(program: Program, text: str) -> tuple[list[dict[str, Any]], list[
     found = runs_of(program, steps([text]))
     if not found:
         raise RefusedError(
-            f"{program.info.source} has no adaptive networks, so that all of its words cost alike:"
+            f"{program.info.source} has no adaptive networks, so there are no learners to count by word:"
             " give a folder that 'thresher optimize --recipe acm' wrote"
         )
     tokens = steps.tokenizer.encode_batch([text])[0].tokens

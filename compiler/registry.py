@@ -30,8 +30,8 @@ BUILT_IN = {
     "random": "thresher.passes.tokens.methods:RandomDrop",
     "relufy": "thresher.passes.sparsity.relufy:Relufy",
     "skip-tokens": "thresher.passes.depth.skip_tokens:SkipTokens",
-    "tome": "thresher.passes.tokens.methods:Tome",
     "sparsity": "thresher.passes.sparsity.skip:Sparsity",
+    "tome": "thresher.passes.tokens.methods:Tome",
     "topk-norm": "thresher.passes.tokens.methods:TopkNorm",
     "zero-tprune": "thresher.passes.tokens.zero_tprune:ZeroTPrune",
 }

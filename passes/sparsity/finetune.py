@@ -63,18 +63,24 @@ class Finetuned:
 
 
 def finetune(
-    dense: Program, changed: Program, paths: Sequence[str], schedule: Schedule, context: Context
+    dense: Program,
+    changed: Program,
+    paths: Sequence[str],
+    schedule: Schedule,
+    context: Context,
+    made_by: str,
 ) -> Finetuned:
     """Train the weights of the networks at ``paths``, which ``changed`` and ``dense`` both have.
 
     What is minimised is the task's loss plus the mean over networks of
     ``|y - y_dense|^2 / |y_dense|^2``, y a network's output in its own model.  Padding counts in neither.
+    Checkpoints are called after the pass, ``made_by``.
 
     Raises:
         UsageError: there is too little data, or a checkpoint of another run is in the way.
     """
     with workers.joined():
-        return _Training(dense, changed, paths, schedule, context).run()
+        return _Training(dense, changed, paths, schedule, context, made_by).run()
 
 
 class _Training:
@@ -87,11 +93,13 @@ class _Training:
         paths: Sequence[str],
         schedule: Schedule,
         context: Context,
+        made_by: str,
     ) -> None:
         data = context.data
         assert data is not None
         self.dense, self.changed = dense, changed
         self.schedule, self.context, self.paths = schedule, context, paths
+        self.made_by = made_by
         self.loss_name, self.loss = choose(dense, data, schedule.loss)
         self.batches = Batches(data, context.batch, context.seed, labels=self.loss_name == "labels")
         ffns = {ffn.path: ffn for ffn in find(changed).ffns}
@@ -112,7 +120,11 @@ class _Training:
         trained = {name: weight.detach() for name, weight in self.weights.items()}
         after = self._zeros(trained) if self.history else before
         return Finetuned(
-            _with_weights(self.changed, trained), after, before, self.loss_name, self.history
+            _with_weights(self.changed, trained, self.made_by),
+            after,
+            before,
+            self.loss_name,
+            self.history,
         )
 
     def _advance(self) -> None:
@@ -168,7 +180,7 @@ class _Training:
 
     def _file(self) -> Path | None:
         folder = self.context.checkpoints
-        return None if folder is None else folder / "relufy.pt"
+        return None if folder is None else folder / f"{self.made_by}.pt"
 
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:
@@ -250,9 +262,9 @@ def _trainable(program: Program, ffns: Sequence[FFN]) -> dict[str, Tensor]:
     }
 
 
-def _with_weights(program: Program, weights: Mapping[str, Tensor]) -> ExportedProgram:
+def _with_weights(program: Program, weights: Mapping[str, Tensor], made_by: str) -> ExportedProgram:
     """The same graph with other weights behind its placeholders."""
-    rewriter, stored = Rewriter(program, "relufy"), program.exported.state_dict
+    rewriter, stored = Rewriter(program, made_by), program.exported.state_dict
     for node in program.graph.nodes:
         if node.op != "output":
             rewriter.copy(node)

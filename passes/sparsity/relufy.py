@@ -79,7 +79,7 @@ class Relufy(Pass[RelufyOptions]):
         exported = swap(program, thresholds, self.name)
         found = finetune(
             program, dataclasses.replace(program, exported=exported), [f.path for f in thresholds],
-            self.options, context,
+            self.options, context, self.name,
         )  # fmt: skip
         result = dataclasses.replace(program, exported=found.exported)
         details = _details(thresholds, found)

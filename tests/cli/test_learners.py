@@ -67,7 +67,7 @@ def test_the_words_of_a_text(tmp_path: Path) -> None:
     assert [row["share"] for row in rows(found)] == pytest.approx(
         list(np.mean([row["learners"] for row in told], axis=0) / 4)
     )
-    with pytest.raises(RefusedError, match="no adaptive networks, so that all of its words cost"):
+    with pytest.raises(RefusedError, match="no adaptive networks, so there are no learners"):
         read_words(program, "very good")
     silent = replace(program, info=replace(program.info, preprocessing=None))
     with pytest.raises(UsageError, match="takes no text"):

@@ -56,6 +56,10 @@ def test_every_built_in_pass_loads_under_its_name(name: str) -> None:
     assert registry.load(name).name == name
 
 
+def test_built_in_passes_are_listed_by_name() -> None:
+    assert list(registry.BUILT_IN) == sorted(registry.BUILT_IN)
+
+
 def test_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"no pass 'tomme'; did you mean 'tome'\?"):
         registry.load("tomme")

@@ -119,6 +119,17 @@ def test_a_stopped_training_ends_where_a_whole_one_does(tmp_path: Path) -> None:
         run(program, kept, steps=8, sparsity=0.5)
 
 
+def test_what_is_trained_is_kept_under_the_name_of_the_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Other(Relufy):
+        name = "other"
+
+    monkeypatch.setattr(finetune, "SAVE_EVERY", 1)
+    Other(RelufyOptions(steps=1))(toy("plain"), replace(DATA, checkpoints=tmp_path))
+    assert [file.name for file in tmp_path.iterdir()] == ["other.pt"]
+
+
 def test_it_stops_when_nothing_is_gained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finetune, "_error", lambda y, target: 0 * y.sum())
     program = replace(toy("plain"), info=replace(toy("plain").info, labels=("a", "b", "c", "d")))
