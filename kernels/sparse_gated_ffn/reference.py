@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from thresher.kernels import activations
 from thresher.kernels.sparse_linear.reference import few_tokens, holds_weights_of, small
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "relu": functional.relu,
-}
+ACTIVATIONS = {name: activations.ACTIVATIONS[name] for name in ("silu", "gelu", "relu")}
 
 
 def sparse_gated_ffn(

@@ -22,7 +22,7 @@ from thresher.compiler.digests import weights_digest
 from thresher.compiler.errors import VerdictError
 from thresher.compiler.program import Program, Refusal, provenance
 from thresher.passes.sparsity import calibration, cut, toast
-from thresher.passes.sparsity.cut import Channels, Cuts
+from thresher.passes.sparsity.cut import Channels, Cuts, rounded
 from thresher.passes.sparsity.moments import Moments
 from thresher.passes.sparsity.sites import Found, Input, find
 
@@ -257,10 +257,7 @@ class ChannelPruning(Pass[ChannelOptions]):
         ]
 
     def _rounded(self, wanted: float, width: int) -> int:
-        """A whole number of channels, rounded up to a multiple; at least one."""
-        multiple = self.options.multiple
-        count = max(1, int(-(-round(wanted, 6) // 1)))
-        return min(width, -(-count // multiple) * multiple)
+        return rounded(wanted, width, self.options.multiple)
 
 
 def _inputs(found: Found, ffns: Sequence[FFN]) -> list[Input]:

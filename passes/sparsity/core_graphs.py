@@ -17,6 +17,7 @@ from thresher.compiler.analysis.linears import bias_of, operand
 from thresher.compiler.program import Program
 from thresher.compiler.surgery import Rewriter
 from thresher.passes.sparsity.core_sets import chosen
+from thresher.passes.sparsity.cut import rounded
 
 aten = torch.ops.aten
 HANDED = "core."  # what the prompt's graph hands on to that of steps: outputs there, inputs here
@@ -131,8 +132,4 @@ def _real(rewriter: Rewriter, hidden: fx.Node, mask: fx.Node | None) -> fx.Node:
 
 def widths(ffns: Sequence[FFN], keep: float, multiple: int) -> dict[FFN, int]:
     """Neurons that stay in each network: a share, rounded up to a multiple."""
-    found = {}
-    for ffn in ffns:
-        wanted = max(1, int(-(-round(keep * ffn.width, 6) // 1)))
-        found[ffn] = min(ffn.width, -(-wanted // multiple) * multiple)
-    return found
+    return {ffn: rounded(keep * ffn.width, ffn.width, multiple) for ffn in ffns}

@@ -39,6 +39,12 @@ class Cuts:
     inputs: Mapping[Input, Channels]
 
 
+def rounded(wanted: float, width: int, multiple: int) -> int:
+    """A whole number of ``width`` channels, rounded up to a multiple; at least one."""
+    count = max(1, int(-(-round(wanted, 6) // 1)))
+    return min(width, -(-count // multiple) * multiple)
+
+
 def apply(program: Program, cuts: Cuts, made_by: str) -> ExportedProgram:
     """The graph with smaller linears.
 

@@ -17,10 +17,7 @@ from thresher.passes.sparsity.calibration import View
 from thresher.passes.sparsity.tap import Tapped
 from thresher.passes.tokens.score import layer_seed, random_score
 
-FIRST, LAST = (
-    0.02,
-    0.2,
-)  # shares of the tokens that are looked at, in the first layer and in the last
+FIRST, LAST = 0.02, 0.2  # shares of the tokens that are looked at, by layer
 OWN = 2.0  # weight of the class token's own channels
 
 
