@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from thresher.cli.console import show, table
 from thresher.compiler.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from thresher.cli.draw import Heat
     from thresher.compiler.program import Program
     from thresher.passes.adaptive.runs import Runs
@@ -29,7 +29,7 @@ def runs_of(program: Program, feeds: Mapping[str, NDArray[Any]]) -> list[Runs]:
 
 def mean_share(found: Sequence[Runs]) -> NDArray[np.float64]:
     """``[N]``: share of all learners that each token of the first item runs, none where it was dropped."""
-    run = np.stack([runs.k[0].clip(0) for runs in found]).sum(0)
+    run = sum(runs.k[0].clip(0) for runs in found)
     share: NDArray[np.float64] = run / sum(runs.most for runs in found)
     return share
 
@@ -112,6 +112,8 @@ def draw_words(path: Path, told: Sequence[dict[str, Any]], most: int, title: str
     Raises:
         UsageError: the file cannot be written.
     """
+    import numpy as np
+
     from thresher.compiler.files import atomic_file
     from thresher.runtime.charts import LIGHT, figure_of, png
 

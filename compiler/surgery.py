@@ -291,7 +291,7 @@ def _call_graph(
     if found is None:
         return [root]
     outputs = [spec.arg for spec in signature.output_specs]
-    if len(outputs) > len(found.outputs):
+    if len(outputs) > found.out_spec.num_leaves:
         found.out_spec = pytree.tree_structure(list(range(len(outputs))))
     found.outputs = outputs
     if more:

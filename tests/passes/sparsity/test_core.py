@@ -59,7 +59,12 @@ def made(place: Path, **options: Any) -> Program:
 
 
 @pytest.mark.parametrize(
-    ("kind", "statistic"), [("llama", "griffin"), ("llama", "coreinfer"), ("gpt2", "griffin")]
+    ("kind", "statistic"),
+    [
+        ("llama", "griffin"),
+        pytest.param("llama", "coreinfer", marks=pytest.mark.slow),
+        pytest.param("gpt2", "griffin", marks=pytest.mark.slow),
+    ],
 )
 def test_what_follows_a_prompt_runs_on_its_neurons(
     folders: dict[str, Path], kind: str, statistic: str

@@ -297,7 +297,7 @@ def test_a_second_run_changes_nothing() -> None:
     assert (second.applied, second.program) == (0, first.program)
 
 
-@pytest.mark.parametrize("spread", ["even", "greedy"])
+@pytest.mark.parametrize("spread", ["even", pytest.param("greedy", marks=pytest.mark.slow)])
 def test_a_saved_calibration_makes_the_same_graph(tmp_path: Path, spread: str) -> None:
     program = toy("plain")
     asked: dict[str, Any] = {"sparsity": 0.5, "method": "scap", "spread": spread}
