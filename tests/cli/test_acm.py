@@ -13,6 +13,7 @@ QUICK = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_one_command_converts_and_trains(cli: Cli, made: Made, tmp_path: Path) -> None:
     out = tmp_path / "adaptive"
     done = cli("optimize", SOURCE, *QUICK, "--learn-data", made.data, "-o", out, "--json")

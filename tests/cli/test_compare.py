@@ -157,6 +157,7 @@ def test_an_interrupt_leaves_nothing(
     assert listing(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_method_learns_on_other_data_than_it_is_scored_on(
     cli: Cli, failed: Failed, made: Made, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def test_verify_judges_quality_on_labelled_data(cli: Cli, made: Made) -> None:
     assert few.json["quality"]["n"] == 5
 
 
+@pytest.mark.slow
 def test_profile_measures_sources_and_folders_alike(cli: Cli, made: Made) -> None:
     done = cli("profile", SOURCE, made.reduced, "--batch", "1,2", *QUICK, "--json")
     assert (done.code, done.err) == (0, "")

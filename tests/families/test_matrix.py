@@ -61,13 +61,18 @@ METHODS: dict[str, Callable[[Budget], Any]] = {
 }
 CLASSED = ("evit", "ats")  # need a class token
 FAMILIES = [entry.name for entry in REDUCIBLE]
-# Every day: registers, no prefix, padding.
+# Every day: all methods on registers, no prefix, and padding; two on most families.
 SHARP = ("timm:vit_small_patch14_reg4_dinov2", "timm:vit_base_patch16_siglip_224", "hf:bert")
 ALL_DAY = ("tome", "evit")
+LARGE = ("timm:beit_base_patch16_224", "hf:modernbert", "hf:wav2vec2")  # seconds for each
 LONG = ("hf:bert", "zero-tprune")  # every vote of every block under a symbolic length
 CASES = [
     pytest.param(
-        f, m, marks=() if (m in ALL_DAY or f in SHARP) and (f, m) != LONG else pytest.mark.slow
+        f,
+        m,
+        marks=()
+        if (m in ALL_DAY and f not in LARGE) or (f in SHARP and (f, m) != LONG)
+        else pytest.mark.slow,
     )
     for f in FAMILIES
     for m in METHODS
@@ -181,10 +186,10 @@ def test_refused_with_node_and_reason(name: str, method: str) -> None:
     assert all(r.node and r.reason for r in result.refused)
 
 
-# A family of timm, one with padding, one whose tokens are pooled, one of sound.
+# One with a class token, one with registers, one of sound.
 QUICK = {
     ("timm:deit_small_patch16_224", "tome"), ("timm:vit_small_patch14_reg4_dinov2", "diffrate"),
-    ("hf:bert", "evit-fuse"), ("compact:cct", "diffrate"), ("hf:whisper-encoder", "tome"),
+    ("hf:whisper-encoder", "tome"),
 }  # fmt: skip
 LOWERED = [
     pytest.param(

@@ -58,7 +58,8 @@ def test_the_same_seed_learns_the_same() -> None:
     assert learn(replace(other, context=replace(other.context, seed=1))) != first
 
 
-@pytest.mark.parametrize("pool", ["mean", pytest.param("class", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["mean", "class"])
 def test_untrained_counts_are_even_and_cost_what_was_asked(pool: str) -> None:
     given = job(pool, target=0.75, blocks=5)
     start = even(given)

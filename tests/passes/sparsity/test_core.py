@@ -134,6 +134,7 @@ def test_a_model_without_prompts_is_refused() -> None:
         pipeline.run(toy("plain"), parse_recipe("passes: [core-neurons]", "t"))
 
 
+@pytest.mark.slow
 def test_neurons_that_matter_equally_may_change_places(tmp_path: Path) -> None:
     """Of 8192 neurons some lie closer together than rounding: an engine has them in another order."""
     wide = {**GROUPED, "intermediate_size": 8192, "num_hidden_layers": 1}
