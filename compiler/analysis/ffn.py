@@ -171,7 +171,7 @@ def _ffn(down: fx.Node, layer: int, stored: Names) -> FFN | Refusal | None:
         return refuse(hidden, "normalises over the neurons, so that none can go alone")
     if len(cone.sources) > 2:
         return refuse(down, f"reads a product of {len(cone.sources)} linears")
-    if not _returns(down):
+    if sum_behind(down) is None:
         return refuse(down, "does not return to a residual stream (a pooler or a head)")
     for linear in dict.fromkeys(source.linear for source in cone.sources):
         pieces = [s.start for s in cone.sources if s.linear is linear]
@@ -273,20 +273,20 @@ def _asks(user: fx.Node) -> bool:
     return bool(axis % operand(user, 0).meta["val"].dim() != operand(user, 0).meta["val"].dim() - 1)
 
 
-def _returns(down: fx.Node) -> bool:
-    """Whether a result is added to another tensor of its shape, scaled or normalised before at most."""
+def sum_behind(down: fx.Node) -> fx.Node | None:
+    """Where a result is added to another tensor of its shape, scaled or normalised before at most."""
     node = down
     while True:
         users = [user for user in node.users if not _asks(user)]
         if len(users) != 1:
-            return False
+            return None
         (user,) = users
         if user.target in ADDS:
             others = [n for n in user.all_input_nodes if n is not node]
             if others and others[0].op != "placeholder":
-                return True
+                return user
         elif not (is_pointwise(user) or user.target in (*NORMS, *_MOVES)):
-            return False
+            return None
         node = user
 
 

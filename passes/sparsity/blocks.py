@@ -9,14 +9,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
-from thresher.compiler.analysis.ffn import FFN
+from thresher.compiler.analysis.ffn import FFN, sum_behind
 from thresher.compiler.analysis.linears import operand
 from thresher.passes.sparsity.insert import Skip
 from thresher.passes.sparsity.sites import Input
 from thresher.passes.sparsity.tap import real_rows
 
 aten = torch.ops.aten
-_SUMS = (aten.add.Tensor, aten.add_.Tensor)
 Values: TypeAlias = dict[fx.Node, Any]
 
 
@@ -53,7 +52,8 @@ def blocks(ffns: Sequence[FFN], inputs: Sequence[Input]) -> tuple[list[Block], l
     """
     found, left = list[Block](), list(inputs)
     for ffn in ffns:
-        output = _sum_behind(ffn.down)
+        output = sum_behind(ffn.down)
+        assert output is not None  # every network that is found has it
         leading = _leading_to(output)
         own = tuple(entry for entry in left if entry.linears[0] in leading)
         if own:
@@ -62,17 +62,6 @@ def blocks(ffns: Sequence[FFN], inputs: Sequence[Input]) -> tuple[list[Block], l
             linears = [linear for entry in own for linear in entry.linears]
             found.append(Block(own, output, _dependent(order, linears)))
     return found, left
-
-
-def _sum_behind(down: fx.Node) -> fx.Node:
-    """The first sum of a result and another one; every network that is found has it."""
-    node = down
-    while True:
-        user = next(user for user in node.users if user.target is not aten.sym_size.int)
-        others = [n for n in user.all_input_nodes if n is not node]
-        if user.target in _SUMS and others and others[0].op != "placeholder":
-            return user
-        node = user
 
 
 def _leading_to(node: fx.Node) -> set[fx.Node]:

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 import thresher.kernels.ops  # noqa: F401  (registers the operators)
 from thresher.compiler.analysis.cost import SHARE
 from thresher.compiler.analysis.ffn import FFN
-from thresher.compiler.analysis.linears import bias_of, operand, stored_weights, weights_of
+from thresher.compiler.analysis.linears import bias_of, operand, stored_values
 from thresher.compiler.errors import RefusedError
 from thresher.compiler.program import Program
 from thresher.compiler.surgery import Rewriter
@@ -101,21 +101,19 @@ def _constants(
             )
         return (weight.bfloat16() if narrow else weight).contiguous()
 
-    names = stored_weights(program)
-    constants: dict[str, Tensor] = {}
-    for linear, weight in zip(of, weights_of(program, list(of)), strict=True):
-        skip, bias_at = of[linear], bias_of(linear)
+    values, constants = stored_values(program), dict[str, Tensor]()
+    for linear, skip in of.items():
+        weight, bias_at = values[operand(linear, 1)], bias_of(linear)
         constants[f"by_input_{linear.name}"] = kept(weight.T, linear)
         constants[f"threshold_{linear.name}"] = skip.threshold.float()
         if skip.shift:
             bias = weight.double().sum(1) * skip.shift
             if bias_at is not None:
-                stored = {**program.exported.constants, **program.exported.state_dict}
-                bias = bias + stored[names[bias_at]].detach().double()
+                bias = bias + values[bias_at].double()
             constants[f"shifted_bias_{linear.name}"] = bias.to(weight.dtype)
         if linear in forms:
             gate, up = (
-                weights_of(program, [source.linear])[0][source.start :][: len(skip.threshold)]
+                values[operand(source.linear, 1)][source.start :][: len(skip.threshold)]
                 for source in (forms[linear].gate, forms[linear].up)
             )
             constants[f"gate_by_input_{linear.name}"] = kept(gate.T, linear)
