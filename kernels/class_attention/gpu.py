@@ -39,7 +39,7 @@ def class_attention(q: Tensor, k: Tensor, bias: Tensor | None, scale: float, row
     return attention.mean(1)
 
 
-@triton.jit(do_not_specialize=["heads", "tokens", "depth", "scale", "lowest"])
+@triton.jit(do_not_specialize=["heads", "tokens", "scale", "lowest"])
 def _attend(
     q, k, bias, attention, q_item, q_head, q_channel, k_item, k_head, k_token, k_channel,
     bias_item, bias_head, bias_token, heads, tokens, depth, scale, lowest,

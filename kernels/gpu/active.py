@@ -15,10 +15,11 @@ from torch import Tensor
 from thresher.kernels.gpu.shapes import blocks, power
 
 MOST_TOKENS = 8  # of a product that skips: with more the union of what they need fills up
-PROGRAMS = 512  # that fill a device
-ROWS, COLUMNS = 16, 256  # of a block of the matrix; fewer columns for more tokens
-NEURONS, DEPTH = 16, 128  # of a block of rows that are multiplied one by one
-LANES = 256  # outputs of a program that adds up
+# Measured on an H200, as are the warps: larger blocks were up to twice as slow.
+PROGRAMS = 2048  # that fill a device with loads
+ROWS, COLUMNS = 32, 128  # of a block of the matrix, which is read at once
+NEURONS, DEPTH = 2, 2048  # of a block of rows that are multiplied one by one
+LANES = 64  # outputs of a program that adds up
 
 
 def sum_of_rows(x: Tensor, matrix: Tensor, threshold: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -34,8 +35,7 @@ def sum_of_rows(x: Tensor, matrix: Tensor, threshold: Tensor | None, dtype: torc
         ``[T, O]``.
     """
     (tokens, width), columns = x.shape, matrix.shape[1]
-    stacked = power(tokens, 1, MOST_TOKENS)
-    across = power(columns, 16, COLUMNS // stacked)
+    across = power(columns, 16, COLUMNS)
     programs = blocks(columns, across)
     splits = max(1, min(blocks(PROGRAMS, max(programs, 1)), blocks(width, ROWS)))
     span = blocks(blocks(width, splits), ROWS) * ROWS
@@ -43,10 +43,13 @@ def sum_of_rows(x: Tensor, matrix: Tensor, threshold: Tensor | None, dtype: torc
     limits = x if threshold is None else threshold
     _sum_of_rows[(programs, splits)](
         x, matrix, limits, sums, *x.stride(), *matrix.stride(), limits.stride(-1),
-        tokens, width, columns, span, threshold is not None, stacked, ROWS, across,
+        tokens, width, columns, span, threshold is not None, power(tokens, 1, MOST_TOKENS), ROWS, across,
+        num_warps=2,
     )  # fmt: skip
     y = x.new_empty(tokens, columns, dtype=dtype)
-    _add_up[(blocks(tokens * columns, LANES),)](sums, y, splits, tokens * columns, LANES)
+    _add_up[(blocks(tokens * columns, LANES),)](
+        sums, y, splits, tokens * columns, LANES, power(splits, 1, LANES)
+    )
     return y
 
 
@@ -64,16 +67,15 @@ def products_of_rows(x: Tensor, matrix: Tensor, h: Tensor, threshold: Tensor) ->
     """
     (tokens, width), neurons = x.shape, matrix.shape[0]
     hidden = x.new_empty(tokens, neurons, dtype=torch.float32)
-    stacked = power(tokens, 1, MOST_TOKENS)
     _products_of_rows[(blocks(neurons, NEURONS),)](
         x, matrix, h, threshold, hidden, *x.stride(), *matrix.stride(), *h.stride(),
         threshold.stride(0), tokens, width, neurons,
-        stacked, NEURONS, power(width, 16, 2 * DEPTH // stacked),
+        power(tokens, 1, MOST_TOKENS), NEURONS, power(width, 16, DEPTH),
     )  # fmt: skip
     return hidden
 
 
-@triton.jit(do_not_specialize=["tokens", "width", "columns", "span"])
+@triton.jit(do_not_specialize=["tokens", "span"])
 def _sum_of_rows(
     x, matrix, threshold, sums, x_token, x_channel, matrix_row, matrix_column, threshold_channel,
     tokens, width, columns, span,
@@ -99,25 +101,31 @@ def _sum_of_rows(
             matrix + row[:, None] * matrix_row + column[None, :] * matrix_column,
             mask=used[:, None] & wanted[None, :], other=0.0,
         ).to(tl.float32)  # fmt: skip
-        total += tl.sum(value[:, :, None] * part[None, :, :], 1)
+        for one in tl.static_range(TOKENS):
+            own = tl.sum(tl.where(token[:, None] == one, value, 0.0), 0)
+            sum_of_one = tl.sum(own[:, None] * part, 0)
+            total += tl.where(token[:, None] == one, sum_of_one[None, :], 0.0)
     at = (tl.program_id(1) * tokens + token).to(tl.int64)
     tl.store(
         sums + at[:, None] * columns + column[None, :], total, mask=there[:, None] & wanted[None, :]
     )
 
 
-@triton.jit(do_not_specialize=["splits", "count"])
-def _add_up(sums, y, splits, count, LANES: tl.constexpr):
+@triton.jit(do_not_specialize=["splits"])
+def _add_up(sums, y, splits, count, LANES: tl.constexpr, SPLITS: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     inside = at < count
     total = tl.zeros([LANES], tl.float32)
-    for _ in range(splits):
-        total += tl.load(sums + at, mask=inside, other=0.0)
-        sums += count
+    for start in range(0, splits, SPLITS):
+        part = (start + tl.arange(0, SPLITS)).to(tl.int64)
+        held = (part < splits)[:, None] & inside[None, :]
+        total += tl.sum(
+            tl.load(sums + part[:, None] * count + at[None, :], mask=held, other=0.0), 0
+        )
     tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["tokens", "width", "neurons"])
+@triton.jit(do_not_specialize=["tokens", "neurons"])
 def _products_of_rows(
     x, matrix, h, threshold, hidden, x_token, x_channel, matrix_row, matrix_column, h_token,
     h_neuron, threshold_neuron, tokens, width, neurons,
@@ -145,7 +153,10 @@ def _products_of_rows(
             x + token[:, None] * x_token + channel[None, :] * x_channel,
             mask=there[:, None] & wanted[None, :], other=0.0,
         ).to(tl.float32)  # fmt: skip
-        product += tl.sum(own[:, None, :] * part[None, :, :], 2)
+        for one in tl.static_range(TOKENS):
+            of_one = tl.sum(tl.where(token[:, None] == one, own, 0.0), 0)
+            result = tl.sum(of_one[None, :] * part, 1)
+            product += tl.where(token[:, None] == one, result[None, :], 0.0)
     tl.store(
         hidden + token[:, None] * neurons + neuron[None, :],
         tl.where(kept, value * product, 0.0), mask=both,

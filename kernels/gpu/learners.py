@@ -15,7 +15,9 @@ from torch import Tensor
 from thresher.kernels.gpu.shapes import blocks, power
 
 SORTED, AT_ONCE = 128, 32  # tokens of a program that sorts, and blocks that it sums at once
-ROWS, COLUMNS, DEPTH = 64, 64, 32  # of a product: tokens, results, and what is summed at once
+# Tokens, results, what is summed at once, and warps, of a product; measured on an H200.
+SMALL, LARGE, LARGE_GATED = (64, 64, 32, 4), (128, 128, 64, 8), (128, 128, 32, 8)
+MANY = 4096  # tokens from which on large blocks fill a device, in half precision
 
 
 def run_learners(
@@ -46,14 +48,16 @@ def run_learners(
     order, runs = sort_by_count(k.reshape(tokens), learners)
     weights = [t.contiguous() for t in (*bent, *(factor or bent), down)]
     inner = x.new_empty(tokens, learners * hidden)
-    height = blocks(tokens, ROWS)
-    _hidden[(height, blocks(hidden, COLUMNS), learners)](
+    large = LARGE_GATED if factor else LARGE
+    high, across, depth, warps = large if tokens >= MANY and x.element_size() == 2 else SMALL
+    height = blocks(tokens, high)
+    _hidden[(height, blocks(hidden, across), learners)](
         rows, order, runs, *weights[:4], inner, tokens, learners * hidden, width, hidden,
-        activation, factor is not None, ROWS, COLUMNS, DEPTH,
+        activation, factor is not None, high, across, depth, num_warps=warps,
     )  # fmt: skip
-    _summed[(height, blocks(width, COLUMNS))](
+    _summed[(height, blocks(width, across))](
         inner, order, runs, weights[4], y, tokens, learners * hidden, width, hidden,
-        ROWS, COLUMNS, DEPTH,
+        high, across, depth, num_warps=warps,
     )  # fmt: skip
     return y.reshape(x.shape)
 

@@ -14,8 +14,11 @@ from thresher.kernels.gpu.shapes import blocks, power
 EPSILON = 1e-12  # a zero vector gets similarity 0 to everything
 PADDING = 1e4  # beyond every cosine
 ELEMENTS = 4096  # of a block of unit vectors
-TARGETS, DEPTH = 64, 32  # tokens and channels that meet a block of sources at once
-MANY = 8192  # from so many sources on, larger blocks still fill a device
+TARGETS, DEPTH = 64, 64  # tokens and channels that meet a block of sources at once
+MANY = 256  # from so many sources on, larger blocks of them are not mostly empty
+PROGRAMS = 512  # that fill a device: with fewer, the targets are split among more,
+LEAST = 4  # blocks of targets each at least
+LANES = 128  # sources of a program that chooses among the parts
 
 
 class Listed(NamedTuple):
@@ -88,16 +91,30 @@ def _launch(
     first: int, start: tuple[int, int], counts: tuple[int, int], row: int, listed: bool,
 ) -> None:  # fmt: skip
     batch, rows, depth = unit.shape
-    block = 64 if batch * counts[0] >= MANY else 16
+    sources, targets = counts
+    block = 64 if sources >= MANY else 16
     joining, kept, slot = lists
-    _nearest[(batch, blocks(counts[0], block))](
-        unit, size, joining, kept, slot, best, into, *size.stride(), joining.stride(0),
-        kept.stride(0), size.shape[1], rows, depth, first, *start, *counts, row,
-        listed, PADDING, block, TARGETS, power(depth, 16, DEPTH),
+    height = blocks(sources, block)
+    tiles = blocks(targets, TARGETS)
+    splits = max(1, min(tiles // LEAST, PROGRAMS // max(batch * height, 1)))
+    span = blocks(tiles, splits) * TARGETS
+    split = splits > 1
+    tops = best.new_empty(splits, batch, sources) if split else best
+    numbers = into.new_empty(splits, batch, sources) if split else into
+    ends = (first, start[0], sources, row)
+    _nearest[(batch, height, splits)](
+        unit, size, joining, kept, slot, tops, numbers, *size.stride(), joining.stride(0),
+        kept.stride(0), size.shape[1], *ends, rows, depth, start[1], targets, span,
+        split, listed, PADDING, block, TARGETS, power(depth, 16, DEPTH),
     )  # fmt: skip
+    if split:
+        _best_of[(batch, blocks(sources, LANES))](
+            tops, numbers, size, joining, slot, best, into, *size.stride(), joining.stride(0),
+            size.shape[1], *ends, splits, listed, PADDING, LANES,
+        )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["heads", "first", "count", "depth"])
+@triton.jit(do_not_specialize=["heads", "first", "count"])
 def _unit_vectors(
     metric, unit, of_item, of_head, of_token, of_channel, heads, first, count, depth,
     EPSILON: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -117,30 +134,52 @@ def _unit_vectors(
     tl.store(to, tl.div_rn(mean, length[:, None] + tl.zeros([ROWS, WIDTH], tl.float32)), mask=mask)
 
 
+@triton.jit
+def _sources(mine, inside, joining, first_source, LISTED: tl.constexpr):
+    """Tokens of the sources by number."""
+    if LISTED:
+        return tl.load(joining + mine, mask=inside, other=0)
+    else:
+        return (first_source + 2 * mine).to(tl.int64)
+
+
+@triton.jit
+def _write(
+    top, number, source, inside, held, best, into, slot, first_row,
+    LISTED: tl.constexpr, PADDING: tl.constexpr,
+):  # fmt: skip
+    """The similarity and the outgoing row of each source's target."""
+    row = (first_row + number).to(tl.int64)
+    if LISTED:
+        tl.store(slot + source, row, mask=inside)
+    else:  # padding merges before all others
+        top = tl.where(held == 0, PADDING, top)
+    tl.store(best, top, mask=inside)
+    tl.store(into, row, mask=inside)
+
+
 @triton.jit(
     do_not_specialize=[
-        "size_item", "joining_item", "kept_item", "tokens", "rows", "first", "first_source",
-        "first_target", "sources", "targets", "first_row",
+        "size_item", "joining_item", "kept_item", "tokens", "first", "first_source", "sources",
+        "first_row", "rows", "first_target", "targets", "span",
     ]
 )  # fmt: skip
 def _nearest(
     unit, size, joining, kept, slot, best, into, size_item, size_token, joining_item, kept_item,
-    tokens, rows, depth, first, first_source, first_target, sources, targets, first_row,
-    LISTED: tl.constexpr, PADDING: tl.constexpr, SOURCES: tl.constexpr, TARGETS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    tokens, first, first_source, sources, first_row, rows, depth, first_target, targets, span,
+    SPLIT: tl.constexpr, LISTED: tl.constexpr, PADDING: tl.constexpr, SOURCES: tl.constexpr,
+    TARGETS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(0).to(tl.int64)
     unit += item * rows * depth
     size += item * size_item
     mine = tl.program_id(1) * SOURCES + tl.arange(0, SOURCES)
     inside = mine < sources
-    if LISTED:
-        source = tl.load(joining + item * joining_item + mine, mask=inside, other=0)
-    else:
-        source = (first_source + 2 * mine).to(tl.int64)
+    source = _sources(mine, inside, joining + item * joining_item, first_source, LISTED)
     top = tl.full([SOURCES], float("-inf"), tl.float32)
     chosen = tl.zeros([SOURCES], tl.int32)
-    for start in range(0, targets, TARGETS):
+    begin = tl.program_id(2) * span
+    for start in range(begin, tl.minimum(begin + span, targets), TARGETS):
         number = start + tl.arange(0, TARGETS)
         there = number < targets
         if LISTED:
@@ -148,8 +187,8 @@ def _nearest(
         else:
             target = (first_target + 2 * number).to(tl.int64)
         alike = tl.zeros([SOURCES, TARGETS], tl.float32)
-        for begin in range(0, depth, DEPTH):
-            channel = begin + tl.arange(0, DEPTH)
+        for at in range(0, depth, DEPTH):
+            channel = at + tl.arange(0, DEPTH)
             wanted = channel < depth
             left = tl.load(
                 unit + (source - first)[:, None] * depth + channel[None, :],
@@ -171,11 +210,45 @@ def _nearest(
         lowest = tl.min(tl.where(equal, number[None, :], 2147483647), 1)
         chosen = tl.where(peak > top, lowest, chosen)
         top = tl.maximum(top, peak)
-    row = (first_row + chosen).to(tl.int64)
-    if LISTED:
-        tl.store(slot + item * tokens + source, row, mask=inside)
-    else:  # padding merges before all others
+    if SPLIT:
+        part = (tl.program_id(2).to(tl.int64) * tl.num_programs(0) + item) * sources + mine
+        tl.store(best + part, top, mask=inside)
+        tl.store(into + part, chosen.to(tl.int64), mask=inside)
+    else:
         held = tl.load(size + source * size_token, mask=inside, other=1.0)
-        top = tl.where(held == 0, PADDING, top)
-    tl.store(best + item * sources + mine, top, mask=inside)
-    tl.store(into + item * sources + mine, row, mask=inside)
+        to = item * sources + mine
+        _write(
+            top, chosen, source, inside, held, best + to, into + to, slot + item * tokens, first_row,
+            LISTED, PADDING,
+        )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=[
+        "size_item", "joining_item", "tokens", "first", "first_source", "sources", "first_row",
+        "splits",
+    ]
+)  # fmt: skip
+def _best_of(
+    tops, numbers, size, joining, slot, best, into, size_item, size_token, joining_item, tokens,
+    first, first_source, sources, first_row, splits,
+    LISTED: tl.constexpr, PADDING: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """The best of all parts; of equal ones the first, whose targets come before the others'."""
+    item = tl.program_id(0).to(tl.int64)
+    mine = tl.program_id(1) * LANES + tl.arange(0, LANES)
+    inside = mine < sources
+    source = _sources(mine, inside, joining + item * joining_item, first_source, LISTED)
+    top = tl.full([LANES], float("-inf"), tl.float32)
+    chosen = tl.zeros([LANES], tl.int64)
+    for part in range(0, splits):
+        at = (part * tl.num_programs(0) + item) * sources + mine
+        found = tl.load(tops + at, mask=inside, other=0.0)
+        chosen = tl.where(found > top, tl.load(numbers + at, mask=inside, other=0), chosen)
+        top = tl.maximum(top, found)
+    held = tl.load(size + item * size_item + source * size_token, mask=inside, other=1.0)
+    to = item * sources + mine
+    _write(
+        top, chosen, source, inside, held, best + to, into + to, slot + item * tokens, first_row,
+        LISTED, PADDING,
+    )  # fmt: skip

@@ -78,15 +78,15 @@ def _rank(
     size += item * size_item + first * size_token
     mine = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     key = _keys(score, size, mine, mine < count, score_token, size_token, lowest, PADDING)
-    before = tl.zeros([BLOCK], tl.int32)
+    before = tl.zeros([BLOCK, OTHERS], tl.int32)  # summed at the end: lanes meet once
     for start in range(0, count, OTHERS):
         other = start + tl.arange(0, OTHERS)
         there = other < count
         against = _keys(score, size, other, there, score_token, size_token, lowest, PADDING)
         tie = (against[None, :] == key[:, None]) & (other[None, :] < mine[:, None])
         earlier = ((against[None, :] > key[:, None]) | tie) & there[None, :]
-        before += tl.sum(earlier.to(tl.int32), 1)
-    tl.store(position + item * count + mine, before, mask=mine < count)
+        before += earlier.to(tl.int32)
+    tl.store(position + item * count + mine, tl.sum(before, 1), mask=mine < count)
 
 
 @triton.jit(do_not_specialize=["tokens", "protected", "stay", "join", "kept_item", "joining_item"])
@@ -100,13 +100,13 @@ def _select(
     position += item * count
     behind = (mine >= 0) & (token < tokens)
     place = tl.load(position + mine, mask=behind, other=stay + join)
-    before = tl.zeros([BLOCK], tl.int32)
+    before = tl.zeros([BLOCK, OTHERS], tl.int32)
     for start in range(0, count, OTHERS):
         other = start + tl.arange(0, OTHERS)
         stays = tl.load(position + other, mask=other < count, other=stay) < stay
-        before += tl.sum((stays[None, :] & (other[None, :] < mine[:, None])).to(tl.int32), 1)
+        before += (stays[None, :] & (other[None, :] < mine[:, None])).to(tl.int32)
     prefix, stays = token < protected, place < stay
-    row = tl.where(prefix, token, tl.where(stays, protected + before, -1))
+    row = tl.where(prefix, token, tl.where(stays, protected + tl.sum(before, 1), -1))
     tl.store(slot + item * tokens + token, row, mask=token < tokens)
     tl.store(kept + item * kept_item + row, token, mask=(token < tokens) & (row >= 0))
     joins = behind & (place >= stay) & (place < stay + join)

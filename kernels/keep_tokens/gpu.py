@@ -12,7 +12,7 @@ from thresher.kernels.gpu.rows import copy_rows
 from thresher.kernels.gpu.shapes import blocks, demand, demand_prefix, power
 from thresher.kernels.keep_tokens.reference import check
 
-TOKENS, WIDTH = 32, 64  # of a block of dropped tokens
+TOKENS, WIDTH = 128, 32  # of a block of dropped tokens
 
 
 def keep_tokens(
@@ -52,7 +52,7 @@ def _fuse(
     item = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     wanted = channel < width
-    fused = tl.zeros([WIDTH], tl.float32)
+    fused = tl.zeros([TOKENS, WIDTH], tl.float32)
     for start in range(0, tokens, TOKENS):
         token = (start + tl.arange(0, TOKENS)).to(tl.int64)
         dropped = tl.load(slot + item * tokens + token, mask=token < tokens, other=0) < 0
@@ -61,5 +61,6 @@ def _fuse(
             x + item * x_item + token[:, None] * x_token + channel[None, :] * x_channel,
             mask=dropped[:, None] & wanted[None, :], other=0.0,
         )  # fmt: skip
-        fused += tl.sum(weight.to(tl.float32)[:, None] * rows.to(tl.float32), 0)
-    tl.store(y + item * y_item + channel, fused.to(y.dtype.element_ty), mask=wanted)
+        fused += weight.to(tl.float32)[:, None] * rows.to(tl.float32)
+    total = tl.sum(fused, 0)
+    tl.store(y + item * y_item + channel, total.to(y.dtype.element_ty), mask=wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,10 +15,16 @@ from tests.gpu.rows import Row, Setting
 ROOT = Path(__file__).parents[2]
 # Compiling for other GPUs needs none; what is left runs here.
 SUITES = {
-    "large and hostile input": ["tests/gpu/test_device.py", "tests/kernels/test_triton.py",
-                                "-k", "not compile"],
-    "against the float64 oracles": ["tests/kernels/test_bodies.py", "-k", "triton"],
+    "Triton kernels, large and hostile input": [
+        "tests/gpu/test_device.py", "tests/kernels/test_triton.py", "-k", "not compile"],
+    "Triton kernels against the float64 oracles": [
+        "tests/kernels/test_bodies.py", "tests/kernels/test_sparse.py",
+        "tests/kernels/test_adaptive.py", "-k", "triton"],
+    "CUDA kernels": [
+        "tests/kernels/test_bodies.py", "tests/kernels/test_cuda.py",
+        "-k", "cuda and not nvcc and not cmake and not emulator", "-n0"],  # one builds them
 }  # fmt: skip
+PROCESSES = min(os.cpu_count() or 1, 8)  # that compile kernels beside each other
 DRY = {"a few": ["tests/kernels/test_triton.py", "-k", "nothing_to_do"]}
 
 
@@ -31,7 +38,7 @@ def run(name: str, chosen: list[str]) -> Row:
     """Passed if tests ran and none failed."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "results.xml"
-        options = ["-q", "-p", "no:cacheprovider", f"--junitxml={file}"]
+        options = ["-q", "-p", "no:cacheprovider", f"--junitxml={file}", f"-n{PROCESSES}"]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, *chosen],
             cwd=ROOT, capture_output=True, text=True, check=False,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ from thresher.runtime import backend, export
 SECTION = "engines"
 TARGETS = ("cuda", "tensorrt", "tensorrt-rtx")
 NOTE = "arrays in host memory, copies included"
+# How far an engine may be from PyTorch in float32, of the outputs' scale; near ties may merge otherwise.
+TOLERANCES = {"fp16": 0.05, "bf16": 0.2, "fp32": 1e-3}
+PRECISIONS = tuple(TOLERANCES)
 
 
 def engines(setting: Setting) -> Iterator[Row]:
@@ -44,16 +49,18 @@ def engines(setting: Setting) -> Iterator[Row]:
     reduced = optimize(dense, load_recipe(recipe, overrides))
     ideal = next(float(r.details["ideal"]) for r in reduced.history if "ideal" in r.details)
     for target in usable:
-        for batch in setting.batches:
-            case = f"{target}: {name} {recipe}"
+        for precision, batch in product(PRECISIONS, setting.batches):
+            # An export takes seconds: only the usual precision is measured at every size.
+            usual = precision == PRECISIONS[0] or batch == setting.batches[0]
+            if not usual or precision not in backend(target).precisions:
+                continue
+            case = f"{target} {precision}: {name} {recipe}"
+            drawn = np.random.default_rng(0).standard_normal((batch, 3, side, side))
+            x = drawn.astype(np.float32)
             try:
-                dense_times, reduced_times = times(setting, target, batch, side, [dense, reduced])
+                yield from rows(setting, target, precision, x, case, [dense, reduced], ideal)
             except ThresherError as error:
                 yield Row(SECTION, case, batch=batch, note=str(error))
-                continue
-            yield compared(
-                SECTION, case, dense_times, reduced_times, batch=batch, ideal=ideal, note=NOTE
-            )
 
 
 def missing(target: str) -> str:
@@ -66,27 +73,35 @@ def missing(target: str) -> str:
     return found.cannot_run() if state.ok else f"{state.reason}: {state.install}"
 
 
-def times(
-    setting: Setting, target: str, batch: int, side: int, programs: list[Program]
-) -> list[list[float]]:
-    """Seconds of engines for one batch size, in half precision where the target has it."""
-    precision = "fp16" if not setting.dry and "fp16" in backend(target).precisions else "fp32"
-    drawn: Any = np.random.default_rng(0).standard_normal((batch, 3, side, side))
-    with tempfile.TemporaryDirectory() as folder:
-        made = [
-            export(
+def rows(
+    setting: Setting, target: str, precision: str, drawn: Any, case: str,
+    programs: list[Program], ideal: float,
+) -> Iterator[Row]:  # fmt: skip
+    """What the engines of one batch size answer, beside PyTorch, and how long they take."""
+    batch, shape = len(drawn), "x".join(map(str, drawn.shape))
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as opened:
+        calls = []
+        for number, program in enumerate(programs):
+            made = export(
                 program, Path(folder) / f"{number}.engine", target=target, precision=precision,
-                shapes=[f"x={batch}x3x{side}x{side}"],
-            )
-            for number, program in enumerate(programs)
-        ]  # fmt: skip
-        kinds = [engine.inputs[0].dtype for engine in made]
-        calls = [
-            partial(engine.run, {"x": drawn.astype(kind)})
-            for engine, kind in zip(made, kinds, strict=True)
-        ]
-        try:
-            return timed(setting, calls)
-        finally:
-            for engine in made:
-                engine.close()
+                shapes=[f"x={shape}"],
+            )  # fmt: skip
+            opened.callback(made.close)
+            call = partial(made.run, {"x": drawn.astype(made.inputs[0].dtype)})
+            worst = difference(call, program, drawn)
+            yield Row(
+                SECTION, f"{case}: {('dense', 'reduced')[number]} engine", batch=batch,
+                passed=worst <= TOLERANCES[precision],
+                note=f"{worst:.1e} of the outputs' scale from PyTorch on the CPU",
+            )  # fmt: skip
+            calls.append(call)
+        dense, reduced = timed(setting, calls)
+        yield compared(SECTION, case, dense, reduced, batch=batch, ideal=ideal, note=NOTE)
+
+
+def difference(call: Callable[[], Any], program: Program, drawn: Any) -> float:
+    """How far an engine's only output is from the Program's in float32, of its scale."""
+    (found,) = call().values()
+    with torch.inference_mode():
+        expected: Any = program.module()(x=torch.from_numpy(drawn)).numpy()
+    return float(np.abs(found.astype(np.float32) - expected).max() / np.abs(expected).max())

@@ -32,6 +32,7 @@ from thresher.runtime.tables import markdown
 
 SCHEMA = "thresher.gpu-report/1"
 ROOT = Path(__file__).parents[2]
+STDERR = 2
 TOTAL = 475.0  # seconds for all sections
 PACKAGES = (
     "thresher",
@@ -60,10 +61,11 @@ class Section:
 
 
 SECTIONS = {
-    "correctness": Section(170, "tests.gpu.correctness:correctness", check=True),
-    "eager": Section(90, "tests.gpu.models:eager", check=True),
+    "correctness": Section(130, "tests.gpu.correctness:correctness", check=True),
+    "eager": Section(80, "tests.gpu.models:eager", check=True),
+    "networks": Section(20, "tests.gpu.networks:networks"),
     "operators": Section(60, "tests.gpu.operators:operators"),
-    "engines": Section(60, "tests.gpu.engines:engines"),
+    "engines": Section(110, "tests.gpu.engines:engines"),
     "compiled": Section(TOTAL, "tests.gpu.models:compiled"),  # whatever is left
 }
 
@@ -74,8 +76,9 @@ def within(name: str, section: Section, seconds: float, options: Sequence[str]) 
         file, log = Path(folder) / "rows", Path(folder) / "log"
         command = [sys.executable, "-m", "tests.gpu.report", "--section", name, "--rows", str(file)]
         with log.open("w") as output:
+            # Its rows are shown as they come: of a script that is ended early they are all there is.
             child = subprocess.Popen(
-                [*command, *options], cwd=ROOT, stdout=output, stderr=output, start_new_session=True
+                [*command, *options], cwd=ROOT, stdout=STDERR, stderr=output, start_new_session=True
             )
             try:
                 code = child.wait(timeout=seconds)
@@ -175,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.pop(SWITCH, None)
         for row in SECTIONS[args.section].load()(Setting("cpu" if args.dry else "cuda", args.dry)):
             row.write(args.rows)
+            print(*filter(None, _line(row)), sep=" | ", flush=True)
         return 0
     names = args.only.split(",")
     unknown = [name for name in names if name not in SECTIONS]

@@ -20,7 +20,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import thresher.kernels.ops  # noqa: F401
 from tests.kernels.back_ends import SWITCHED_ON
-from tests.kernels.emulated import EMULATED, EMULATOR, call, kernels, results, run
+from tests.kernels.cuda_back_end import run
+from tests.kernels.emulated import EMULATED, EMULATOR, call, kernels, results
 from tests.kernels.test_native import HOSTILE, KEEP, MERGE, METRIC, POSITIONS, PRUNE, X
 from thresher.kernels.cuda_library import CUDA, ELEMENTS, Call, Kernels, Tensor
 from thresher.kernels.native import HERE, SANITIZED, KernelError, Library

@@ -27,6 +27,10 @@ from thresher.kernels.gpu import dispatch
 
 ops: Any = torch.ops.thresher
 FEW = settings(bodies.FAST, max_examples=4)
+STREAMING = {
+    "_attend", "_copy_rows", "_fuse", "_hidden", "_merge_rows", "_nearest", "_products_of_rows",
+    "_sum_of_rows", "_summed", "_unit_vectors",
+}  # fmt: skip
 CAPABILITIES = ("75", "80", "86", "87", "89", "90", "100", "103", "110", "120", "121")
 
 
@@ -101,6 +105,14 @@ def test_more_than_one_block_of_everything() -> None:
     same("keep_tokens", x, score, 133, 2, True)
     q, k = torch.randn(1, 2, 3, 20), torch.randn(1, 2, 300, 20)
     same("class_attention", q, k, None, 0.4, 1)
+
+
+def test_many_targets_are_split_among_programs() -> None:
+    """More than eight blocks of them; of equal ones the first is chosen, wherever the parts end."""
+    x, size, _ = stream(620, 4, 2)
+    x[:, 300:600] = x[:, :300]
+    found = same("prune_merge", x, size, torch.randn(1, 620), 615, 600, 1)
+    assert len(set(found[2][0].tolist())) == 601  # 600 rows and what was dropped
 
 
 @pytest.mark.slow
@@ -290,16 +302,19 @@ def compiled(*capabilities: str) -> list[str]:
 
 
 def check_compiled(lines: list[str], kernels: str, capabilities: tuple[str, ...]) -> None:
-    """These kernels for these GPUs, and within the shared memory that the smallest of them has."""
+    """These kernels for these GPUs, and within the shared memory that these have."""
     rows = [line.split() for line in lines]
     assert {row[0] for row in rows} == set(kernels.split())
     assert {row[2] for row in rows} == {f"sm_{one}" for one in capabilities}
-    assert all(int(row[3]) > 0 and int(row[4]) <= 64 * 1024 for row in rows)
+    assert all(int(row[3]) > 0 for row in rows)
+    assert all(int(row[4]) <= (64 if row[2] == "sm_75" else 99) * 1024 for row in rows)
+    # A mask at a width that is not known to be a multiple of 16 would make every access a single value.
+    assert {row[0] for row in rows if row[5] == "16"} >= {row[0] for row in rows} & STREAMING
 
 
 def test_the_kernels_of_merging_compile_for_a_gpu() -> None:
     lines = compiled("80", "--types", "fp16", "--operators", "bipartite_merge")
-    check_compiled(lines, "_merge_rows _nearest _place _rank _unit_vectors", ("80",))
+    check_compiled(lines, "_best_of _merge_rows _nearest _place _rank _unit_vectors", ("80",))
 
 
 def test_the_kernels_of_skipping_compile_for_a_gpu() -> None:
@@ -310,7 +325,7 @@ def test_the_kernels_of_skipping_compile_for_a_gpu() -> None:
 @pytest.mark.slow
 def test_every_kernel_compiles_for_every_gpu() -> None:
     kernels = (
-        "_add_up _attend _copy_rows _counted _fuse _hidden _merge_rows _nearest _place"
+        "_add_up _attend _best_of _copy_rows _counted _fuse _hidden _merge_rows _nearest _place"
         " _products_of_rows _rank _select _sorted _sum_of_rows _summed _unit_vectors"
     )
     check_compiled(compiled(*CAPABILITIES, "--types", "fp16"), kernels, CAPABILITIES)

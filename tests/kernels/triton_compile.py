@@ -2,14 +2,15 @@
 
     python -m tests.kernels.triton_compile 80 90
 
-Prints kernel, type, GPU, bytes of machine code and of shared memory.  The launches are recorded instead of made, so
-nothing that is launched can be forgotten.  It runs in a process of its own: the tests interpret kernels,
-and Triton decides that when it is imported.
+Prints kernel, type, GPU, bytes of machine code and of shared memory, and bytes of the widest access to
+memory.  The launches are recorded instead of made, so nothing that is launched can be forgotten.  It runs
+in a process of its own: the tests interpret kernels, and Triton decides that when it is imported.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,7 +24,9 @@ from thresher.kernels.gpu.dispatch import kernels
 
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32",
          torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}  # fmt: skip
-Launch = tuple[Any, tuple[Any, ...]]
+VECTOR = re.compile(r"global[.\w:]*\.v(\d)\.b(\d+)")
+COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global .*?, (0x\w+)")
+Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]  # kernel, arguments, options
 
 
 def calls(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -32,8 +35,10 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
     x, metric, index = x.to(dtype), metric.to(dtype), torch.empty(2, 150, dtype=torch.int64)
     for by_index in (True, False):
         yield "bipartite_merge", (x, size, metric, 184, 1, by_index)
-    many = [t[:1].expand(96, *t.shape[1:]) for t in (x, size, metric)]  # larger blocks
-    yield "bipartite_merge", (*many, 184, 1, True)
+    many = [
+        t.repeat_interleave(6, -2 if t.dim() > 2 else -1) for t in (x, size, metric)
+    ]  # larger blocks
+    yield "bipartite_merge", (*many, 1000, 1, True)
     for bias in (None, torch.empty(2, 1, 1, 197), torch.empty(197, 197, dtype=torch.bool)):
         yield "class_attention", (metric, metric, bias, 0.125, 0)
     for fuse in (True, False):
@@ -42,14 +47,17 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
     for act in ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu"):
         yield "adaptive_mlp", (x, x[..., 0].long(), learners, learners[:, 0], learners, act)
     both = (learners, learners[:, 0])
+    rows = x.repeat_interleave(24, 0)  # more tokens: larger blocks
+    yield "adaptive_mlp", (rows, rows[..., 0].long(), *both, learners, "gelu")
+    yield "adaptive_gated_mlp", (rows, rows[..., 0].long(), *both, *both, learners, "silu")
     yield "adaptive_gated_mlp", (x, x[..., 0].long(), *both, *both, learners, "silu")
     yield "prune_merge", (x, size, size, 180, 150, 1)
     yield "gather_tokens", (x, index)
     yield "restore_tokens", (x[:, :120], index, x[:, :150])
     gate, up, down = (
-        torch.empty(size, dtype=dtype) for size in ((384, 999), (999, 384), (999, 384))
+        torch.empty(size, dtype=dtype) for size in ((384, 1024), (1024, 384), (1024, 384))
     )
-    threshold = torch.empty(999)
+    threshold = torch.empty(1024)
     for token in (x[0, :1], x[0, :7]):
         yield "sparse_linear", (token, gate, threshold[:384], 8)
         yield "sparse_gated_ffn", (token, gate, up, down, threshold, "silu", 8)
@@ -60,8 +68,10 @@ def launches(dtype: torch.dtype, operators: Sequence[str] = ()) -> list[Launch]:
     """The different kernels that some or all operators would launch, with their arguments in order."""
     made: dict[str, Launch] = {}
 
-    def record(kernel: Any, *arguments: Any, **_: Any) -> None:
-        made.setdefault(f"{kernel.__name__} {_constants(kernel, arguments)}", (kernel, arguments))
+    def record(kernel: Any, *arguments: Any, **more: Any) -> None:
+        options = {name: more[name] for name in ("num_warps",) if name in more}
+        key = f"{kernel.__name__} {_constants(kernel, arguments)} {options}"
+        made.setdefault(key, (kernel, arguments, options))
 
     run, JITFunction.run = JITFunction.run, record
     try:
@@ -77,7 +87,7 @@ def launches(dtype: torch.dtype, operators: Sequence[str] = ()) -> list[Launch]:
 
 def code(launch: Launch, capability: int) -> Any:
     """What Triton compiles for a compute capability such as 90, specialised as at a launch."""
-    kernel, arguments = launch
+    kernel, arguments, options = launch
     constants = _constants(kernel, arguments)
     signature, attributes = {}, {}
     for parameter, value in zip(kernel.params, arguments, strict=True):
@@ -88,7 +98,13 @@ def code(launch: Launch, capability: int) -> Any:
             attributes[(parameter.num,)] = [["tt.divisibility", 16]]
         signature[parameter.name] = "constexpr" if parameter.name in constants else _kind(value)
     source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def widest(ptx: str) -> int:
+    """Bytes that one thread reads or writes at once at most; 0 if it is one value at a time."""
+    vectors = [int(count) * int(bits) // 8 for count, bits in VECTOR.findall(ptx)]
+    return max([*vectors, *(int(size, 16) for size in COPY.findall(ptx))], default=0)
 
 
 def _constants(kernel: Any, arguments: tuple[Any, ...]) -> dict[str, Any]:
@@ -121,9 +137,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for capability in args.capabilities:
                 made = code(launch, capability)
                 size, shared = len(made.asm["cubin"]), made.metadata.shared
-                print(
-                    launch[0].__name__, TYPES[dtype], f"sm_{capability}", size, shared, flush=True
-                )
+                row = (TYPES[dtype], f"sm_{capability}", size, shared, widest(made.asm["ptx"]))
+                print(launch[0].__name__, *row, flush=True)
 
 
 if __name__ == "__main__":
