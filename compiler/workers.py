@@ -33,6 +33,11 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def generator(number: int) -> torch.Generator:
+    """Random numbers of one step of a training, others in every process."""
+    return torch.Generator().manual_seed(number * count() + rank())
+
+
 def mean(value: torch.Tensor) -> torch.Tensor:
     """Mean of a tensor over all processes, in place."""
     if count() > 1:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from thresher.compiler.handed import CORE
 from thresher.runtime.feeds import Array
-from thresher.runtime.generate import HANDED
 
 LOOKED_AT = 256  # neurons of each network
 
@@ -36,9 +36,9 @@ def _rows(outputs: Mapping[str, Array]) -> dict[str, Array]:
     """``[K, weights]`` float32 by network, from ``up [D, K]``, ``bias [K]`` and ``down [K, O]``."""
     parts: dict[str, list[Array]] = {}
     for name in sorted(outputs):
-        if name.startswith(HANDED):
-            network, _, what = name.removeprefix(HANDED).partition(".")
+        if name.startswith(CORE):
+            network, _, what = name.removeprefix(CORE).partition(".")
             rows = outputs[name] if what == "down" else outputs[name].T
             flat = rows.reshape(len(rows), -1).astype(np.float32)
-            parts.setdefault(f"{HANDED}{network}", []).append(flat)
+            parts.setdefault(f"{CORE}{network}", []).append(flat)
     return {name: np.concatenate(rows, axis=1) for name, rows in parts.items()}

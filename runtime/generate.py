@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from thresher.compiler.errors import UsageError
+from thresher.compiler.handed import CORE
 from thresher.runtime.feeds import Array
 from thresher.runtime.manifest import TensorInfo
 from thresher.runtime.runner import Runnable
-from thresher.runtime.sample import batch_symbol
+from thresher.runtime.sample import VOCABULARY, batch_symbol
 
 PAST, PRESENT = "past_key_values.", "present."
-HANDED = "core."  # what a graph of prompts gives and one of steps takes, see two_graphs.py
 
 
 def is_language_model(inputs: Sequence[TensorInfo]) -> bool:
@@ -89,16 +89,17 @@ def with_own_past(model: Runnable, feeds: Mapping[str, Array]) -> dict[str, Arra
     """Inputs whose past is one that the model itself made, if it takes a past at all.
 
     Keys and values at random are nothing that a trained model ever meets: it answers with activations
-    a hundred times as sensitive to rounding.
+    a hundred times as sensitive to rounding, and of other sizes, as behind one token again and again: a
+    model that skips small inputs skips more there than in a text.
     """
     names = [name for name in feeds if name.startswith(PAST)]
     if not names:
         return dict(feeds)
     ids, tokens = feeds["input_ids"], feeds[names[0]].shape[2]
-    held = {name: value for name, value in feeds.items() if name.startswith(HANDED)}
+    held = {name: value for name, value in feeds.items() if name.startswith(CORE)}
     session = Session(model, len(ids), held)
     if tokens:
-        before = np.resize(ids, (len(ids), tokens))
+        before = np.random.default_rng(0).integers(0, VOCABULARY, (len(ids), tokens))
         session.feed(before, np.ones_like(before))
     positions = np.broadcast_to(tokens + np.arange(ids.shape[1]), ids.shape)
     return {**feeds, "position_ids": positions, **session.past}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from thresher.runtime.conditions import Conditions, conditions, default_threads,
 from thresher.runtime.deviation import plain
 from thresher.runtime.engine import Engine
 from thresher.runtime.feeds import Array
+from thresher.runtime.generate import with_own_past
 from thresher.runtime.measure import Clock, Plan, Warmth, interleave, warm_up
 from thresher.runtime.memory import MEANING, Memory, peak_memory
 from thresher.runtime.runner import Runnable
@@ -100,7 +101,7 @@ def profile(
         threads: CPU threads of every candidate; by default the physical cores, at most 8.
         plan: how long to measure.
         sizes: sizes of symbolic axes other than the batch; by default 64, and of a language model
-            one step behind 256 tokens.
+            one step behind 256 tokens, or as many as it knows positions for.
         memory: measure peak memory, in one more process for each engine.
         blocks: also time the blocks, at the first batch size, with ONNX Runtime.
         min_speedup: demanded of every candidate at every batch size.
@@ -120,7 +121,8 @@ def profile(
         names = unique_names(runs)
         for other in runs[1:]:
             comparable(runs[0], other)
-        sizes = timed_sizes(runs[0].inputs, sizes)
+        known = getattr(runs[0], "preprocessing", None)
+        sizes = timed_sizes(runs[0].inputs, sizes, known)
         memories = [_memory(run, batches[0], threads, sizes) if memory else None for run in runs]
         described = tuple(map(describe, runs, names, memories))
         timings = tuple(
@@ -130,10 +132,11 @@ def profile(
         )
         found = _blocks(runs, names, batches[0], threads, sizes) if blocks else ()
         where = conditions(threads, load)
+        left = tuple(_left_early(runs, names))
     changes = tuple(compare_blocks(found[0], other) for other in found[1:])
     judged = [t for t in timings if t.speedup is not None]
     met = min_speedup is None or all(_meets(t, min_speedup) for t in judged)
-    said = tuple(_sentences(described, timings, where, changes, min_speedup))
+    said = (*_sentences(described, timings, where, changes, min_speedup), *left)
     return Profile(
         described, timings, where, plan, said, min_speedup, met, blocks=found, changes=changes
     )
@@ -177,7 +180,7 @@ def _time(
 
 
 def batch_inputs(run: Runnable, batch: int, sizes: Mapping[str, int] | None) -> dict[str, Array]:
-    """Seeded inputs of one batch.
+    """Seeded inputs of one batch; the past of a language model is its own.
 
     Raises:
         UsageError: the model's batch is fixed at another size.
@@ -187,7 +190,8 @@ def batch_inputs(run: Runnable, batch: int, sizes: Mapping[str, int] | None) -> 
         raise UsageError(
             f"{run.name} has a fixed batch of {fixed}, not {batch}: use --batch {fixed}"
         )
-    return random_inputs(run.inputs, batch=batch, sizes=sizes, ranges=run.ranges)
+    drawn = random_inputs(run.inputs, batch=batch, sizes=sizes, ranges=run.ranges)
+    return with_own_past(run, drawn)
 
 
 def ideal_ratio(base: Candidate, candidate: Candidate) -> float | None:
@@ -219,8 +223,8 @@ def _blocks(
     sizes: Mapping[str, int] | None,
 ) -> tuple[BlockProfile, ...]:
     engines = [run for run in runs if isinstance(run, Engine)]
-    if len(engines) < len(runs):
-        raise UsageError("only engines have times per block: leave eager programs out")
+    if len(engines) < len(runs) or any(engine.manifest.graphs for engine in engines):
+        raise UsageError("only engines of one graph have times per block: leave out all others")
     feeds = batch_inputs(runs[0], batch, sizes)
     folders = [engine.folder for engine in engines]
     return block_profiles(folders, feeds, threads=threads, names=names)
@@ -257,6 +261,14 @@ def _sentences(
     if random:
         said.append(f"random weights in {', '.join(random)}: times hold, quality means nothing")
     return said
+
+
+def _left_early(runs: Sequence[Runnable], names: Sequence[str]) -> Iterator[str]:
+    """Of engines with an exit, how many items left by it while they were measured."""
+    for run, name in zip(runs, names, strict=True):
+        left = getattr(run, "left_early", None)
+        if left is not None:
+            yield f"{name}: {left}; inputs were random, and others leave more or less often"
 
 
 def _verdict(timing: Timing, base: str) -> str:

@@ -43,10 +43,23 @@ def random_inputs(
     return {spec.name: _fill(spec, shape, rng) for spec, shape in zip(specs, shapes, strict=True)}
 
 
-def timed_sizes(specs: Sequence[TensorInfo], given: Mapping[str, int] | None) -> dict[str, int]:
-    """Sizes of symbolic axes to time at: of a language model, one step behind 256 tokens."""
-    axes = {axis for spec in specs for axis in spec.shape}
-    return {**(STEP if STEP.keys() <= axes else {}), **(given or {})}
+def timed_sizes(
+    specs: Sequence[TensorInfo],
+    given: Mapping[str, int] | None,
+    preprocessing: Mapping[str, Any] | None = None,
+) -> dict[str, int]:
+    """Sizes of symbolic axes to time at: of a language model, one step behind 256 tokens.
+
+    There are fewer tokens where it knows fewer positions, which its preprocessing says.
+    """
+    axes, wanted = {axis for spec in specs for axis in spec.shape}, dict(given or {})
+    if not STEP.keys() <= axes:
+        return wanted
+    sizes = {**STEP, **wanted}
+    known = (preprocessing or {}).get("positions")
+    if known is not None and "past" not in wanted:
+        sizes["past"] = max(0, min(sizes["past"], known - sizes["sequence"]))
+    return sizes
 
 
 def batch_symbol(specs: Sequence[TensorInfo]) -> str | None:

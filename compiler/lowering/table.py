@@ -74,6 +74,11 @@ def _select_diverse(x: Any, size: Any, keep: Any, protected: int) -> Any:
     return y, slot, kept
 
 
+def _soft_merge(x: Any, values: Any, logits: Any, protected: int) -> Any:
+    y, kept, slot = _operator("SoftMerge")(x, values, logits, protected=protected)
+    return y, slot, kept
+
+
 def _gather_tokens(x: Any, index: Any) -> Any:
     return _operator("GatherTokens")(x, index)
 
@@ -92,6 +97,11 @@ def _adaptive_gated_mlp(
 ) -> Any:
     layer, learners = _operator("AdaptiveGatedMLP"), int(w1.shape[0])
     return layer(x, k, w1, b1, v, c, w2, learners=learners, activation=activation)
+
+
+def _expert_mlp(x: Any, run: Any, w1: Any, b1: Any, w2: Any, activation: str) -> Any:
+    experts = int(w1.shape[0])
+    return _operator("ExpertMLP")(x, run, w1, b1, w2, experts=experts, activation=activation)
 
 
 def _sparse_linear(
@@ -118,12 +128,14 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {
         ours.adaptive_mlp.default: _adaptive_mlp,
         ours.adaptive_gated_mlp.default: _adaptive_gated_mlp,
+        ours.expert_mlp.default: _expert_mlp,
         ours.bipartite_merge.default: _bipartite_merge,
         ours.class_attention.default: _class_attention,
         ours.keep_tokens.default: _keep_tokens,
         ours.prune_merge.default: _prune_merge,
         ours.redundant_merge.default: _redundant_merge,
         ours.select_diverse.default: _select_diverse,
+        ours.soft_merge.default: _soft_merge,
         ours.gather_tokens.default: _gather_tokens,
         ours.restore_tokens.default: _restore_tokens,
         ours.sparse_linear.default: _sparse_linear,

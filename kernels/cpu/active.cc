@@ -4,9 +4,10 @@ namespace thresher {
 namespace {
 
 constexpr int64_t PANEL = 8192;         // sums that stay in the first cache
-constexpr int64_t PART_BYTES = 1 << 19;  // of rows that are worth a thread of their own
+constexpr int64_t PART_BYTES = 1 << 17;  // of rows that are worth a thread of their own
 constexpr int64_t MOST_PARTS = 8;
-constexpr int64_t AHEAD = 512;  // bytes between what is read and what is fetched
+constexpr int64_t SIDE_BY_SIDE = 8;  // rows of one token that are read together
+constexpr int64_t AHEAD = 1024;  // bytes between what is read and what is fetched
 
 // Rows that are read side by side.
 template <class S, int ROWS>
@@ -69,7 +70,7 @@ template <class S, int TOKENS>
 THRESHER_VECTORISED void add_active(Wide<S>* sum, int64_t stride, const Active<Wide<S>>& channels,
                                     int64_t begin, int64_t end, const S* matrix, int64_t columns,
                                     int64_t width) {
-  constexpr int ROWS = TOKENS == 1 ? 8 : 4;  // streams at once; more keep the memory busier
+  constexpr int ROWS = TOKENS == 1 ? SIDE_BY_SIDE : 4;  // more streams keep the memory busier
   const int64_t stacked = side_by_side(channels.tokens);
   const auto row = [&](int64_t at) {
     return matrix + channels.index[at < end ? at : end - 1] * columns;
@@ -97,6 +98,20 @@ void add_active(Wide<S>* sum, int64_t stride, const Active<Wide<S>>& channels, i
                    : channels.tokens == 2 ? add_active<S, 2>
                                           : add_active<S, 4>;
   add(sum, stride, channels, begin, end, matrix, columns, width);
+}
+
+// sums[0] += sums[1] + ... , each of so many columns.
+template <class W>
+THRESHER_VECTORISED void add_parts(W* sums, int64_t parts, int64_t size) {
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t i = 0; i < size; ++i) sums[i] += sums[part * size + i];
+}
+
+// As many parts as are worth a thread, and a power of two, so that threads have equally much to do.
+int64_t parts_of(int64_t bytes) {
+  int64_t parts = 1;
+  while (parts < MOST_PARTS && 2 * parts * PART_BYTES <= bytes) parts *= 2;
+  return parts;
 }
 
 // to[r] = row[r] . x
@@ -149,21 +164,23 @@ Wide<S>* sum_of_rows(const Context& context, Arena& arena, const Active<Wide<S>>
   const int64_t even = (columns + std::max<int64_t>(panels, 1) - 1) / std::max<int64_t>(panels, 1);
   const int64_t panel = (even + LANES - 1) / LANES * LANES;
   const int64_t bytes = channels.count * columns * int64_t{sizeof(S)};
-  const int64_t worth = std::min(MOST_PARTS, bytes / PART_BYTES);
+  const int64_t worth = parts_of(bytes);
   // Narrow matrices are split by rows too; sums do not depend on the number of threads.
   const int64_t splits = std::max<int64_t>(1, worth / std::max<int64_t>(panels, 1));
+  const int64_t bundles = channels.count / SIDE_BY_SIDE;  // only the last part has single rows
+  const auto row = [&](int64_t split) {
+    return split < splits ? bundles * split / splits * SIDE_BY_SIDE : channels.count;
+  };
   Wide<S>* sums = arena.take<Wide<S>>(splits * size);
   const int64_t tasks = panels * splits;
   context.parallel(tasks, worth < 2 ? tasks : 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t split = task / panels, from = task % panels * panel;
-      add_active(sums + split * size + from, columns, channels, channels.count * split / splits,
-                 channels.count * (split + 1) / splits, matrix + from, columns,
-                 std::min(panel, columns - from));
+      add_active(sums + split * size + from, columns, channels, row(split), row(split + 1),
+                 matrix + from, columns, std::min(panel, columns - from));
     }
   });
-  for (int64_t split = 1; split < splits; ++split)
-    for (int64_t i = 0; i < size; ++i) sums[i] += sums[split * size + i];
+  add_parts(sums, splits, size);
   return sums;
 }
 
@@ -171,8 +188,7 @@ template <class S>
 void times_products(const Context& context, const Active<Wide<S>>& channels, const S* matrix,
                     const Wide<S>* x, int64_t width) {
   const int64_t row = std::max<int64_t>(1, width * int64_t{sizeof(S)});
-  const int64_t worth = std::min(MOST_PARTS, channels.count * row / PART_BYTES);
-  context.parallel(channels.count, channels.count / std::max<int64_t>(worth, 1),
+  context.parallel(channels.count, channels.count / parts_of(channels.count * row),
                    [&](int64_t begin, int64_t end) {
                      times_active(channels, begin, end, matrix, x, width);
                    });

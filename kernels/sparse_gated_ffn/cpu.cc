@@ -2,6 +2,7 @@
 #include "cpu/activation.h"
 #include "cpu/active.h"
 #include "cpu/dense.h"
+#include "cpu/pages.h"
 #include "cpu/rows.h"
 
 namespace thresher {
@@ -66,6 +67,9 @@ struct Gated {
       const float* threshold = tokens > most_tokens ? nullptr : limits.data;
       if (MULTIPLIES && tokens >= MANY_TOKENS)
         return many(context, layer, y, x.data, threshold, tokens);
+      const Tensor<M>* matrices[] = {&gate, &up, &down};
+      for (int i = 0; i < 3; ++i)
+        pages[i].hold(matrices[i]->data, sizeof(M) * static_cast<size_t>(matrices[i]->count()));
       for (int64_t at = 0; at < tokens; at += MOST_TOKENS)
         few(context, layer, y + at * layer.columns, x.data + at * width, threshold,
             std::min(MOST_TOKENS, tokens - at));
@@ -109,6 +113,7 @@ struct Gated {
 
     const int64_t most_tokens;
     std::unique_ptr<Product> product, by_rows;
+    LargePages pages[3];
   };
 };
 

@@ -1,6 +1,7 @@
 // SparseLinear on the CPU; see reference.py for what it computes.
 #include "cpu/active.h"
 #include "cpu/dense.h"
+#include "cpu/pages.h"
 #include "cpu/rows.h"
 
 namespace thresher {
@@ -37,6 +38,7 @@ struct Linear {
     const float* threshold = tokens > most_tokens ? nullptr : limits.data;
     if (MULTIPLIES && tokens >= MANY_TOKENS)
       return many(context, y, x, weight, threshold, tokens, columns);
+    pages.hold(weight.data, sizeof(S) * static_cast<size_t>(weight.count()));
     for (int64_t at = 0; at < tokens; at += MOST_TOKENS) {
       const int64_t count = std::min(MOST_TOKENS, tokens - at);
       Arena arena;
@@ -62,6 +64,7 @@ struct Linear {
 
   const int64_t most_tokens;
   std::unique_ptr<Product> product;
+  LargePages pages;
 };
 
 template <int NAME>

@@ -12,7 +12,7 @@ from thresher.compiler.contract import Dataset
 from thresher.compiler.errors import UsageError
 
 LEAST_ITEMS = 5  # of which one is held out
-HELD_OUT = 256  # items at most that no training sees, and a fifth of the data at most
+HELD_OUT = 256  # items at most that no training sees, unless it asks; a fifth of the data at most
 Batch = tuple[dict[str, Tensor], Tensor | None]
 
 
@@ -23,7 +23,9 @@ class Batches:
         UsageError: there are too few items to hold one out.
     """
 
-    def __init__(self, data: Dataset, size: int, seed: int, *, labels: bool) -> None:
+    def __init__(
+        self, data: Dataset, size: int, seed: int, *, labels: bool, held: int = HELD_OUT
+    ) -> None:
         self.data, self.seed, self.labels = data, seed, labels
         if len(data) < LEAST_ITEMS:
             raise UsageError(
@@ -31,8 +33,8 @@ class Batches:
                 f" {LEAST_ITEMS} items, as a fifth is held out: give more data"
             )
         order = self._shuffled(range(len(data)), -1)
-        held = min(HELD_OUT, len(data) // LEAST_ITEMS)
-        self.held, self.trained = order[:held], order[held:]
+        out = min(held, len(data) // LEAST_ITEMS)
+        self.held, self.trained = order[:out], order[out:]
         self.size = min(size, len(self.trained) // workers.count() or 1)
         self._epoch, self._order = -1, list[int]()
 

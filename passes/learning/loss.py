@@ -27,24 +27,47 @@ def choose(program: Program, data: Dataset, wanted: str) -> tuple[str, Loss]:
     Raises:
         UsageError: labels are wanted and the data or the model has none.
     """
-    logits = next((o.name for o in program.outputs if len(o.shape) == 2), None)
+    logits = _class_output(program)
     labelled = data.labels is not None and np.issubdtype(data.labels.dtype, np.integer)
-    classifies = logits is not None and (logits == "logits" or program.info.labels is not None)
     if wanted == "labels" and not labelled:
         raise UsageError(
             f"loss=labels needs class labels and {data.name} has none: give loss=dense"
         )
-    if wanted == "labels" and not classifies:
+    if wanted == "labels" and logits is None:
         raise UsageError("loss=labels needs a model that answers with classes: give loss=dense")
-    if wanted == "dense" or not (labelled and classifies):
+    if wanted == "dense" or not labelled or logits is None:
         return "dense", distance
 
     def cross_entropy(found: Outputs, dense: Outputs, labels: Tensor | None) -> Tensor:
         assert labels is not None
-        assert logits is not None
         return F.cross_entropy(found[logits], labels, label_smoothing=SMOOTHING)
 
     return "labels", cross_entropy
+
+
+def distillation(program: Program, data: Dataset, wanted: str) -> tuple[str, Loss]:
+    """As :func:`choose`, with the dense model as a teacher.
+
+    Where there are classes its answers count, by their divergence ``KL(dense | found)``, in addition to the
+    labels or without them; elsewhere the loss is :func:`distance`.
+    """
+    name, task = choose(program, data, wanted)
+    logits = _class_output(program)
+    if logits is None:
+        return name, task
+
+    def taught(found: Outputs, dense: Outputs, labels: Tensor | None) -> Tensor:
+        ours, theirs = (o[logits].float().log_softmax(-1) for o in (found, dense))
+        divergence = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        return divergence + task(found, dense, labels) if name == "labels" else divergence
+
+    return name, taught
+
+
+def _class_output(program: Program) -> str | None:
+    """The output that answers with classes, if any does."""
+    name = next((o.name for o in program.outputs if len(o.shape) == 2), None)
+    return name if name == "logits" or program.info.labels is not None else None
 
 
 def unpadded(outputs: Outputs, alive: Tensor | None) -> dict[str, Tensor]:

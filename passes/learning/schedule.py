@@ -1,9 +1,18 @@
-"""How fast a training moves, and when it has come to rest."""
+"""How fast a training moves, when it has come to rest, and what is told of it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
+
+TOLD = 60  # rows of a history, about
+Row = TypeVar("Row")
+
+
+def thinned(history: Sequence[Row]) -> list[Row]:
+    """Some of the rows, evenly: about :data:`TOLD`, and fewer than twice as many."""
+    return list(history[:: max(1, len(history) // TOLD)])
 
 
 def cosine(rate: float, step: int, limit: int) -> float:

@@ -55,8 +55,11 @@ def chosen_items(data: Dataset, limit: int, least: int = 1) -> list[int]:
     """
     total = min(len(data), limit)
     if total < least:
+        asked, remedy = ("", "give more data")
+        if total < len(data):
+            asked, remedy = f", of which {limit} are asked for,", "ask for more"
         raise UsageError(
-            f"{data.name} has {len(data)} items and calibration needs at least {least}: give more data"
+            f"{data.name} has {len(data)} items{asked} and calibration needs at least {least}: {remedy}"
         )
     return [index * len(data) // total for index in range(total)]
 

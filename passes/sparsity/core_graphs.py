@@ -14,13 +14,13 @@ from torch.export import ExportedProgram
 
 from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.analysis.linears import bias_of, operand
+from thresher.compiler.handed import CORE
 from thresher.compiler.program import Program
 from thresher.compiler.surgery import Rewriter
 from thresher.passes.sparsity.core_sets import chosen
 from thresher.passes.sparsity.cut import rounded
 
 aten = torch.ops.aten
-HANDED = "core."  # what the prompt's graph hands on to that of steps: outputs there, inputs here
 Statistic = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -73,14 +73,14 @@ def step_graph(program: Program, ffns: Mapping[FFN, int], made_by: str) -> Inter
             continue
         if node in up:
             ffn, i = up[node]
-            named = (f"{HANDED}{ffn.layer}.up.{i}", f"{HANDED}{ffn.layer}.bias.{i}")
+            named = (f"{CORE}{ffn.layer}.up.{i}", f"{CORE}{ffn.layer}.bias.{i}")
             _product(rewriter, node, made[named[0]], made.get(named[1]))
         elif node in down:
             bias = bias_of(node)
             _product(
                 rewriter,
                 node,
-                made[f"{HANDED}{down[node].layer}.down"],
+                made[f"{CORE}{down[node].layer}.down"],
                 None if bias is None else rewriter.map[bias],
             )
         else:
@@ -97,11 +97,11 @@ def _places(ffn: FFN) -> dict[str, tuple[fx.Node, int]]:
     """Weights and biases by the name they are handed on by, each with its axis of neurons."""
     found: dict[str, tuple[fx.Node, int]] = {}
     for i, linear in enumerate(ffn.linears):
-        found[f"{HANDED}{ffn.layer}.up.{i}"] = (operand(linear, 1), 0)
+        found[f"{CORE}{ffn.layer}.up.{i}"] = (operand(linear, 1), 0)
         bias = bias_of(linear)
         if bias is not None:
-            found[f"{HANDED}{ffn.layer}.bias.{i}"] = (bias, 0)
-    return found | {f"{HANDED}{ffn.layer}.down": (operand(ffn.down, 1), 1)}
+            found[f"{CORE}{ffn.layer}.bias.{i}"] = (bias, 0)
+    return found | {f"{CORE}{ffn.layer}.down": (operand(ffn.down, 1), 1)}
 
 
 def _inputs(rewriter: Rewriter, ffns: Mapping[FFN, int]) -> dict[str, fx.Node]:

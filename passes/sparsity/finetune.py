@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -20,15 +18,13 @@ from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.contract import Context
 from thresher.compiler.program import Program
 from thresher.compiler.surgery import Rewriter
-from thresher.passes.learning import checkpoint
 from thresher.passes.learning.batches import Batches
 from thresher.passes.learning.identity import identity
 from thresher.passes.learning.loss import choose, unpadded
-from thresher.passes.learning.schedule import cosine, settled
+from thresher.passes.learning.training import Keeping, Phase, Step, Training
 from thresher.passes.sparsity.tap import real_rows
 from thresher.passes.tokens.sizes import visible
 
-SAVE_EVERY = 25  # steps between checkpoints
 STEEPEST = 1.0  # norm to which gradients are cut
 
 
@@ -84,7 +80,7 @@ def finetune(
 
 
 class _Training:
-    """Weights, optimiser and history of one training."""
+    """Weights and their training."""
 
     def __init__(
         self,
@@ -108,29 +104,24 @@ class _Training:
         self.weights = _trainable(changed, self.ffns)
         self.student = _Watched(changed, [f.down for f in self.ffns])
         self.teacher = _Watched(dense, [teachers[path].down for path in paths])
-        self.optimizer = torch.optim.Adam(self.weights.values(), lr=schedule.rate)
-        self.history: list[list[float]] = []
-        self._resume()
+        text = "training: loss {:.4f}, networks' error {:.4f}"
+        phase = Phase(text, schedule.steps, (schedule.rate,), self._loss)
+        keeping = Keeping(context, made_by, self._fingerprint)
+        self.training = Training(
+            [self.weights], [phase], keeping, schedule.patience, rest_by=sum, steepest=STEEPEST
+        )
 
     def run(self) -> Finetuned:
         """All steps, or as many as bring something."""
-        while len(self.history) < self.schedule.steps and not self._settled():
-            self._advance()
+        self.training.run()
+        (history,) = self.training.history
         before = self._zeros({})
         trained = {name: weight.detach() for name, weight in self.weights.items()}
-        after = self._zeros(trained) if self.history else before
-        return Finetuned(
-            _with_weights(self.changed, trained, self.made_by),
-            after,
-            before,
-            self.loss_name,
-            self.history,
-        )
+        after = self._zeros(trained) if history else before
+        exported = _with_weights(self.changed, trained, self.made_by)
+        return Finetuned(exported, after, before, self.loss_name, history)
 
-    def _advance(self) -> None:
-        step = len(self.history)
-        for group in self.optimizer.param_groups:
-            group["lr"] = cosine(self.schedule.rate, step, self.schedule.steps)
+    def _loss(self, step: int) -> Step:
         inputs, labels = self.batches.at(step)
         with torch.no_grad():
             wanted, seen = self.teacher.outputs(inputs, {})
@@ -143,26 +134,7 @@ class _Training:
                 for y, target in zip(made, seen, strict=True)
             ]
         )
-        self.optimizer.zero_grad()
-        torch.autograd.backward(task + errors.mean())
-        for weight in self.weights.values():
-            assert weight.grad is not None
-            workers.mean(weight.grad)
-        torch.nn.utils.clip_grad_norm_(self.weights.values(), STEEPEST)
-        self.optimizer.step()
-        told = torch.tensor([float(task.detach()), float(errors.detach().mean())])
-        self.history.append(workers.mean(told.double()).tolist())
-        try:
-            text = "training: loss {:.4f}, networks' error {:.4f}".format(*self.history[-1])
-            self.context.progress(text, step + 1, self.schedule.steps)
-        except KeyboardInterrupt:
-            self._save()
-            raise
-        if len(self.history) % SAVE_EVERY == 0:
-            self._save()
-
-    def _settled(self) -> bool:
-        return settled([sum(row) for row in self.history], self.schedule.patience)
+        return task + errors.mean(), [float(task.detach()), float(errors.detach().mean())]
 
     def _zeros(self, weights: Mapping[str, Tensor]) -> tuple[float, ...]:
         """Share of exact zeros of each network's hidden values where there is no padding."""
@@ -176,41 +148,13 @@ class _Training:
             total += torch.tensor([h.numel() for h in rows])
         return tuple((zeros / total).tolist())
 
-    # --- state ----------------------------------------------------------------------------------
-
-    def _file(self) -> Path | None:
-        folder = self.context.checkpoints
-        return None if folder is None else folder / f"{self.made_by}.pt"
-
-    @cached_property
+    @property
     def _fingerprint(self) -> dict[str, Any]:
         return {
             **identity(self.changed, self.context),
             "networks": list(self.paths),
             **self.schedule.model_dump(mode="json"),
         }
-
-    def _save(self) -> None:
-        path = self._file()
-        if path is None or workers.rank() != 0:
-            return
-        state = {
-            "trained": {name: weight.detach() for name, weight in self.weights.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "history": self.history,
-        }
-        checkpoint.save(path, self._fingerprint, state)
-
-    def _resume(self) -> None:
-        path = self._file()
-        state = None if path is None else checkpoint.load(path, self._fingerprint)
-        if state is None:
-            return
-        with torch.no_grad():
-            for name, weight in self.weights.items():
-                weight.copy_(state["trained"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.history = state["history"]
 
 
 class _Watched(fx.Interpreter):

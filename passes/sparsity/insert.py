@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from thresher.compiler.surgery import Rewriter
 from thresher.passes.sparsity.gated import GatedForm, gated_form
 
 aten = torch.ops.aten
+SHORT = 1024  # columns: in float32 a row of fewer does not fill a page of memory
 
 
 @dataclass(frozen=True)
@@ -55,26 +56,29 @@ def insert(
     """The graph with ``sparse_linear`` in place of the given groups of linears.
 
     Each group reads one tensor and has one Skip.  Weights are kept as ``[I, O]``, so that a skipped
-    input skips a row.  A network that is skipped by its gate becomes one ``sparse_gated_ffn`` where it
-    has that form; elsewhere its hidden tensor is masked by the gate, and only rows of down are skipped.
+    input skips a row; short rows of a group stand side by side, as one operator.  A network that is
+    skipped by its gate becomes one ``sparse_gated_ffn`` where it has that form; elsewhere its hidden
+    tensor is masked by the gate, and only rows of down are skipped.
     ``narrow`` weights are kept in bfloat16.
 
     Raises:
         RefusedError: weights that are no float32 are to be narrow.
     """
     rewriter = Rewriter(program, made_by)
+    skips = {part: skip for linears, skip in skips.items() for part in _joined(linears)}
+    first = {linears[0]: linears for linears in skips}
     of = {linear: skip for linears, skip in skips.items() for linear in linears}
     forms = {linear: form for linear, skip in of.items() if (form := skip.form) is not None}
-    constants = _constants(program, of, forms, narrow)
+    constants = _constants(program, skips, forms, narrow)
     inputs, made = set(program.input_nodes()), dict[str, fx.Node]()
     for node in program.graph.nodes:
         if node.op == "output":
             continue
         if node in inputs and not made:
             made = {name: rewriter.constant(name, tensor) for name, tensor in constants.items()}
-        if node in of:
-            _replace(rewriter, node, of[node], forms.get(node), made, most_tokens)
-        else:
+        if node in first:
+            _replace(rewriter, first[node], of[node], forms.get(node), made, most_tokens)
+        elif node not in of:
             rewriter.copy(node)
     outputs = [rewriter.map[n] for n in program.output_nodes()]
     gone = {*of, *(linear for form in forms.values() for linear in form.linears)}
@@ -85,13 +89,19 @@ def insert(
     return rewriter.finish(outputs, constants, dropped)
 
 
+def _joined(linears: tuple[fx.Node, ...]) -> list[tuple[fx.Node, ...]]:
+    """Linears of one input as one, where rows are short: a prompt pays for it by a copy of the result."""
+    short = any(linear.meta["val"].shape[-1] < SHORT for linear in linears)
+    return [linears] if short else [(linear,) for linear in linears]
+
+
 def _constants(
     program: Program,
-    of: Mapping[fx.Node, Skip],
+    skips: Mapping[tuple[fx.Node, ...], Skip],
     forms: Mapping[fx.Node, GatedForm],
     narrow: bool,
 ) -> dict[str, Tensor]:
-    """Weights by input, thresholds and shifted biases, by name."""
+    """Weights by input and thresholds by group, and shifted biases, by name."""
 
     def kept(weight: Tensor, linear: fx.Node) -> Tensor:
         if narrow and weight.dtype != torch.float32:
@@ -102,33 +112,35 @@ def _constants(
         return (weight.bfloat16() if narrow else weight).contiguous()
 
     values, constants = stored_values(program), dict[str, Tensor]()
-    for linear, skip in of.items():
-        weight, bias_at = values[operand(linear, 1)], bias_of(linear)
-        constants[f"by_input_{linear.name}"] = kept(weight.T, linear)
-        constants[f"threshold_{linear.name}"] = skip.threshold.float()
-        if skip.shift:
-            bias = weight.double().sum(1) * skip.shift
+    for linears, skip in skips.items():
+        weights, name = [values[operand(linear, 1)] for linear in linears], linears[0].name
+        constants[f"by_input_{name}"] = kept(torch.cat(weights).T, linears[0])
+        constants[f"threshold_{name}"] = skip.threshold.float()
+        for linear, weight in zip(linears, weights, strict=True) if skip.shift else ():
+            bias, bias_at = weight.double().sum(1) * skip.shift, bias_of(linear)
             if bias_at is not None:
                 bias = bias + values[bias_at].double()
             constants[f"shifted_bias_{linear.name}"] = bias.to(weight.dtype)
-        if linear in forms:
+        if linears[0] in forms:
+            form = forms[linears[0]]
             gate, up = (
                 values[operand(source.linear, 1)][source.start :][: len(skip.threshold)]
-                for source in (forms[linear].gate, forms[linear].up)
+                for source in (form.gate, form.up)
             )
-            constants[f"gate_by_input_{linear.name}"] = kept(gate.T, linear)
-            constants[f"up_by_neuron_{linear.name}"] = kept(up, linear)
+            constants[f"gate_by_input_{name}"] = kept(gate.T, linears[0])
+            constants[f"up_by_neuron_{name}"] = kept(up, linears[0])
     return constants
 
 
 def _replace(
     rewriter: Rewriter,
-    node: fx.Node,
+    linears: Sequence[fx.Node],
     skip: Skip,
     form: GatedForm | None,
     made: Mapping[str, fx.Node],
     most_tokens: int,
 ) -> None:
+    node = linears[0]
     rewriter.at(node, **{SHARE: skip.active})
     threshold, weight = made[f"threshold_{node.name}"], made[f"by_input_{node.name}"]
     if form is not None:
@@ -144,12 +156,22 @@ def _replace(
             x = rewriter.emit(aten.sub.Tensor, x, skip.shift)
         layer = torch.ops.thresher.sparse_linear.default
         y = rewriter.emit(layer, x, weight, threshold, most_tokens)
-    bias_at = bias_of(node)
-    if skip.shift:
-        y = rewriter.emit(aten.add.Tensor, y, made[f"shifted_bias_{node.name}"])
-    elif bias_at is not None:
-        y = rewriter.emit(aten.add.Tensor, y, rewriter.map[bias_at])
-    rewriter.map[node] = y
+    parts = _split(rewriter, y, [linear.meta["val"].shape[-1] for linear in linears])
+    for linear, part in zip(linears, parts, strict=True):
+        rewriter.at(linear)
+        bias_at = bias_of(linear)
+        if skip.shift:
+            part = rewriter.emit(aten.add.Tensor, part, made[f"shifted_bias_{linear.name}"])
+        elif bias_at is not None:
+            part = rewriter.emit(aten.add.Tensor, part, rewriter.map[bias_at])
+        rewriter.map[linear] = part
+
+
+def _split(rewriter: Rewriter, y: fx.Node, sizes: Sequence[int]) -> list[fx.Node]:
+    """``[..., O]`` at its last axis, if there is something to split."""
+    if len(sizes) == 1:
+        return [y]
+    return rewriter.outputs(rewriter.emit(aten.split_with_sizes.default, y, list(sizes), -1))
 
 
 def _masked(

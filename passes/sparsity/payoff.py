@@ -1,11 +1,16 @@
 """What skipping is worth: measured factors of the kernels, put together by Amdahl's law.
 
 ``k`` is how many times as fast as a dense linear the sparse one is, at a share s of inputs that one
-token does not need.  The factors of ``cpu`` were measured on an AMD Zen 4 core (AVX-512), one
-thread, fp32, 768 x 3072, weights streamed from memory and not from the cache; for 2 to 8 tokens
-against the dense product of ONNX Runtime, weights cached.  From 16 tokens on a product is bound
-by arithmetic, and the operator runs dense.  Those for weights in bfloat16 and one token are of
-4096 x 11008 on an Intel Xeon, rounded down (docs/benchmarks.md); for more tokens they count as float32.
+token does not need.  For one token both read their weights from memory, and time is counted in bytes:
+
+    k = (bytes + DENSE_CALL) / ((1 - s) bytes READ (1 + AHEAD / row) + CALL)
+
+as a row is fetched a little beyond its end, into what is skipped, and every call has its price.  It was
+fitted to an Intel Xeon (AVX-512), fp32, from 576 x 576 to 4096 x 11008, and is within 15 % of what was
+measured at s = 0.5 and 0.7 (docs/benchmarks.md); on two threads it is the same to within the noise.  For 2 to 8 tokens
+factors are those against ONNX Runtime's product on an AMD Zen 4 core, 768 x 3072, weights cached.  From
+16 tokens on a product is bound by arithmetic, and the operator runs dense.  Those for weights in bfloat16
+and one token are of 4096 x 11008 on the Xeon, rounded down; for more tokens they count as float32.
 """
 
 from __future__ import annotations
@@ -16,8 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 
 Points = tuple[tuple[float, float], ...]
+READ, AHEAD = 0.92, 256  # of the time in which the dense product reads a byte; bytes
+CALL, DENSE_CALL = 192e3, 100e3  # bytes that are read in the time of a call besides
 CPU: dict[int, Points] = {
-    1: ((0.15, 1.0), (0.3, 1.15), (0.5, 1.55), (0.7, 2.5), (0.9, 7.2), (0.95, 15.0)),
     2: ((0.5, 0.72), (0.7, 1.14), (0.9, 3.2), (0.95, 6.1)),
     4: ((0.5, 0.84), (0.7, 0.98), (0.9, 2.4), (0.95, 4.5)),
     8: ((0.5, 0.90), (0.7, 0.97), (0.9, 1.6), (0.95, 2.8)),
@@ -28,6 +34,22 @@ NARROW: dict[str, dict[int, Points]] = {"cpu": CPU_BF16}  # weights in bfloat16
 OTHERS = "all other targets"  # which have no kernel
 WITHOUT = 0.95  # a mask and a dense product: 4 to 18 % slower than the dense product, measured
 LEAST_GAIN = 1.02  # less than this is not worth a changed model
+
+
+@dataclass(frozen=True)
+class Part:
+    """Linears that read one tensor.
+
+    Attributes:
+        share: of the work of the whole model.
+        active: share of the inputs that M tokens at once need, by M.
+        inputs, outputs: size of the matrix that all of them make side by side.
+    """
+
+    share: float
+    active: Mapping[int, float]
+    inputs: int
+    outputs: int
 
 
 @dataclass(frozen=True)
@@ -44,7 +66,14 @@ class Verdict:
         return self.gain >= LEAST_GAIN
 
 
-def factor(target: str, tokens: int, active: float, weights: str = "float32") -> float:
+def factor(
+    target: str,
+    tokens: int,
+    active: float,
+    inputs: int,
+    outputs: int,
+    weights: str = "float32",
+) -> float:
     """k of one linear, where ``tokens`` tokens at once need the share ``active`` of its inputs.
 
     The tables hold shares of one token.  Masks of neighbouring tokens overlap more than by
@@ -56,10 +85,19 @@ def factor(target: str, tokens: int, active: float, weights: str = "float32") ->
         return WITHOUT
     if tokens > max(tables):
         return 1.0
+    if tokens == 1 and weights == "float32":
+        return _step(active, inputs, outputs)
     size = min(m for m in tables if m >= tokens)
     s = max(0.0, 1 - active) ** (1 / tokens)
     xs, ys = zip(*tables[size], strict=True)
     return float(np.exp(np.interp(s, xs, np.log(ys))))
+
+
+def _step(active: float, inputs: int, outputs: int) -> float:
+    """k of one token and float32 weights; see above."""
+    row = 4.0 * outputs
+    stored = inputs * row
+    return (stored + DENSE_CALL) / (active * stored * READ * (1 + AHEAD / row) + CALL)
 
 
 def amdahl(share: float, k: float) -> float:
@@ -76,22 +114,23 @@ def at(unions: Mapping[int, float], tokens: int) -> float:
 def verdict(
     target: str,
     tokens: int,
-    layers: Mapping[str, tuple[float, Mapping[int, float]]],
+    parts: Mapping[str, Part],
     weights: str = "float32",
 ) -> Verdict:
     """The gain of a whole model.
 
     Args:
         target: name of a back end.
-        tokens: that pass through the layers together.
-        layers: share of the work and active share by M, for each layer.
+        tokens: that pass through the linears together.
+        parts: linears that skip, by the name of what they read.
         weights: the type in which they are kept.
     """
     rest, spent, active = 1.0, 0.0, 0.0
-    whole = sum(share for share, _ in layers.values())
-    for share, unions in layers.values():
-        spent += share / factor(target, tokens, at(unions, tokens), weights)
-        active += share * at(unions, tokens)
+    whole = sum(part.share for part in parts.values())
+    for part in parts.values():
+        needed = at(part.active, tokens)
+        spent += part.share / factor(target, tokens, needed, part.inputs, part.outputs, weights)
+        active += part.share * needed
     gain = 1 / (rest - whole + spent)
     active = active / whole if whole else 1.0
     k = whole / spent if spent else 1.0

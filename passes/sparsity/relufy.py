@@ -15,6 +15,7 @@ from thresher.compiler.analysis.ffn import FFN, find
 from thresher.compiler.contract import Context, Options, Pass, PassResult
 from thresher.compiler.program import Program, Refusal
 from thresher.compiler.surgery import Rewriter
+from thresher.passes.learning.schedule import thinned
 from thresher.passes.sparsity import calibration
 from thresher.passes.sparsity.finetune import Finetuned, finetune
 from thresher.passes.sparsity.quantiles import Quantiles
@@ -22,7 +23,6 @@ from thresher.passes.sparsity.quantiles import Quantiles
 aten = torch.ops.aten
 CALIBRATED_ON = 64  # items
 NO_THRESHOLD = 1e-9  # what a quantile among exact zeros is
-ROWS = 60  # of the history, at most
 
 
 class RelufyOptions(Options):
@@ -145,7 +145,6 @@ def _calibrated(
 
 def _details(thresholds: Mapping[FFN, float], found: Finetuned) -> dict[str, Any]:
     """Zeros on held-out data and how the training went; plain data."""
-    every = max(1, len(found.history) // ROWS)
     mean = sum(found.zeros) / len(found.zeros)
     swapped = sum(found.zeros_swapped) / len(found.zeros_swapped)
     return {
@@ -153,7 +152,7 @@ def _details(thresholds: Mapping[FFN, float], found: Finetuned) -> dict[str, Any
         "exact_zeros": _by_path(thresholds, found.zeros),
         "exact_zeros_swapped": _by_path(thresholds, found.zeros_swapped),
         "training": {
-            "loss": found.loss, "steps": len(found.history), "history": found.history[::every],
+            "loss": found.loss, "steps": len(found.history), "history": thinned(found.history),
         },
         "note": f"of the hidden activations {mean:.1%} are exactly zero on data held out, {swapped:.1%}"
         f" before the training of {len(found.history)} steps by {found.loss}",

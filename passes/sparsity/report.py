@@ -20,7 +20,7 @@ from thresher.compiler.program import Program, Refusal
 from thresher.passes.sparsity import calibration, criterion, payoff
 from thresher.passes.sparsity.cett import Cett, Curve, Union
 from thresher.passes.sparsity.criterion import Judge
-from thresher.passes.sparsity.payoff import Verdict
+from thresher.passes.sparsity.payoff import Part, Verdict
 from thresher.passes.sparsity.tap import Tap, Taps
 
 RISES = (1.0, 5.0, 10.0)  # per cent
@@ -40,12 +40,17 @@ class Layer:
     layer: int
     path: str
     neurons: int
+    outputs: int
     exact_zeros: float
     sparsity: dict[float, float]
     eps: dict[float, float]
     union: dict[int, float]
     weights: float
     macs: float
+
+    def part(self, share: float) -> Part:
+        """The down projection, with its share of the work."""
+        return Part(share, self.union, self.neurons, self.outputs)
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ def report(program: Program, context: Context, *, items: int = ITEMS) -> Report:
             f.layer,
             f.path,
             f.width,
+            w.shape[0],
             tables[f.hidden].exact_zeros,
             {p: _at(tables[f.hidden].curve(), eps[p][i]) for p in RISES},
             {p: eps[p][i] for p in RISES},
@@ -212,9 +218,9 @@ def _verdicts(layers: Sequence[Layer], tokens: int, decodes: bool) -> list[Verdi
     found = []
     for target in (*payoff.KERNELS, payoff.OTHERS):
         if decodes:
-            steps = {layer.path: (layer.weights, layer.union) for layer in layers}
+            steps = {layer.path: layer.part(layer.weights) for layer in layers}
             found.append(payoff.verdict(target, 1, steps))
         if tokens > 1:
-            whole = {layer.path: (layer.macs, layer.union) for layer in layers}
+            whole = {layer.path: layer.part(layer.macs) for layer in layers}
             found.append(payoff.verdict(target, tokens, whole))
     return found

@@ -293,11 +293,12 @@ class Sparsity(Pass[SparsityOptions]):
         if self.options.method == "cats":
             forms = {ffn: gated_form(ffn) for ffn in found.ffns}
             also = {ffn.layer: ffn.width * form.width for ffn, form in forms.items() if form}
-        layers = {
-            entry.name: ((entry.weights + also.get(entry.layer, 0)) / stored, unions[entry.name])
-            for entry in chosen
-        }
-        verdict = payoff.verdict("cpu", tokens, layers, self.options.weights)
+        parts = {}
+        for entry in chosen:
+            work = entry.weights + also.get(entry.layer, 0)
+            share, outputs = work / stored, work // entry.width
+            parts[entry.name] = payoff.Part(share, unions[entry.name], entry.width, outputs)
+        verdict = payoff.verdict("cpu", tokens, parts, self.options.weights)
         if self.options.allow or (verdict.pays and tokens <= self.options.most_tokens):
             return verdict
         mean = {m: sum(u.get(m, 1.0) for u in unions.values()) / len(unions) for m in MANY}

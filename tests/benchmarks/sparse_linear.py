@@ -59,6 +59,10 @@ CASES = (
     Case(768, 3072, 16),
     Case(768, 3072, 64),
     Case(768, 3072, 256),
+    Case(576, 960),  # from here on those of SmolLM2-135M: q, k and v
+    Case(576, 576),
+    Case(576, 3072),  # gate and up
+    Case(1536, 576),
 )
 
 

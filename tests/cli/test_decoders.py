@@ -85,12 +85,15 @@ def independent(folder: Path) -> float:
 
 
 def test_inspect_counts_one_step_unless_told_otherwise(cli: Cli, folder: Path) -> None:
-    """Of one layer of width 32: q, k, v and output 4 w^2, MLP 8 w^2, logits 120 w, keys and values."""
+    """Of one layer of width 32: q, k, v and output 4 w^2, MLP 8 w^2, logits 120 w, keys and values.
+
+    The model knows 160 positions, so a step stands behind 159 and not 256 tokens.
+    """
     source, width = f"hf:{folder}", 32
     done = cli("inspect", source, "--json")
     assert (done.code, done.err) == (0, "")
-    assert done.json["sizes"] == {"past": 256, "sequence": 1}
-    assert done.json["macs"] == 12 * width**2 + 120 * width + 2 * 257 * width
+    assert done.json["sizes"] == {"past": 159, "sequence": 1}
+    assert done.json["macs"] == 12 * width**2 + 120 * width + 2 * 160 * width
     assert done.json["parameters"] == 12 * width**2 + 13 * width + (120 + 160 + 2) * width
     done = cli("inspect", source, "--size", "past=0", "--size", "sequence=10", "--json")
     assert done.json["macs"] == 10 * (12 * width**2 + 120 * width + 2 * 10 * width)

@@ -97,14 +97,15 @@ def test_the_loss_is_that_of_the_next_token(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "operators"), [("teal", 7 * ["SparseLinear"]), ("cats", ["SparseSwiGLU"])]
+    ("method", "operators"), [("teal", 4 * ["SparseLinear"]), ("cats", ["SparseSwiGLU"])]
 )
 def test_a_prompt_is_read_dense_and_steps_skip(
     method: str, operators: list[str], cli: Cli, folder: Path, tmp_path: Path
 ) -> None:
     """Perplexity of steps is that of transformers with the same masks on every input."""
     source, text = f"hf:{folder}", folder / "text.txt"
-    asked = ("--recipe", "sparsity", "--set", f"method={method}", "--set", "sparsity=0.6")
+    options = (f"method={method}", "sparsity=0.6", "allow=true")  # its matrices are tiny
+    asked = ("--recipe", "sparsity", *(word for o in options for word in ("--set", o)))
     done = cli(
         "optimize", source, *asked, "--learn-data", text, "-o", tmp_path / "sparse", "--json"
     )

@@ -99,6 +99,7 @@ def model_of(*kinds: str) -> Toy:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["teal", "wina", "scap"])
 def test_steps_are_those_of_the_definition(method: str) -> None:
     model = model_of(*KINDS)
@@ -146,6 +147,7 @@ def skip(context: Context, **options: object) -> PassResult:
     return Sparsity(SparsityOptions.model_validate(given))(toy(*KINDS), context)
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on_with_the_next_block(tmp_path: Path) -> None:
     tried: list[int] = []
 
@@ -177,6 +179,7 @@ def test_shares_of_another_run_are_not_taken(tmp_path: Path, other: dict[str, An
         skip(replace(context, **other))
 
 
+@pytest.mark.slow
 def test_a_rise_is_met_by_greedy_shares() -> None:
     result = skip(Context(data=noise(512), batch=128), sparsity=None, rise=20.0, items=256)
     assert result.details["rise"] == pytest.approx(20.0, abs=0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import exp, log
 
 import pytest
@@ -22,6 +23,7 @@ from thresher.passes.sparsity.quantiles import Mode, Quantiles
 from thresher.passes.sparsity.report import report
 
 ROWS = torch.randn(300, 24, generator=torch.Generator().manual_seed(0)).pow(3)
+LARGE = (4096, 11008)
 WEIGHT = torch.randn(9, 24, generator=torch.Generator().manual_seed(1))
 
 
@@ -179,16 +181,45 @@ def test_without_answers_it_is_the_error_of_the_outputs() -> None:
 
 def test_amdahl() -> None:
     assert payoff.amdahl(0.5, 2.0) == pytest.approx(4 / 3)
-    assert payoff.factor("cpu", 1, 0.5) == pytest.approx(1.55)
-    assert payoff.factor("cpu", 4, 1 - 0.9**4) == pytest.approx(2.4)
-    assert payoff.factor("cpu", 197, 0.01) == 1.0
-    assert payoff.factor("cpu", 1, 1.0, "bfloat16") == pytest.approx(1.9)  # half the bytes
-    assert payoff.factor("cpu", 4, 0.5, "bfloat16") == payoff.factor("cpu", 4, 0.5)
-    assert payoff.factor("openvino", 1, 0.1) < 1
-    verdict = payoff.verdict("cpu", 1, {"a": (0.3, {1: 0.5}), "b": (0.3, {1: 0.1})})
-    assert verdict.gain == pytest.approx(1 / (0.4 + 0.3 / 1.55 + 0.3 / 7.2))
+    assert payoff.factor("cpu", 4, 1 - 0.9**4, *LARGE) == pytest.approx(2.4)
+    assert payoff.factor("cpu", 197, 0.01, *LARGE) == 1.0
+    narrow = partial(payoff.factor, weights="bfloat16")
+    assert narrow("cpu", 1, 1.0, *LARGE) == pytest.approx(1.9)  # half the bytes
+    assert narrow("cpu", 4, 0.5, *LARGE) == payoff.factor("cpu", 4, 0.5, *LARGE)
+    assert payoff.factor("openvino", 1, 0.1, *LARGE) < 1
+    half, tenth = (dict.fromkeys((1, 64), active) for active in (0.5, 0.1))
+    verdict = payoff.verdict(
+        "cpu", 1, {"a": payoff.Part(0.3, half, *LARGE), "b": payoff.Part(0.3, tenth, *LARGE)}
+    )
+    k, more = (payoff.factor("cpu", 1, active, *LARGE) for active in (0.5, 0.1))
+    assert verdict.gain == pytest.approx(1 / (0.4 + 0.3 / k + 0.3 / more))
     assert verdict.pays
-    assert not payoff.verdict("cpu", 197, {"a": (0.3, {1: 0.1, 64: 0.9})}).pays
+    assert not payoff.verdict("cpu", 197, {"a": payoff.Part(0.3, tenth, *LARGE)}).pays
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "measured"),  # at 0.5 and 0.7, see docs/benchmarks.md
+    [
+        (576, 576, (1.72, 2.31)),
+        (576, 960, (1.97, 2.63)),
+        (1536, 576, (1.83, 2.78)),
+        (576, 3072, (2.22, 3.37)),
+        (768, 3072, (1.99, 3.23)),
+        (4096, 11008, (2.17, 3.55)),
+    ],
+)
+def test_a_step_is_worth_what_was_measured(
+    inputs: int, outputs: int, measured: tuple[float, float]
+) -> None:
+    for skipped, k in zip((0.5, 0.7), measured, strict=True):
+        assert payoff.factor("cpu", 1, 1 - skipped, inputs, outputs) == pytest.approx(k, rel=0.15)
+
+
+def test_calls_cost_more_than_tiny_matrices() -> None:
+    """The more so, the smaller they are; nothing skipped is never a gain there."""
+    ks = [payoff.factor("cpu", 1, 0.1, size, size) for size in (16, 128, 512, 4096)]
+    assert ks == sorted(ks)
+    assert ks[0] < 1 < ks[-1]
 
 
 # --- the report -----------------------------------------------------------------------------------
@@ -214,6 +245,8 @@ def test_what_cannot_be_reported() -> None:
         report(toy("normed"), Context(data=noise()))
     with pytest.raises(UsageError, match="calibration needs at least 16"):
         report(toy("plain"), Context(data=noise(9)))
+    with pytest.raises(UsageError, match="of which 8 are asked for, and calibration needs at least 16: ask"):
+        report(toy("plain"), Context(data=noise(40)), items=4)
 
 
 def test_padding_is_left_out() -> None:

@@ -20,6 +20,7 @@ from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.lowering.onnx_export import to_onnx
 from thresher.compiler.program import Program
 from thresher.compiler.recipe import parse_recipe
+from thresher.passes.learning import training
 from thresher.passes.sparsity import finetune
 from thresher.passes.sparsity.relufy import Relufy, RelufyOptions
 from thresher.passes.sparsity.sites import find
@@ -125,7 +126,7 @@ def test_what_is_trained_is_kept_under_the_name_of_the_pass(
     class Other(Relufy):
         name = "other"
 
-    monkeypatch.setattr(finetune, "SAVE_EVERY", 1)
+    monkeypatch.setattr(training, "SAVE_EVERY", 1)
     Other(RelufyOptions(steps=1))(toy("plain"), replace(DATA, checkpoints=tmp_path))
     assert [file.name for file in tmp_path.iterdir()] == ["other.pt"]
 

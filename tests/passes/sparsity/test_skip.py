@@ -22,7 +22,8 @@ from thresher.compiler.recipe import parse_recipe
 from thresher.compiler.trace import trace
 from thresher.kernels import native
 from thresher.kernels.sparse_linear.reference import small
-from thresher.passes.sparsity import calibration
+from thresher.passes.sparsity import calibration, payoff
+from thresher.passes.sparsity import insert as inserting
 from thresher.passes.sparsity.insert import Skip, insert
 from thresher.passes.sparsity.sites import find
 from thresher.passes.sparsity.skip import Sparsity, SparsityOptions
@@ -231,6 +232,21 @@ def test_weights_are_kept_in_bfloat16(kind: str, method: str) -> None:
     assert torch.equal(*(p.run({"x": x})["output"] for p in (wide, narrow)))
 
 
+@pytest.mark.parametrize("method", ["teal", "scap"])
+def test_short_rows_of_one_input_stand_side_by_side(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gate and up as one operator or as two: the same numbers."""
+    program, x, outputs = toy("llama"), torch.randn(2, TOKENS, WIDTH), []
+    for short, operators in ((1024, 1), (0, 2)):
+        monkeypatch.setattr(inserting, "SHORT", short)
+        changed = run(program, sites=("up",), method=method, sparsity=0.5).program
+        targets = [str(node.target) for node in changed.graph.nodes]
+        assert sum("sparse_linear" in target for target in targets) == operators
+        outputs.append(changed.run({"x": x})["output"])
+    torch.testing.assert_close(*outputs)
+
+
 def test_nan_comes_through() -> None:
     result = run(toy("plain"), sparsity=0.5)
     x = torch.randn(1, TOKENS, WIDTH)
@@ -250,6 +266,9 @@ def test_where_it_cannot_pay_it_is_refused_with_the_arithmetic() -> None:
 @pytest.mark.parametrize("built", [False, True])
 def test_a_decoder_is_taken(built: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "wanted", lambda: Path("built") if built else None)
+    with pytest.raises(RefusedError, match="cpu, 1 token at once: does not pay"):
+        run(causal(), Context(data=sentences(), batch=4), sparsity=0.8, allow=False, most_tokens=1)
+    monkeypatch.setattr(payoff, "CALL", 0)  # its matrices are too small for the price of one
     context = Context(data=sentences(), batch=4)
     result = run(causal(), context, sparsity=0.8, allow=False, most_tokens=1)
     assert result.applied == 4
