@@ -183,7 +183,8 @@ def anatomy(program: Program, sizes: Mapping[str, int] | None = None) -> dict[st
     from thresher.runtime.runner import tensor_info
     from thresher.runtime.sample import timed_sizes
 
-    sizes = timed_sizes([tensor_info(spec) for spec in program.inputs], sizes)
+    specs = [tensor_info(spec) for spec in program.inputs]
+    sizes = timed_sizes(specs, sizes, program.info.preprocessing)
     symbols = symbol_sizes(program, sizes)
     sites = find_sites(program)
     reduced = bool(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thresher.cli import options
-from thresher.cli.console import progress, show, show_json, table
+from thresher.cli.console import progress, say, show, show_json, table
 from thresher.cli.generating import continue_text
 from thresher.compiler.errors import UsageError
 
@@ -73,13 +73,18 @@ def run(
             manifest = loaded.manifest
             feeds = feeds_of(loaded.preprocessing, names, input or (), text or ())
             outputs = run_in_batches(loaded, feeds)
+            left = loaded.left_early
     if save is not None:
         _save(save, outputs)
+    if left is not None:
+        say(str(left))
     samples = [*map(str, text or ()), *map(str, input or ())]
     ranked = best(outputs, manifest.labels, top)
     if json:
         found = {name: _plain(value) for name, value in outputs.items()}
-        show_json("run", {"engine": engine, "inputs": samples, "outputs": found, "top": ranked})
+        early = None if left is None else {"early": left.early, "items": left.items}
+        told = {"engine": engine, "inputs": samples, "outputs": found, "top": ranked}
+        show_json("run", told if early is None else {**told, "left": early})
     elif ranked is not None:
         _show_classes(samples, ranked)
     else:

@@ -23,7 +23,7 @@ from thresher.runtime.backends.cpu import kernel_library
 from thresher.runtime.backends.onnx_runtime import open_session, session_options
 from thresher.runtime.feeds import Array
 from thresher.runtime.manifest import MODEL
-from thresher.runtime.provenance import OUTSIDE, Origin, block_names, origins, traced
+from thresher.runtime.provenance import OUTSIDE, Origin, block_names, nodes_of, origins, traced
 from thresher.runtime.stats import milliseconds
 
 if TYPE_CHECKING:
@@ -164,8 +164,9 @@ def _named(model: Path, stack: ExitStack, threads: int) -> _Model:
 
     optimised = onnx.load(folder / MODEL, load_external_data=False)
     where = traced(optimised, origins(onnx.load(model, load_external_data=False)))
-    for index, node in enumerate(optimised.graph.node):
-        node.name = f"n{index}"
+    for index, node in enumerate(nodes_of(optimised.graph)):
+        branches = any(attribute.HasField("g") for attribute in node.attribute)
+        node.name = "" if branches else f"n{index}"  # its time is that of its branches
     onnx.save(optimised, folder / MODEL)
 
     options = session_options(threads, kernel_library())

@@ -6,13 +6,13 @@ import dataclasses
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thresher.compiler.errors import UsageError, nearest
+from thresher.compiler.errors import RefusedError, UsageError, nearest
 from thresher.compiler.files import atomic_folder, check_free
 from thresher.runtime import engine_cache
 from thresher.runtime.backends import Backend, backend
@@ -97,6 +97,59 @@ def package(
         manifest.write(partial)
         if check is not None:
             with _checkable(partial, manifest, maker, threads) as engine:
+                verified = check(engine)
+            manifest.model_copy(update={"verified": verified}).write(partial)
+    return Engine.load(folder, threads=threads)
+
+
+def join(
+    folder: Path | str,
+    graphs: Mapping[str, Callable[[Path], Engine]],
+    inputs: Sequence[TensorInfo],
+    outputs: Sequence[TensorInfo],
+    *,
+    facts: Facts,
+    target: str,
+    precision: str,
+    threads: int | None = None,
+    overwrite: bool = False,
+    check: Callable[[Engine], dict[str, Any]] | None = None,
+) -> Engine:
+    """Make one engine folder of several graphs, each an engine in a folder of its own, and load it.
+
+    ``graphs`` make them, by the names of their folders.  ``check`` is as in :func:`package`.
+
+    Raises:
+        UsageError: the folder is taken.
+        RefusedError: there is a check, and the target cannot run here.
+    """
+    maker = ready(target, precision, folder, overwrite=overwrite)
+    if check is not None and (reason := maker.cannot_run()):
+        raise RefusedError(
+            f"an engine of several graphs is checked by running it, and {target} cannot run here ({reason}):"
+            " export where it can"
+        )
+    with atomic_folder(folder, overwrite=overwrite) as partial:
+        parts = []
+        for name, make in graphs.items():
+            with make(partial / name) as engine:
+                parts.append(engine.manifest)
+        paths = sorted(path for path in partial.rglob("*") if path.is_file())
+        manifest = parts[0].model_copy(
+            update={
+                **{entry.name: getattr(facts, entry.name) for entry in dataclasses.fields(facts)},
+                "inputs": tuple(inputs),
+                "outputs": tuple(outputs),
+                "files": {path.relative_to(partial).as_posix(): digest(path) for path in paths},
+                "requires": {k: v for part in parts for k, v in part.requires.items()},
+                "estimate": None,
+                "cache": "",
+                "graphs": tuple(graphs),
+            }
+        )
+        manifest.write(partial)
+        if check is not None:
+            with Engine.load(partial, threads=threads) as engine:
                 verified = check(engine)
             manifest.model_copy(update={"verified": verified}).write(partial)
     return Engine.load(folder, threads=threads)

@@ -116,7 +116,7 @@ def _describe_engine(engine: Engine, name: str, memory: Memory | None) -> Candid
 def disk_size(engine: Engine) -> int:
     """Bytes of the files that the back end loads."""
     prefix = backend(engine.manifest.target).prefix
-    names = (name for name in engine.manifest.files if name.startswith(prefix))
+    names = (name for name in engine.manifest.files if Path(name).name.startswith(prefix))
     return sum((engine.folder / name).stat().st_size for name in names)
 
 

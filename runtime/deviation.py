@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thresher.compiler.errors import VerdictError
+from thresher.compiler.handed import CORE
 from thresher.runtime.core_neurons import pairs
-from thresher.runtime.generate import HANDED
 
 Array = NDArray[Any]
 
@@ -116,7 +116,7 @@ class Deviations:
                 raise VerdictError(
                     f"the output {name!r} is {shape} and should be {list(expected.shape)}"
                 )
-            if not name.startswith(HANDED):
+            if not name.startswith(CORE):
                 self._of(name, expected).add(expected, found, self.limit)
         for name, (ours, theirs) in pairs(reference, other).items():
             self._of(name, ours).add_shared(ours, theirs, self.limit)
@@ -128,7 +128,7 @@ class Deviations:
         share, most = self.limit.share, self.limit.most
         if self.discrete and not self.limit.answers:
             share, most = 1 - TIES, max(TIED, self.limit.relative)
-        least = {name: min(share, 1 - TIES) for name in self._sums if name.startswith(HANDED)}
+        least = {name: min(share, 1 - TIES) for name in self._sums if name.startswith(CORE)}
         return tuple(sums.result(least.get(name, share), most) for name, sums in self._sums.items())
 
 

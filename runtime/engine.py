@@ -14,6 +14,7 @@ from thresher.runtime.conditions import default_threads
 from thresher.runtime.feeds import Array, checked
 from thresher.runtime.manifest import Manifest, Ranges, TensorInfo
 from thresher.runtime.runner import changing, choosing
+from thresher.runtime.two_graphs import EarlyExit, Left
 
 
 class Engine:
@@ -65,7 +66,7 @@ class Engine:
         if threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
         start = time.perf_counter()
-        session = None if reason else maker.open(folder, manifest, threads)
+        session = None if reason else _session(folder, manifest, threads)
         engine = Engine(folder, manifest, session, threads, reason)
         engine.load_seconds = time.perf_counter() - start
         return engine
@@ -111,6 +112,11 @@ class Engine:
         return self.manifest.labels
 
     @property
+    def left_early(self) -> Left | None:
+        """Of an engine with an exit, how many items left by it so far."""
+        return self._session.left if isinstance(self._session, Staged) else None
+
+    @property
     def details(self) -> dict[str, str]:
         return dict(self._open().details)
 
@@ -140,3 +146,35 @@ class Engine:
         if self._session is None:
             raise UsageError(f"the engine {self.folder} is closed: load it again")
         return self._session
+
+
+class Staged:
+    """The session of an engine with an exit: two engines, run by the host."""
+
+    def __init__(self, first: Engine, rest: Engine) -> None:
+        self._engines = (first, rest)
+        self._exit = EarlyExit(first, rest)
+        self.details = {
+            **first.details,
+            "graphs": "2, of which the host runs the second for items that go on",
+        }
+
+    @property
+    def left(self) -> Left:
+        """How many items left early so far."""
+        return self._exit.left
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return self._exit.run(feeds)
+
+    def close(self) -> None:
+        for engine in self._engines:
+            engine.close()
+
+
+def _session(folder: Path, manifest: Manifest, threads: int) -> Session:
+    """What runs the engine: the back end's session, or two engines in the folder."""
+    if not manifest.graphs:
+        return backend(manifest.target).open(folder, manifest, threads)
+    first, rest = (Engine.load(folder / name, threads=threads) for name in manifest.graphs)
+    return Staged(first, rest)

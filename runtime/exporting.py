@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thresher.compiler.errors import UsageError, VerdictError
+from thresher.compiler.handed import CORE
 from thresher.runtime.backends.base import Tell, silent
-from thresher.runtime.bundle import Facts, package, ready
+from thresher.runtime.bundle import Facts, join, package, ready
 from thresher.runtime.calibration import SAMPLES, CalibrationData, calibrate
 from thresher.runtime.deviation import OutputError, plain
 from thresher.runtime.engine import Engine
-from thresher.runtime.generate import HANDED, with_own_past
+from thresher.runtime.generate import with_own_past
 from thresher.runtime.manifest import CALIBRATED, Prediction
 from thresher.runtime.runner import ProgramRunner, Runnable, symbol_ranges, tensor_info
 from thresher.runtime.sample import random_inputs
@@ -78,8 +79,24 @@ def export(
     wanted = narrowed(shapes, specs, facts.ranges)
     maker.check_shapes(specs, wanted.ranges)
     facts = dataclasses.replace(facts, ranges=wanted.ranges, usual=wanted.usual)
+    from thresher.compiler.exits import joined
     from thresher.compiler.lowering import branch_prompts, to_onnx
 
+    agrees = None
+    if check:
+        reference = ProgramRunner(program, threads=threads)
+        agrees = partial(agree, reference, data=data, samples=samples, max_drop=max_drop)
+    if joined(program) is not None:
+        if precision in CALIBRATED:
+            raise UsageError(
+                f"precision {precision!r} is calibrated on inputs, and the second graph of a model with an exit"
+                " takes what the first one gives: choose fp32 or fp16"
+            )
+        make = partial(
+            export, target=target, precision=precision, threads=threads, check=False, shapes=shapes,
+            tell=tell,
+        )  # fmt: skip
+        return _export_halves(program, folder, make, facts, agrees, overwrite=overwrite)
     tell("lowering", 0, 0)
     model = to_onnx(program, precision=maker.graph_precision(precision))
     if precision in CALIBRATED and data is not None:
@@ -88,10 +105,6 @@ def export(
         facts = dataclasses.replace(facts, calibration=told)
     if maker.branches:
         branch_prompts(model)
-    agrees = None
-    if check:
-        reference = ProgramRunner(program, threads=threads)
-        agrees = partial(agree, reference, data=data, samples=samples, max_drop=max_drop)
     return package(
         model,
         folder,
@@ -102,6 +115,33 @@ def export(
         overwrite=overwrite,
         check=agrees,
         tell=tell,
+    )
+
+
+def _export_halves(
+    program: Program,
+    folder: Path | str,
+    make: partial[Engine],
+    facts: Facts,
+    check: Callable[[Engine], dict[str, Any]] | None,
+    *,
+    overwrite: bool,
+) -> Engine:
+    """A Program with an exit as an engine of two graphs."""
+    from thresher.compiler.exits import halves
+
+    cut = halves(program)
+    return join(
+        folder,
+        {"first": partial(make, cut.first), "rest": partial(make, cut.rest)},
+        tuple(map(tensor_info, program.inputs)),
+        tuple(map(tensor_info, program.outputs)),
+        facts=facts,
+        target=make.keywords["target"],
+        precision=make.keywords["precision"],
+        threads=make.keywords["threads"],
+        overwrite=overwrite,
+        check=check,
     )
 
 
@@ -147,7 +187,7 @@ def agree(
 
 
 def _difference(error: OutputError, same: SameFunction) -> str:
-    if error.name.startswith(HANDED):
+    if error.name.startswith(CORE):
         return (
             f"of {error.samples} core neurons that the program picked for {error.name!r} the engine picked"
             f" {error.agreeing}"

@@ -3,9 +3,9 @@
 Weights are counted as they are stored, and those that both branches of an ``If`` read once more, packed
 for the products of one.  Activations are the highest sum of the values that are alive at once, walking
 the nodes in order: a value lives from the node that makes it to the last that reads it, inputs and
-outputs to the end, and a change of shape shares the memory of what it changes.  An inserted step counts
-as one node, and so does an ``If``.  A builder that fuses nodes needs less, one that keeps scratch memory
-for its kernels more.
+outputs to the end, and a change of shape shares the memory of what it changes.  An ``If`` takes what its
+larger branch does, beside its results; an inserted step counts as one node.  A builder that fuses nodes
+needs less, one that keeps scratch memory for its kernels more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,53 +85,94 @@ def footprint(model: onnx.ModelProto, sizes: Mapping[str, int]) -> Footprint | N
             value.name: _room(value, sizes)
             for value in (*graph.input, *graph.value_info, *graph.output)
         }
+        for branch in (inner for node in graph.node for inner in _branches(node)):
+            room |= {value.name: _room(value, sizes) for value in branch.value_info}
         weights = sum(stored.values()) + _packed(graph)
         return Footprint(weights, _peak(graph, stored, room), dict(sizes))
     except KeyError:
         return None
 
 
-def _packed(graph: onnx.GraphProto) -> int:
-    """Bytes of the second copies: each weight that all branches read, in the type of their result."""
-    import onnx
+def _branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Of an ``If``; none of any other node."""
+    return [a.g for a in node.attribute if a.HasField("g")] if node.op_type == "If" else []
 
-    stored = {tensor.name: tensor.dims for tensor in graph.initializer if len(tensor.dims) > 1}
+
+def _packed(graph: onnx.GraphProto) -> int:
+    """Bytes of the second copies: each matrix that all branches read, in a type that the CPU multiplies."""
+    from onnx import TensorProto
+
+    stored = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) > 1}
     found: dict[str, int] = {}
-    for node in graph.node:
-        branches = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
-        if node.op_type != "If" or node.domain or not branches:
-            continue
+    for branches in filter(None, map(_branches, graph.node)):
         read = [{name for inner in g.node for name in reads(inner)} for g in branches]
-        kind = branches[0].output[0].type.tensor_type.elem_type
         for name in set.intersection(*read) & stored.keys():
-            found[name] = _bytes(kind, stored[name])
+            kind, dims = stored[name].data_type, stored[name].dims
+            wide = TensorProto.FLOAT if kind == TensorProto.BFLOAT16 else kind
+            found[name] = _bytes(wide, dims)
     return sum(found.values())
 
 
 def _peak(graph: onnx.GraphProto, stored: Mapping[str, int], room: Mapping[str, int]) -> int:
     """Bytes of the values alive at once; KeyError for one whose size is not known."""
+
+    def size(name: str) -> int:
+        return 0 if name in stored else room[name]
+
+    def inner(name: str) -> int:  # what only a dense form written out has is small
+        return room.get(name, 0)
+
+    given = [value.name for value in graph.input]
+    ends = [*given, *(value.name for value in graph.output)]
+    return _most(graph.node, given, ends, size, inner)
+
+
+def _most(
+    nodes: Sequence[onnx.NodeProto],
+    given: Sequence[str],
+    ends: Sequence[str],
+    size: Callable[[str], int],
+    inner: Callable[[str], int],
+) -> int:
+    """The most that is alive at once of what is given and what the nodes make.
+
+    ``ends`` live to the end; ``size`` is of values, ``inner`` of those in branches.
+    """
     owner: dict[str, str] = {}  # of the memory that a view lies in
     last: dict[str, int] = {}
-    for index, node in enumerate(graph.node):
+    for index, node in enumerate(nodes):
         if node.op_type in VIEWS and not node.domain:
             owner[node.output[0]] = owner.get(node.input[0], node.input[0])
         for name in (*node.output, *reads(node)):
             last[owner.get(name, name)] = index
-    for value in (*graph.input, *graph.output):
-        last[owner.get(value.name, value.name)] = len(graph.node)
+    for name in ends:
+        last[owner.get(name, name)] = len(nodes)
+    made = {*given, *(name for node in nodes for name in node.output)}
     ending: dict[int, list[str]] = {}
     for name, index in last.items():
-        ending.setdefault(index, []).append(name)
+        if name in made:
+            ending.setdefault(index, []).append(name)
 
-    def size(name: str) -> int:
-        return 0 if not name or name in owner or name in stored else room[name]
+    def own(names: Iterable[str]) -> int:
+        return sum(size(name) for name in names if name and name not in owner)
 
-    peak = now = sum(size(value.name) for value in graph.input)
-    for index, node in enumerate(graph.node):
-        now += sum(map(size, node.output))
-        peak = max(peak, now)
-        now -= sum(map(size, ending.get(index, ())))
+    peak = now = own(given)
+    for index, node in enumerate(nodes):
+        now += own(node.output)
+        within = [_within(branch, inner) for branch in _branches(node)]
+        peak = max(peak, now + max(within, default=0))
+        now -= own(ending.get(index, ()))
     return peak
+
+
+def _within(branch: onnx.GraphProto, size: Callable[[str], int]) -> int:
+    """The most that a branch holds besides its results."""
+    results = {value.name for value in branch.output}
+
+    def inner(name: str) -> int:
+        return 0 if name in results else size(name)
+
+    return _most(branch.node, (), (), inner, size)
 
 
 def _room(value: onnx.ValueInfoProto, sizes: Mapping[str, int]) -> int:

@@ -78,6 +78,7 @@ class Manifest(_Record):
     calibration: dict[str, Any] | None = None  # what ranges were observed on
     built: dict[str, Any] = Field(default_factory=dict)  # what the back end tells of its files
     cache: str = ""  # where the built files come from, and if they were built why
+    graphs: tuple[str, ...] = ()  # folders of engines that a host runs in turn, see two_graphs.py
     verified: dict[str, Any] | None = None  # comparison with the eager program when exported
 
     @property

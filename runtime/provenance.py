@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,10 +27,19 @@ class Origin:
 def origins(model: onnx.ModelProto) -> dict[str, Origin]:
     """Origin of every value of a graph, by the name of the value."""
     found: dict[str, Origin] = {}
-    for node in model.graph.node:
+    for node in nodes_of(model.graph):
         origin = node_origin(node)
         found.update({name: origin for name in node.output if name})
     return found
+
+
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Nodes, and before each the nodes of its branches."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from nodes_of(attribute.g)
+        yield node
 
 
 def node_origin(node: onnx.NodeProto) -> Origin:
@@ -47,14 +56,14 @@ def node_source(node: onnx.NodeProto) -> tuple[str, str]:
 
 
 def traced(optimised: onnx.ModelProto, known: Mapping[str, Origin]) -> list[Origin]:
-    """Origin of every node of an optimised graph, in order.
+    """Origin of every node of an optimised graph, in the order of :func:`nodes_of`.
 
     A fused node keeps the name of the last value it computes.  A node whose values are all new (the
     inside of an inlined function, an inserted reorder) belongs to what its results feed.
     """
     reached: dict[str, Origin] = {}
     made: list[Origin] = []
-    for node in reversed(optimised.graph.node):
+    for node in reversed(list(nodes_of(optimised.graph))):
         own = [known[name] for name in node.output if name in known]
         fed = [reached[name] for name in node.output if name in reached]
         origin = next(iter(own or fed), Origin(""))

@@ -6,7 +6,7 @@ Token reduction must change numbers and should keep quality; lowering must chang
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thresher.compiler.errors import UsageError
+from thresher.compiler.handed import CORE
 from thresher.runtime.batches import run_in_batches
 from thresher.runtime.deviation import EPS, TIES, Deviations, OutputError, plain, tolerance
 from thresher.runtime.feeds import Array, describe
-from thresher.runtime.generate import HANDED, with_own_past
+from thresher.runtime.generate import with_own_past
 from thresher.runtime.perplexity import PerplexityKept, Windows, compare_perplexity
 from thresher.runtime.runner import Runnable
 from thresher.runtime.sample import random_inputs
@@ -152,8 +153,16 @@ def verify(
         second = quality = _quality(counts, dataset, max_drop)
     demanded = tuple(n for n, on in (("same", same), ("quality", max_drop is not None)) if on)
     met = (first.same or not same) and (second is None or second.kept is not False)
-    sentences = _sentences(a.name, b.name, first, second)
+    sentences = (*_sentences(a.name, b.name, first, second), *_left_early(a, b))
     return Verification(a.name, b.name, first, quality, demanded, met, sentences, perplexity)
+
+
+def _left_early(*models: Runnable) -> Iterator[str]:
+    """Of engines with an exit, how many items left by it."""
+    for model in models:
+        left = getattr(model, "left_early", None)
+        if left is not None:
+            yield f"{model.name}: {left}"
 
 
 Labelled = tuple[Mapping[str, Array], Array | None]
@@ -271,7 +280,7 @@ def _sentences(
 
 def _ties(first: SameFunction) -> str:
     """Said when the answer is yes although some samples differ by more than rounding."""
-    core = [error for error in first.outputs if error.name.startswith(HANDED)]
+    core = [error for error in first.outputs if error.name.startswith(CORE)]
     others = max((error.samples - error.agreeing for error in core), default=0)
     if others:
         return (

@@ -17,9 +17,8 @@ from thresher.passes.adaptive.insert import insert
 from thresher.passes.adaptive.job import AcmOptions, Distilled, Job
 from thresher.passes.adaptive.sites import adaptable
 from thresher.passes.adaptive.train import distil
+from thresher.passes.learning.schedule import thinned
 from thresher.passes.sparsity import calibration
-
-ROWS = 60  # of the history, at most
 
 
 class Acm(Pass[AcmOptions]):
@@ -87,7 +86,6 @@ def _details(
 ) -> dict[str, Any]:
     """Costs to expect, and how the training went; plain data."""
     dense, macs = total_macs(before.graph), total_macs(after.graph)
-    every = max(1, len(found.history) // ROWS)
     return {
         "dense_macs": dense,
         "macs": macs,
@@ -98,6 +96,6 @@ def _details(
             "loss": found.loss,
             "steps": list(found.steps),
             "tilt": found.tilt,
-            "history": found.history[::every],
+            "history": thinned(found.history),
         },
     }

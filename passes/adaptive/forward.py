@@ -1,8 +1,8 @@
-"""A Program run with its feed-forward networks watched, or replaced by adaptive modules under training."""
+"""A Program run with its feed-forward networks watched, or with something else in their places."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,44 +15,53 @@ from thresher.passes.adaptive.learners import Learners, running
 from thresher.passes.tokens.sizes import visible
 
 aten = torch.ops.aten
+Instead = Callable[[int, Tensor], Tensor]  # of a site's number and what it reads: what it writes
 
 
-class AdaptiveForward(fx.Interpreter):
-    """Runs a Program; its own weights are frozen.
+class NetworkForward(fx.Interpreter):
+    """Runs a Program; its own weights are frozen."""
 
-    ``choose`` gets a site's number and the logits ``[B, N, L + 1]`` of its gate and returns one-hot
-    choices of the same shape.
-    """
-
-    def __init__(self, program: Program, ffns: Sequence[FFN], modules: Sequence[Learners]) -> None:
+    def __init__(self, program: Program, ffns: Sequence[FFN]) -> None:
         super().__init__(program.exported.graph_module)
-        self.program, self.modules = program, modules
+        self.program = program
         self._first = {ffn.linears[0]: ffn for ffn in ffns}
         self._down = {ffn.down: ffn for ffn in ffns}
         self._x: dict[int, Tensor] = {}
         self._inner = frozenset[fx.Node]().union(*(ffn.inner for ffn in ffns))
         self._padding = find_sites(program).padding
         self.visible: Tensor | None = None  # of the last run
-        self._choose: Any = None
+        self._instead: Instead | None = None
         self._seen: dict[int, tuple[Tensor, Tensor]] | None = None
 
     def watched(self, inputs: Mapping[str, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
         """By site, what the dense network reads and writes where there is no padding: ``[T, D]`` both."""
-        self._choose, self._seen = None, {}
+        self._instead, self._seen = None, {}
         with torch.no_grad():
             self.run(*self.program.placeholder_values(inputs))
         seen, self._seen = self._seen, None
         return seen
 
+    def tokens(
+        self, inputs: Mapping[str, Tensor], most: int, generator: torch.Generator
+    ) -> list[tuple[int, Tensor, Tensor]]:
+        """Sites with what :meth:`watched` gives at ``most`` tokens, the same in all that have as many."""
+        found, chosen = list[tuple[int, Tensor, Tensor]](), dict[int, Tensor]()
+        for index, (rows, results) in sorted(self.watched(inputs).items()):
+            if len(rows) not in chosen:
+                chosen[len(rows)] = torch.randperm(len(rows), generator=generator)[:most]
+            at = chosen[len(rows)]
+            found.append((index, rows[at], results[at]))
+        return found
+
     def dense(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs of the dense model by name."""
-        self._choose = None
+        self._instead = None
         with torch.no_grad():
             return self._named(inputs)
 
-    def adaptive(self, inputs: Mapping[str, Tensor], choose: Any) -> dict[str, Tensor]:
-        """Outputs with adaptive modules, by name, with gradients."""
-        self._choose = choose
+    def replaced(self, inputs: Mapping[str, Tensor], instead: Instead) -> dict[str, Tensor]:
+        """Outputs by name, with gradients, where ``instead`` stands for every network."""
+        self._instead = instead
         return self._named(inputs)
 
     def alive(self, value: Tensor) -> Tensor:
@@ -65,7 +74,7 @@ class AdaptiveForward(fx.Interpreter):
         return self.visible.to(value.dtype)
 
     def run_node(self, n: fx.Node) -> Any:
-        """One node; the dense networks are left out where modules stand for them."""
+        """One node; the dense networks are left out where something stands for them."""
         if n is self._padding:
             found = super().run_node(n)
             self.visible = visible(found)
@@ -74,15 +83,14 @@ class AdaptiveForward(fx.Interpreter):
         if first is not None:
             assert first.x is not None
             self._x[first.layer] = self.env[first.x]
-        if self._choose is not None and n in self._inner:
+        if self._instead is not None and n in self._inner:
             return None
         ffn = self._down.get(n)
         if ffn is None:
             return super().run_node(n)
         x = self._x.pop(ffn.layer)
-        if self._choose is not None:
-            module = self.modules[ffn.layer]
-            return module.mixed(x, running(self._choose(ffn.layer, module.logits(x))))
+        if self._instead is not None:
+            return self._instead(ffn.layer, x)
         y = super().run_node(n)
         if self._seen is not None:
             real = self.alive(x) > 0
@@ -97,3 +105,26 @@ class AdaptiveForward(fx.Interpreter):
     def _named(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         results = self.run(*self.program.placeholder_values(inputs))
         return dict(zip((spec.name for spec in self.program.outputs), results, strict=True))
+
+
+class AdaptiveForward(NetworkForward):
+    """Runs a Program with adaptive modules for its networks.
+
+    ``choose`` gets a site's number and the logits ``[B, N, L + 1]`` of its gate and returns one-hot
+    choices of the same shape.
+    """
+
+    def __init__(self, program: Program, ffns: Sequence[FFN], modules: Sequence[Learners]) -> None:
+        super().__init__(program, ffns)
+        self.modules = modules
+
+    def adaptive(
+        self, inputs: Mapping[str, Tensor], choose: Callable[[int, Tensor], Tensor]
+    ) -> dict[str, Tensor]:
+        """Outputs by name, with gradients."""
+
+        def module(site: int, x: Tensor) -> Tensor:
+            own = self.modules[site]
+            return own.mixed(x, running(choose(site, own.logits(x))))
+
+        return self.replaced(inputs, module)

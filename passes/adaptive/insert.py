@@ -1,11 +1,12 @@
-"""Adaptive modules put in place of feed-forward networks."""
+"""Other networks put in place of feed-forward networks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 import thresher.kernels.ops  # noqa: F401  (registers the operators)
@@ -16,6 +17,10 @@ from thresher.compiler.surgery import Rewriter
 from thresher.passes.adaptive.learners import Learners
 
 aten = torch.ops.aten
+Weights = Mapping[str, fx.Node]
+Write = Callable[
+    [Rewriter, FFN, fx.Node, Weights], fx.Node
+]  # of what a network reads: what it writes
 
 
 def insert(
@@ -29,12 +34,31 @@ def insert(
 
     ``shares`` are the parts of the modules' work to expect, noted for the cost model.
     """
+    weights = [dict(module.named_parameters()) for module in modules]
+    writes = [
+        partial(_module, module=module, share=share)
+        for module, share in zip(modules, shares, strict=True)
+    ]
+    return put_in_place(program, ffns, weights, writes, {}, made_by)
+
+
+def put_in_place(
+    program: Program,
+    ffns: Sequence[FFN],
+    weights: Sequence[Mapping[str, Tensor]],
+    writes: Sequence[Write],
+    shared: Mapping[str, Tensor],
+    made_by: str,
+) -> ExportedProgram:
+    """The graph with what ``writes`` emit for each network; its old weights leave.
+
+    ``weights`` are constants of one network each, ``shared`` those of all; a network's function sees both by
+    name.
+    """
     rewriter = Rewriter(program, made_by)
-    constants = {
-        f"{name}_of_{ffn.down.name}": tensor.detach()
-        for ffn, module in zip(ffns, modules, strict=True)
-        for name, tensor in module.named_parameters()
-    }
+    constants = {name: tensor.detach() for name, tensor in shared.items()}
+    for ffn, own in zip(ffns, weights, strict=True):
+        constants |= {f"{name}_of_{ffn.down.name}": t.detach() for name, t in own.items()}
     at = {ffn.down: place for place, ffn in enumerate(ffns)}
     gone = frozenset[fx.Node]().union(*(ffn.inner for ffn in ffns))
     inputs, made = set(program.input_nodes()), dict[str, fx.Node]()
@@ -46,30 +70,28 @@ def insert(
         if node not in at:
             rewriter.copy(node)
             continue
-        place = at[node]
-        _module(rewriter, ffns[place], modules[place], shares[place], made)
+        ffn, own = ffns[at[node]], weights[at[node]]
+        named = {name: made[f"{name}_of_{ffn.down.name}"] for name in own}
+        named |= {name: made[name] for name in shared}
+        assert ffn.x is not None
+        rewriter.at(node)
+        rewriter.map[node] = writes[at[node]](rewriter, ffn, rewriter.map[ffn.x], named)
     outputs = [rewriter.map[n] for n in program.output_nodes()]
     return rewriter.finish(outputs, constants, _unread(ffns))
 
 
 def _module(
-    rewriter: Rewriter, ffn: FFN, module: Learners, share: float, made: Mapping[str, fx.Node]
-) -> None:
-    def weight(name: str) -> fx.Node:
-        return made[f"{name}_of_{ffn.down.name}"]
-
-    assert ffn.x is not None
-    x = rewriter.map[ffn.x]
-    rewriter.at(ffn.down)
-    logits = rewriter.emit(aten.linear.default, x, weight("gate"), weight("gate_bias"))
+    rewriter: Rewriter, ffn: FFN, x: fx.Node, weights: Weights, module: Learners, share: float
+) -> fx.Node:
+    logits = rewriter.emit(aten.linear.default, x, weights["gate"], weights["gate_bias"])
     k = rewriter.emit(aten.argmax.default, logits, -1)
     rewriter.at(ffn.down, **{SHARE: share})
     ours = torch.ops.thresher
     layer = ours.adaptive_gated_mlp if module.gated else ours.adaptive_mlp
-    weights = [weight(name) for name in module.operands]
-    y = rewriter.emit(layer.default, x, k, *weights, module.activation)
+    operands = [weights[name] for name in module.operands]
+    y = rewriter.emit(layer.default, x, k, *operands, module.activation)
     rewriter.at(ffn.down)
-    rewriter.map[ffn.down] = rewriter.emit(aten.add.Tensor, y, weight("bias"))
+    return rewriter.emit(aten.add.Tensor, y, weights["bias"])
 
 
 def _unread(ffns: Sequence[FFN]) -> frozenset[str]:

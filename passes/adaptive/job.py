@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field
 
@@ -17,7 +17,20 @@ from thresher.passes.adaptive.learners import Learners
 from thresher.passes.learning.identity import identity
 
 
-class AcmOptions(Options):
+class Trainable(Options):
+    """Options of a pass that trains.
+
+    Attributes:
+        no_matter: names of those by which no training differs.
+    """
+
+    no_matter: ClassVar[frozenset[str]] = frozenset({"calibration"})
+
+
+O_job = TypeVar("O_job", bound=Trainable)
+
+
+class AcmOptions(Trainable):
     """Options of the conversion and of its training."""
 
     budget: Annotated[
@@ -75,12 +88,12 @@ class Distilled:
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Generic[O_job]):
     """Everything that is fixed during one training."""
 
     program: Program
     ffns: Sequence[FFN]
-    options: AcmOptions
+    options: O_job
     context: Context
 
     @cached_property
@@ -89,5 +102,5 @@ class Job:
         return {
             **identity(self.program, self.context),
             "networks": len(self.ffns),
-            **self.options.model_dump(mode="json", exclude={"calibration"}),
+            **self.options.model_dump(mode="json", exclude=set(self.options.no_matter)),
         }

@@ -12,7 +12,7 @@ from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.errors import UsageError
 from thresher.passes.adaptive.calibrate import calibrated, shares
 from thresher.passes.adaptive.forward import AdaptiveForward
-from thresher.passes.adaptive.job import Distilled, Job
+from thresher.passes.adaptive.job import AcmOptions, Distilled, Job
 from thresher.passes.adaptive.learners import Learners
 from thresher.passes.learning.batches import Batches
 from thresher.passes.sparsity import calibration
@@ -30,7 +30,7 @@ def tensors(found: Distilled, ffns: Sequence[FFN], budget: float) -> dict[str, T
     return kept
 
 
-def restored(job: Job, name: str, digest: str) -> Distilled:
+def restored(job: Job[AcmOptions], name: str, digest: str) -> Distilled:
     """What :func:`tensors` kept; gates are tilted anew on data if another budget is asked for.
 
     Raises:

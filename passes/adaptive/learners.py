@@ -101,12 +101,13 @@ class Learners(nn.Module):
         """Multiply-accumulates of one learner for one token."""
         return (3 if self.gated else 2) * self.w1[0].numel()
 
-    def trained(self) -> list[nn.Parameter]:
-        """All parameters but those of the gate."""
-        return [p for name, p in self.named_parameters() if not name.startswith("gate")]
+    def trained(self) -> dict[str, nn.Parameter]:
+        """All parameters but those of the gate, by name."""
+        return {n: p for n, p in self.named_parameters() if not n.startswith("gate")}
 
-    def gates(self) -> list[nn.Parameter]:
-        return [p for name, p in self.named_parameters() if name.startswith("gate")]
+    def gates(self) -> dict[str, nn.Parameter]:
+        """The parameters of the gate, by name."""
+        return {n: p for n, p in self.named_parameters() if n.startswith("gate")}
 
     def logits(self, x: Tensor) -> Tensor:
         """``[..., D] -> [..., L + 1]``: of the choice of each number of learners."""

@@ -12,12 +12,15 @@ from thresher.compiler.analysis.linears import bias_of, stored_weights
 from thresher.compiler.program import Program, Refusal
 
 
-def adaptable(program: Program, learners: int) -> Found:
-    """Networks that so many learners can share evenly, numbered anew, and why others are left alone."""
+def adaptable(program: Program, parts: int, called: str = "learners") -> Found:
+    """Networks that so many parts can share evenly, numbered anew, and why others are left alone.
+
+    ``called`` is the option that says how many.
+    """
     found, stored = find(program), stored_weights(program)
     fits, refused = list[FFN](), list(found.refusals)
     for ffn in found.ffns:
-        problem = _problem(ffn, stored, learners)
+        problem = _problem(ffn, stored, parts, called)
         if problem is None:
             fits.append(replace(ffn, layer=len(fits)))
         else:
@@ -25,7 +28,7 @@ def adaptable(program: Program, learners: int) -> Found:
     return Found(fits, refused)
 
 
-def _problem(ffn: FFN, stored: Collection[fx.Node], learners: int) -> Refusal | None:
+def _problem(ffn: FFN, stored: Collection[fx.Node], parts: int, called: str) -> Refusal | None:
     if ffn.form is None:
         return refuse(ffn.down, "has an activation that adaptive modules do not know")
     if ffn.x is None:
@@ -37,9 +40,9 @@ def _problem(ffn: FFN, stored: Collection[fx.Node], learners: int) -> Refusal | 
         bias = bias_of(linear)
         if bias is not None and bias not in stored:
             return refuse(linear, f"has a bias that is computed ({bias.name})")
-    if ffn.width % learners:
+    if ffn.width % parts:
         return refuse(
             ffn.down,
-            f"has {ffn.width} neurons, which {learners} learners cannot share: set learners to a divisor",
+            f"has {ffn.width} neurons, which {parts} {called} cannot share: set {called} to a divisor",
         )
     return None

@@ -1,0 +1,1 @@
+"""Items that leave a model early, by a head of their own."""
