@@ -263,8 +263,11 @@ class Rewriter:
         return new
 
     def constant(self, name: str, tensor: torch.Tensor) -> fx.Node:
-        """A placeholder for a folded constant; call it before the user's inputs are copied."""
-        node = self.graph.placeholder(name)
+        """A placeholder for a folded constant; call it before the user's inputs are copied.
+
+        Its name, and the constant's, is another where the graph has that one.
+        """
+        node = self.graph.placeholder(self._free_name(name))
         node.meta["val"] = self._mode.from_tensor(tensor, static_shapes=True)
         return node
 

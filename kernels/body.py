@@ -62,6 +62,16 @@ MERGED = """
     merged = CastLike (merged32, x)
 """
 
+# Statements that make y of x, by the names of kernels/activations.py.
+ACTIVATED = {
+    "gelu": "{y} = Gelu ({x})",
+    "gelu_tanh": '{y} = Gelu <approximate = "tanh"> ({x})',
+    "quick_gelu": "{y}_steep = Constant <value = float {{1.702}}> ()\n    {y}_typed = CastLike ({y}_steep, {x})\n"
+    "    {y}_scaled = Mul ({x}, {y}_typed)\n    {y}_gate = Sigmoid ({y}_scaled)\n    {y} = Mul ({x}, {y}_gate)",
+    "relu": "{y} = Relu ({x})",
+    "silu": "{y}_gate = Sigmoid ({x})\n    {y} = Mul ({x}, {y}_gate)",
+}
+
 
 def thresholded(value: str, tokens: str) -> str:
     """Statements that mark as ``dropped`` where ``|value| <= threshold``, unless ``[..., C]`` tokens are many.

@@ -17,6 +17,7 @@ from thresher.kernels.adaptive_gated_mlp import reference as _adaptive_gated_mlp
 from thresher.kernels.adaptive_mlp import reference as _adaptive_mlp
 from thresher.kernels.bipartite_merge import reference as _merge
 from thresher.kernels.class_attention import reference as _class_attention
+from thresher.kernels.expert_mlp import reference as _expert_mlp
 from thresher.kernels.gather_tokens import reference as _gather
 from thresher.kernels.gpu.dispatch import on_gpu
 from thresher.kernels.keep_tokens import reference as _keep
@@ -24,6 +25,7 @@ from thresher.kernels.prune_merge import reference as _prune_merge
 from thresher.kernels.redundant_merge import reference as _redundant
 from thresher.kernels.restore_tokens import reference as _restore
 from thresher.kernels.select_diverse import reference as _diverse
+from thresher.kernels.soft_merge import reference as _soft
 from thresher.kernels.sparse_gated_ffn import reference as _sparse_gated_ffn
 from thresher.kernels.sparse_linear import reference as _sparse_linear
 
@@ -113,6 +115,11 @@ _register(
     " -> Tensor",
 )
 _register(
+    _expert_mlp.expert_mlp,
+    _expert_mlp.fake,
+    "(Tensor x, Tensor run, Tensor w1, Tensor b1, Tensor w2, str activation) -> Tensor",
+)
+_register(
     _diverse.select_diverse,
     _diverse.fake,
     "(Tensor x, Tensor size, SymInt keep, int protected) -> (Tensor y, Tensor slot, Tensor kept)",
@@ -122,6 +129,12 @@ _register(
     _redundant.fake,
     "(Tensor x, Tensor size, Tensor metric, Tensor score, SymInt keep, int protected)"
     " -> (Tensor y, Tensor out_size, Tensor slot, Tensor kept)",
+)
+_register(
+    _soft.soft_merge,
+    _soft.fake,
+    "(Tensor x, Tensor values, Tensor logits, int protected)"
+    " -> (Tensor y, Tensor slot, Tensor kept)",
 )
 _register(
     _sparse_linear.sparse_linear,

@@ -7,6 +7,7 @@ from thresher.kernels.adaptive_mlp.function import OPERATOR as _ADAPTIVE_MLP
 from thresher.kernels.bipartite_merge.function import BY_INDEX as _BIPARTITE_MERGE
 from thresher.kernels.bipartite_merge.function import BY_RANK as _RANKED_BIPARTITE_MERGE
 from thresher.kernels.class_attention.function import OPERATOR as _CLASS_ATTENTION
+from thresher.kernels.expert_mlp.function import OPERATOR as _EXPERT_MLP
 from thresher.kernels.gather_tokens.function import OPERATOR as _GATHER_TOKENS
 from thresher.kernels.keep_tokens.function import FUSE as _FUSE_TOKENS
 from thresher.kernels.keep_tokens.function import KEEP as _KEEP_TOKENS
@@ -15,6 +16,7 @@ from thresher.kernels.prune_merge.function import OPERATOR as _PRUNE_MERGE
 from thresher.kernels.redundant_merge.function import OPERATOR as _REDUNDANT_MERGE
 from thresher.kernels.restore_tokens.function import OPERATOR as _RESTORE_TOKENS
 from thresher.kernels.select_diverse.function import OPERATOR as _SELECT_DIVERSE
+from thresher.kernels.soft_merge.function import OPERATOR as _SOFT_MERGE
 from thresher.kernels.sparse_gated_ffn.function import BF16_BY_ACTIVATION as _SPARSE_GATED_FFN_BF16
 from thresher.kernels.sparse_gated_ffn.function import BY_ACTIVATION as _SPARSE_GATED_FFN
 from thresher.kernels.sparse_linear.function import BF16 as _SPARSE_LINEAR_BF16
@@ -46,8 +48,10 @@ OPERATORS: dict[str, Operator] = {
         _RESTORE_TOKENS,
         _SELECT_DIVERSE,
         _REDUNDANT_MERGE,
+        _SOFT_MERGE,
         _ADAPTIVE_MLP,
         _ADAPTIVE_GATED_MLP,
+        _EXPERT_MLP,
         _SPARSE_LINEAR,
         _COMPACT_SPARSE_LINEAR,
         _SPARSE_LINEAR_BF16,

@@ -128,6 +128,11 @@ def _select_diverse(args: list[Shape], out: Shape) -> int:
     return batch * tokens * tokens * width
 
 
+def _soft_merge(args: list[Shape], out: Shape) -> int:
+    """Every mean over all tokens; the prefix, which is left out, is counted."""
+    return prod(args[2]) * args[1][-1]
+
+
 def _redundant_merge(args: list[Shape], out: Shape) -> int:
     """Similarity of every source to every target, plus the merge of their rows."""
     (batch, tokens, width), dim = args[0], args[2][-1]
@@ -152,10 +157,12 @@ _OURS = {
     "thresher::prune_merge": _prune_merge,
     "thresher::redundant_merge": _redundant_merge,
     "thresher::select_diverse": _select_diverse,
+    "thresher::soft_merge": _soft_merge,
 }
 _BY_DATA: dict[str, Callable[[list[Shape], Shape, float], int]] = {
     "thresher::adaptive_gated_mlp": _adaptive,
     "thresher::adaptive_mlp": _adaptive,
+    "thresher::expert_mlp": _adaptive,
     "thresher::sparse_gated_ffn": _sparse_gated_ffn,
     "thresher::sparse_linear": _sparse_linear,
 }

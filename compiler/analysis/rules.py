@@ -529,6 +529,7 @@ RULES: dict[str, Rule] = {
         (
             "thresher::bipartite_merge", "thresher::keep_tokens", "thresher::prune_merge",
             "thresher::select_diverse", "thresher::redundant_merge", "thresher::restore_tokens",
+            "thresher::soft_merge",
         ),
         _reduced,
     ),

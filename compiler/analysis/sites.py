@@ -28,6 +28,14 @@ _SUMS = (
 )
 
 
+_PRODUCTS = (
+    torch.ops.aten.matmul.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.conv1d.default,
+    torch.ops.aten.conv2d.default,
+)
+
+
 @dataclass(frozen=True)
 class Attention:
     """Operands of one attention node: q, k, v ``[B, H, N, d]``, optional mask, scale."""
@@ -59,6 +67,22 @@ class Attention:
             if isinstance(value, (int, float))
             else float(self.q.meta["val"].shape[-1]) ** -0.5
         )
+
+    @property
+    def source(self) -> fx.Node | None:
+        """What the keys' linear reads, ``[B, N, C]``; None if another product makes the keys."""
+        frontier, seen = [self.k], {self.k}
+        while frontier:
+            node = frontier.pop(0)
+            if node.target is torch.ops.aten.linear.default:
+                found = node.args[0]
+                return (
+                    found if isinstance(found, fx.Node) and found.meta["val"].dim() == 3 else None
+                )
+            fresh = [n for n in node.all_input_nodes if n not in seen and n.target not in _PRODUCTS]
+            frontier += fresh
+            seen.update(fresh)
+        return None
 
     def _operand(self, position: int) -> fx.Node:
         operand = self.node.args[position]

@@ -9,16 +9,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from thresher.kernels.body import ACTIVATED
 from thresher.kernels.operator import Operator
-
-_ACTIVATIONS = {
-    "gelu": "{y} = Gelu ({x})",
-    "gelu_tanh": '{y} = Gelu <approximate = "tanh"> ({x})',
-    "quick_gelu": "{y}_steep = Constant <value = float {{1.702}}> ()\n    {y}_typed = CastLike ({y}_steep, {x})\n"
-    "    {y}_scaled = Mul ({x}, {y}_typed)\n    {y}_gate = Sigmoid ({y}_scaled)\n    {y} = Mul ({x}, {y}_gate)",
-    "relu": "{y} = Relu ({x})",
-    "silu": "{y}_gate = Sigmoid ({x})\n    {y} = Mul ({x}, {y}_gate)",
-}
 
 _SORT = """
     v0 = Constant <value = int64[1] {{0}}> ()
@@ -98,7 +90,7 @@ def body(factor: str, learners: int = 4, activation: str = "gelu") -> str:
     falling = ", ".join(map(str, range(learners, -1, -1)))
     parts = [_SORT.format(learners=learners, levels=learners + 1, falling=falling)]
     for n in range(learners):
-        line = _ACTIVATIONS[activation].format(x=f"sum{n}", y=f"bent{n}")
+        line = ACTIVATED[activation].format(x=f"sum{n}", y=f"bent{n}")
         parts.append(_LEARNER.format(n=n, activation=line, factor=factor.format(n=n)))
     parts.append(f"\n    all{learners - 1} = Identity (out{learners - 1})\n")
     parts += [_ADD.format(n=n, above=n + 1) for n in reversed(range(learners - 1))]

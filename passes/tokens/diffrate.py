@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from thresher.compiler.analysis.sites import Sites
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.program import Program
+from thresher.passes.learning.schedule import thinned
 from thresher.passes.tokens.budget import Count
 from thresher.passes.tokens.learning.job import Job, Learned, LearningOptions
 from thresher.passes.tokens.learning.train import learn
@@ -95,14 +96,13 @@ class DiffRate(TokenReduction[DiffRateOptions]):
 
 
 def _summary(learned: Learned) -> dict[str, Any]:
-    """How it went, as plain data; the history is thinned to some sixty rows."""
-    every = max(1, len(learned.history) // 60)
+    """How it went, as plain data; the history is thinned."""
     return {
         "loss": learned.loss,
         "steps": learned.steps,
         "flops_before_fitting": learned.history[-1][1],
         "gain": learned.gain,
-        "history": learned.history[::every],
+        "history": thinned(learned.history),
     }
 
 

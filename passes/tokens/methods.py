@@ -17,10 +17,12 @@ from thresher.compiler.ledger import in_graph_order
 from thresher.compiler.program import Program, Refusal
 from thresher.passes.tokens.budget import Schedule, resolve
 from thresher.passes.tokens.options import TokenOptions, schedule
-from thresher.passes.tokens.reduce import Reduction
+from thresher.passes.tokens.places import between_blocks
+from thresher.passes.tokens.reduce import Reduction, Weights
 from thresher.passes.tokens.score import ClassAttention, Energy, Norm, Random, Scorer
 from thresher.passes.tokens.step import Diverse, Keep, Merge, MergeRedundant, Step
 
+ONE_BLOCK = "tokens leave between two blocks here, and there is one block: use tome or evit"
 T_co = TypeVar("T_co", bound=TokenOptions, covariant=True)
 
 
@@ -76,16 +78,22 @@ class TokenReduction(Pass[T_co], Generic[T_co]):
         if not sites.sites:
             return Plan(sites, tuple(sites.refusals))
         step = self.step(sites)
+        first = sites.sites[0].attention.node.name
         objection = step.objection(sites)
+        if objection is None and step.between:
+            sites = between_blocks(program.graph, sites)
+            objection = None if sites.sites else ONE_BLOCK
         if objection:
-            return Plan(
-                sites, (Refusal(sites.sites[0].attention.node.name, objection), *sites.refusals)
-            )
+            return Plan(sites, (Refusal(first, objection), *sites.refusals))
         cost = cost_model(program.graph, sites)
         limits = step.limits(sites.protected)
-        chosen = schedule(self.options, sites, limits, cost, by_share=self.by_share)
+        chosen = schedule(self.asked(sites), sites, limits, cost, by_share=self.by_share)
         counts = resolve(chosen, hint_of(sites.tokens), limits)
         return Plan(sites, tuple(sites.refusals), chosen, tuple(counts), cost)
+
+    def asked(self, sites: Sites) -> TokenOptions:
+        """The options by which tokens are counted."""
+        return self.options
 
     def match(self, program: Program, context: Context) -> PassResult:
         """What :meth:`run` would do, without doing it."""
@@ -98,17 +106,25 @@ class TokenReduction(Pass[T_co], Generic[T_co]):
         plan = self.plan(program)
         if not plan.applied:
             return PassResult(program, len(plan.sites.sites), 0, plan.refused, plan.details())
-        step = self.step(plan.sites)
-        rewritten, ledger = Reduction(
-            program, plan.sites, step, plan.schedule, self.name, self.proportional
-        ).run(restore_outputs=self.options.restore)
+        return self.reduced(program, plan)[0]
+
+    def reduced(
+        self, program: Program, plan: Plan, weights: Weights | None = None
+    ) -> tuple[PassResult, Reduction]:
+        """The Program without the tokens that a plan takes away, with a step's ``weights`` if it has any."""
+        reduction = Reduction(
+            program, plan.sites, self.step(plan.sites), plan.schedule, self.name, self.proportional,
+            weights,
+        )  # fmt: skip
+        rewritten, ledger = reduction.run(restore_outputs=self.options.restore)
         reduced = dataclasses.replace(
             program,
             exported=rewritten,
             ledger=in_graph_order(rewritten.graph, (*program.ledger, *ledger)),
         )
         details = plan.details() | {"inserted_macs": total_macs(reduced.graph) - details_macs(plan)}
-        return PassResult(reduced, len(plan.sites.sites), len(ledger), plan.refused, details)
+        result = PassResult(reduced, len(plan.sites.sites), len(ledger), plan.refused, details)
+        return result, reduction
 
     @property
     def proportional(self) -> bool:

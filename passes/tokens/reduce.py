@@ -7,9 +7,8 @@ masks) follows the tokens; where a node needs every token in its place, tokens a
 
 from __future__ import annotations
 
-import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import networkx as nx
 import torch
@@ -23,6 +22,7 @@ from thresher.compiler.program import LedgerEntry, Program, module_path
 from thresher.compiler.surgery import Rewriter
 from thresher.passes.tokens import follow, restore
 from thresher.passes.tokens.budget import Count, Schedule, Size
+from thresher.passes.tokens.lengths import Lengths
 from thresher.passes.tokens.sizes import (
     add_log_size,
     hide_empty,
@@ -35,8 +35,8 @@ from thresher.passes.tokens.step import Step, StepResult
 from thresher.passes.tokens.view import SiteView
 
 aten = torch.ops.aten
-_SHAPED = (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default)
-_TO_END = 2**63 - 1
+Weights = Mapping[int, Mapping[str, torch.Tensor]]
+"""Learned tensors of a step by the number of the block and by name."""
 
 
 @dataclass
@@ -61,6 +61,7 @@ class Reduction:
         schedule: a Count, or None, per site.
         proportional: add log sizes to the logits of every attention behind a merge
             (proportional attention, ToMe section 3).
+        weights: of a step that has learned ones; :attr:`stored` tells the names of their placeholders.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Reduction:
         schedule: Schedule,
         name: str,
         proportional: bool,
+        weights: Weights | None = None,
     ) -> None:
         self.program, self.sites, self.step, self.name = program, sites, step, name
         self.schedule = dict(
@@ -82,12 +84,15 @@ class Reduction:
         )
         self.proportional = proportional and step.merges
         self.rewriter = Rewriter(program, name)
+        self.lengths = Lengths(self.rewriter, sites)
         self.versions: list[Version] = []
         self.version_of: dict[fx.Node, int] = {}
         self.masks: dict[fx.Node, fx.Node | None] = {}
         self.dense_map: dict[fx.Node, fx.Node] = {}
         self.ledger: list[LedgerEntry] = []
         self.constants: dict[str, torch.Tensor] = {}
+        self.weights = weights or {}
+        self.stored: dict[int, dict[str, fx.Node]] = {}
         flow = dataflow(program.graph)
         assert sites.root is not None
         self.stream = nx.descendants(flow, sites.root) | {sites.root}
@@ -98,9 +103,12 @@ class Reduction:
     ) -> tuple[ExportedProgram, tuple[LedgerEntry, ...]]:
         """The rewritten ExportedProgram and its ledger."""
         node: fx.Node
+        first_input = next(iter(self.program.input_nodes()))
         for node in self.program.graph.nodes:
             if node.op == "output":
                 continue
+            if node is first_input:
+                self._store_weights()
             self._visit(node)
             if node is self.sites.root:
                 x = self.rewriter.map[node]
@@ -113,6 +121,15 @@ class Reduction:
             for n in self.program.output_nodes()
         ]
         return self.rewriter.finish(outputs, self.constants), tuple(self.ledger)
+
+    def _store_weights(self) -> None:
+        for layer, tensors in self.weights.items():
+            self.stored[layer] = {}
+            for name, tensor in tensors.items():
+                node = self.rewriter.constant(
+                    f"{self.name}_{layer}_{name}".replace("-", "_"), tensor
+                )
+                self.stored[layer][name], self.constants[node.name] = node, tensor
 
     def _behind(self, node: fx.Node) -> None:
         """What happens to tokens behind a node that was just copied."""
@@ -142,7 +159,9 @@ class Reduction:
         elif self.versions[version].size is not None and self.sites.pools(node):
             self._pool(node, version)
         else:
-            self.rewriter.copy(node, replace, self._arguments(node, version, replace))
+            self.rewriter.copy(
+                node, replace, self.lengths.arguments(node, self.versions[version].count, replace)
+            )
         if node in self.sites.shares:
             self._share(node, version)
         if self.sites.carries_tokens(node):
@@ -195,65 +214,6 @@ class Reduction:
                 )
             )
         return current.positions
-
-    def _arguments(
-        self, node: fx.Node, version: int, replace: dict[fx.Node, fx.Node]
-    ) -> tuple[Any, ...] | None:
-        """Positional arguments with token counts of this version, or None to take them as they are."""
-        axes = self.sites.token_axes(node)
-        mapped: Any = fx.node.map_arg(node.args, lambda n: replace.get(n) or self.rewriter.map[n])
-        if node.target in _SHAPED:
-            shape = [self._length(node, axis, size, version) for axis, size in enumerate(mapped[1])]
-            return (mapped[0], shape, *mapped[2:])
-        if node.target is aten.slice.Tensor and len(mapped) > 3:
-            operand = node.args[0]
-            assert isinstance(operand, fx.Node)
-            axis = mapped[1] % operand.meta["val"].dim()
-            if axis in axes and axis in self.sites.token_axes(operand):
-                return (*mapped[:3], _TO_END, *mapped[4:])
-        if node.target is aten.split_with_sizes.default and isinstance(mapped[1][0], int):
-            operand = node.args[0]
-            assert isinstance(operand, fx.Node)
-            axis = (mapped[2] if len(mapped) > 2 else 0) % operand.meta["val"].dim()
-            source = self.sites.token_axes(operand)
-            if axis in source:
-                whole = self._plus(self.versions[version].count, source[axis])
-                return (mapped[0], [mapped[1][0], self._plus(whole, -mapped[1][0])], *mapped[2:])
-        return None
-
-    def _length(self, node: fx.Node, axis: int, given: Any, version: int) -> Any:
-        """Length of an output axis: recomputed where it is, or contains, a token axis."""
-        offsets = self.sites.offsets
-        variable = self.sites.axes.of(node)[axis]
-        if variable in offsets:
-            return self._plus(self.versions[version].count, offsets[variable])
-        factors = self.sites.axes.variables.factors(variable) or ()
-        if not any(f in offsets for f in factors):
-            return given
-        length: Any = 1
-        for factor in factors:
-            size = self.sites.axes.variables.size(factor)
-            part = (
-                self._plus(self.versions[version].count, offsets[factor])
-                if factor in offsets
-                else size
-            )
-            if not isinstance(part, (int, fx.Node)):
-                return -1
-            length = part if length == 1 else self._times(length, part)
-        return length
-
-    def _plus(self, count: fx.Node | int, offset: int) -> fx.Node | int:
-        if isinstance(count, int) or offset == 0:
-            return count + offset if isinstance(count, int) else count
-        return self.rewriter.emit(operator.add, count, offset)
-
-    def _times(self, a: fx.Node | int, b: fx.Node | int) -> fx.Node | int:
-        return (
-            a * b
-            if isinstance(a, int) and isinstance(b, int)
-            else self.rewriter.emit(operator.mul, a, b)
-        )
 
     # --- attention and pooling ----------------------------------------------------------------
 
@@ -331,13 +291,14 @@ class Reduction:
         )  # fmt: skip
 
     def _site_view(self, site: Site, current: Version, x: fx.Node, keep: Size) -> SiteView:
-        attention = site.attention
+        attention, source = site.attention, site.attention.source
         if current.size is None:
             current.size = self._first_sizes(x)
         return SiteView(
             self.rewriter, x, self.rewriter.map[attention.q], self.rewriter.map[attention.k],
-            self.rewriter.map[attention.v], self.masks.get(attention.node), current.size,
-            attention.scale, site.layer, self.sites.protected, self.sites.class_token, keep,
+            self.rewriter.map[attention.v], source and self.rewriter.map[source],
+            self.masks.get(attention.node), current.size, attention.scale, site.layer,
+            self.sites.protected, self.sites.class_token, keep, self.stored.get(site.layer, {}),
         )  # fmt: skip
 
     def _first_sizes(self, x: fx.Node) -> fx.Node | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import fx
@@ -43,7 +44,7 @@ class Step(ABC):
 
     ``merges``: tokens come to stand for several, so sizes are tracked.  ``drops``: tokens vanish, so
     that restoring them takes what they last were.  ``empties``: places may be left empty, with a size
-    of 0, which nothing attends to.
+    of 0, which nothing attends to.  ``between``: tokens leave behind a block and not behind its attention.
     """
 
     @property
@@ -56,6 +57,10 @@ class Step(ABC):
 
     @property
     def empties(self) -> bool:
+        return False
+
+    @property
+    def between(self) -> bool:
         return False
 
     @property
@@ -80,6 +85,16 @@ class Step(ABC):
         """
 
 
+class Metric(Protocol):
+    """What tokens are compared by."""
+
+    def objection(self, sites: Sites) -> str | None:
+        """Why it cannot be had in a model, in words, or None."""
+
+    def emit(self, site: SiteView) -> fx.Node:
+        """Append the metric ``[B, H, N, d]`` to the graph and return its node."""
+
+
 @dataclass(frozen=True)
 class Merge(Step):
     """Bipartite soft matching by key similarity, size-weighted mean (ToMe, Bolya et al., 2023, section 3).
@@ -87,23 +102,29 @@ class Merge(Step):
     ``by_index``: kept sources stay in index order (models with a class token) or in order of
     descending similarity (models without), as the reference does; later matchings depend on it.
     ``preserves_norm``: means keep the length of the longest token in them (:func:`mlerp`).
+    ``metric``: what tokens are compared by instead of their keys.
     """
 
     by_index: bool
     preserves_norm: bool = False
+    metric: Metric | None = None
 
     @property
     def merges(self) -> bool:
         return True
+
+    def objection(self, sites: Sites) -> str | None:
+        return None if self.metric is None else self.metric.objection(sites)
 
     def limits(self, protected: int) -> Limits:
         return Limits(protected, halves=True)
 
     def emit(self, site: SiteView, keep: Size, pruned: int | None) -> StepResult:
         assert site.size is not None
+        metric = site.k if self.metric is None else self.metric.emit(site)
         node = site.emit(
             torch.ops.thresher.bipartite_merge.default,
-            site.x, site.size, site.k, keep, site.protected, self.by_index,
+            site.x, site.size, metric, keep, site.protected, self.by_index,
         )  # fmt: skip
         x, size, slot, kept = site.rewriter.outputs(node)
         if self.preserves_norm:
@@ -116,12 +137,13 @@ class Keep(Step):
     """The best-scored tokens stay, in their order; the rest is dropped or fused into one more token.
 
     Fusing weighs by the score, so it takes scores that are never negative.  Under a ``threshold`` the
-    count is a cap: the place of a token that scores less is left empty.
+    count is a cap: the place of a token that scores less is left empty.  ``between``: see :class:`Step`.
     """
 
     scorer: Scorer
     fuse: bool = False
     threshold: float | None = None
+    between: bool = False
 
     @property
     def drops(self) -> bool:

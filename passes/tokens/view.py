@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ class SiteView:
     Attributes:
         x: residual stream ``[B, N, C]``.
         q, k, v: ``[B, H, N, d]`` of the block's attention, as the attention sees them.
+        source: ``[B, N, C]`` what the keys' linear reads, or None.
         mask: additive or boolean mask of that attention, or None.
         size: ``[B, N]`` float32, how many input tokens each token stands for (0: padding), or None
             when every token stands for itself.
@@ -28,6 +29,7 @@ class SiteView:
         protected: number of prefix tokens that never go.
         class_token: index of the class token, or None.
         keep: tokens that are to leave, fewer than N.
+        weights: learned tensors of this site by name, of steps that have any.
     """
 
     rewriter: Rewriter
@@ -35,6 +37,7 @@ class SiteView:
     q: fx.Node
     k: fx.Node
     v: fx.Node
+    source: fx.Node | None
     mask: fx.Node | None
     size: fx.Node | None
     scale: float
@@ -42,6 +45,7 @@ class SiteView:
     protected: int
     class_token: int | None
     keep: Size
+    weights: Mapping[str, fx.Node] = field(default_factory=dict)
 
     def emit(self, target: Callable[..., Any], *args: Any) -> fx.Node:
         """Append one operator call."""

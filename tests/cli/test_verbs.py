@@ -196,6 +196,7 @@ def test_inspect_draws_where_the_patches_go(cli: Cli, made: Made, tmp_path: Path
     assert "merged into others" in told.out
 
 
+@pytest.mark.slow
 def test_plan_predicts_what_optimize_does(cli: Cli) -> None:
     done = cli("plan", SOURCE, "--recipe", "tome", "--set", "r=5", "--json")
     assert (done.code, done.err) == (0, "")

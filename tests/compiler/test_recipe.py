@@ -210,8 +210,18 @@ def test_a_pass_that_occurs_twice_cannot_be_overridden() -> None:
 def test_built_in_recipes_are_a_method_then_cleanup() -> None:
     plain = {name for name in built_in() if "/" not in name}
     token_methods = {"tome", "evit", "topk-norm", "random", "diffrate", "max-min", "pitome", "ats"}
-    token_methods |= {"zero-tprune"}
-    others = {"acm", "channels", "core-neurons", "drop-blocks", "relufy", "skip-tokens", "sparsity"}
+    token_methods |= {"zero-tprune", "patch-merger", "sit", "dynamic-vit", "dtem"}
+    others = {
+        "acm",
+        "channels",
+        "core-neurons",
+        "drop-blocks",
+        "early-exit",
+        "experts",
+        "relufy",
+        "skip-tokens",
+        "sparsity",
+    }
     assert plain == token_methods | others
     for name, summary in built_in().items():
         recipe = load_recipe(name)

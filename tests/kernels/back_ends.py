@@ -17,7 +17,7 @@ import onnx.inliner
 import pytest
 from numpy.typing import NDArray
 
-from tests.kernels import emulated, triton_back_end
+from tests.kernels import cuda_back_end, triton_back_end
 from thresher.compiler.lowering.ties import order_ties
 from thresher.kernels.native import SANITIZED, KernelError, Library
 from thresher.kernels.registry import DOMAIN, OPERATORS, PLUGIN, VERSION
@@ -27,7 +27,12 @@ Array = NDArray[Any]
 OPSET = 20
 SWITCHED_ON = "THRESHER_TEST_SANITIZED" in os.environ  # the tests again, in a process of their own
 BFLOAT16 = "tensor(bfloat16)"
-TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, BFLOAT16: np.float32}
+TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+    BFLOAT16: np.float32,
+}
 
 
 @cache
@@ -123,7 +128,7 @@ def run(back_end: str, name: str, arguments: dict[str, Array], **attributes: Any
     if back_end == "triton":
         return triton_back_end.run(name, arguments, **attributes)
     if back_end == "cuda":
-        return emulated.run(name, arguments, SANITIZED if SWITCHED_ON else (), **attributes)
+        return cuda_back_end.run(name, arguments, SANITIZED if SWITCHED_ON else (), **attributes)
     token_type = next(
         str(arguments[n].dtype) for n, t in OPERATORS[name].inputs.items() if t == "T"
     )

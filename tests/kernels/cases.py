@@ -198,3 +198,32 @@ def redundant_cases(draw: st.DrawFn, dtype: str = "float32") -> RedundantCase:
     return RedundantCase(
         case.x, case.size, case.metric, score.astype(np.float32), keep, case.protected
     )
+
+
+class SoftCase(NamedTuple):
+    """Arguments of ``soft_merge``, in order."""
+
+    x: Array
+    values: Array
+    logits: Array
+    protected: int
+
+
+@st.composite
+def soft_cases(draw: st.DrawFn, dtype: str = "float32") -> SoftCase:
+    protected = draw(st.sampled_from(PROTECTED))
+    tokens, means = draw(st.integers(protected + 1, protected + 11)), draw(st.integers(1, 7))
+    kind = draw(st.sampled_from(("plain", "ties", "huge", "padding", "all padding")))
+    batch, width = draw(st.integers(1, 3)), draw(st.sampled_from((1, 3, 17)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    x, values = rng.standard_normal((2, batch, tokens, width))
+    logits = rng.standard_normal((batch, tokens, means))
+    if kind == "ties":
+        logits = np.zeros_like(logits)
+    elif kind == "huge":
+        logits, x = logits * 30, x * (1e4 if dtype == "float16" else 1e30)
+    elif kind == "padding":
+        logits[rng.random((batch, tokens)) < 0.4] = -1e4
+    elif kind == "all padding":
+        logits[:] = -1e4
+    return SoftCase(x.astype(dtype), values.astype(dtype), logits.astype(np.float32), protected)

@@ -52,10 +52,23 @@ def call(
     name: str, arguments: dict[str, Array], outputs: dict[str, Array], **attributes: Any
 ) -> Call:
     """A call on arrays in ordinary memory; inputs in the order of the operator."""
-    counts = OPERATORS[name].counts
-    numbers = {one: int(arguments[one]) for one in counts}
-    inputs = [_tensor(arguments[one]) for one in OPERATORS[name].inputs if one not in counts]
-    return Call.of(inputs, [_tensor(one) for one in outputs.values()], {**numbers, **attributes})
+    inputs = [_tensor(arguments[one]) for one in tensor_inputs(name)]
+    return Call.of(
+        inputs,
+        [_tensor(one) for one in outputs.values()],
+        {**counts(name, arguments), **attributes},
+    )
+
+
+def tensor_inputs(name: str) -> list[str]:
+    """The inputs that are no counts."""
+    operator = OPERATORS[name]
+    return [one for one in operator.inputs if one not in operator.counts]
+
+
+def counts(name: str, arguments: dict[str, Array]) -> dict[str, int]:
+    """The others."""
+    return {one: int(arguments[one]) for one in OPERATORS[name].counts}
 
 
 def results(name: str, arguments: dict[str, Array]) -> dict[str, Array]:

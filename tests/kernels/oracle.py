@@ -257,6 +257,37 @@ def redundant_merge(
     return Merged(y, out_size, slot, kept, margin)
 
 
+def soft_merge(x: Array, values: Array, logits: Array, protected: int) -> Selected:
+    batch, tokens, width = x.shape
+    means = logits.shape[2]
+    y = np.zeros((batch, protected + means, width))
+    slot, kept = np.full((batch, tokens), -7), np.full((batch, protected + means), -7)
+    margin = math.inf
+    for b in range(batch):
+        for n in range(protected):
+            y[b, n], slot[b, n], kept[b, n] = x[b, n], n, n
+        weights: dict[int, list[float]] = {n: [] for n in range(protected, tokens)}
+        for j in range(means):
+            column = {n: float(logits[b, n, j]) for n in range(protected, tokens)}
+            powers = {n: math.exp(v - max(column.values())) for n, v in column.items()}
+            total = sum(powers.values())
+            for n, power in powers.items():
+                weights[n].append(power / total)
+            heaviest = max(powers, key=lambda n: (powers[n], -n))
+            margin = min(
+                margin, gap([p / total for p in powers.values()], powers[heaviest] / total)
+            )
+            kept[b, protected + j] = heaviest
+            for c in range(width):
+                y[b, protected + j, c] = sum(
+                    power / total * float(values[b, n, c]) for n, power in powers.items()
+                )
+        for n, shares in weights.items():
+            slot[b, n] = protected + shares.index(max(shares))
+            margin = min(margin, gap(shares, max(shares)))
+    return Selected(y, slot, kept, margin)
+
+
 def sparse_linear(x: Array, weight: Array, threshold: Array, most_tokens: int) -> Array:
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     y = np.zeros((len(rows), weight.shape[1]))

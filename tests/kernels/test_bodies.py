@@ -20,13 +20,15 @@ from tests.kernels.cases import (
     MergeCase,
     PruneMergeCase,
     RedundantCase,
+    SoftCase,
     diverse_cases,
     keep_cases,
     merge_cases,
     prune_merge_cases,
     redundant_cases,
+    soft_cases,
 )
-from tests.kernels.emulated import kernels
+from tests.kernels.cuda_back_end import kernels
 from tests.kernels.test_definitions import HALF, MARGIN, SINGLE, scale, tensors
 from thresher.kernels.registry import OPERATORS
 
@@ -86,6 +88,12 @@ def redundant_on(back_end: str, case: RedundantCase) -> list[Any]:
     arguments = {"x": x, "size": size, "metric": metric, "score": score, "keep": np.array(keep)}
     y, out_size, kept, slot = run(back_end, "RedundantMerge", arguments, protected=protected)
     return [y, out_size, slot, kept]
+
+
+def soft_on(back_end: str, case: SoftCase) -> list[Any]:
+    arguments = {"x": case.x, "values": case.values, "logits": case.logits}
+    y, kept, slot = run(back_end, "SoftMerge", arguments, protected=case.protected)
+    return [y, slot, kept]
 
 
 def prune_merge_on(back_end: str, case: PruneMergeCase) -> list[Any]:
@@ -193,6 +201,30 @@ def test_redundant_merge_half(back_end: str, case: RedundantCase) -> None:
     assert_allclose(y, expected.y, atol=HALF * scale(case.x))
 
 
+@bodies
+@FAST
+@given(case=soft_cases())
+def test_soft_merge(back_end: str, case: SoftCase) -> None:
+    expected = oracle.soft_merge(*case)
+    assume(expected.margin > 1e-6)
+    y, slot, kept = soft_on(back_end, case)
+    assert_array_equal(slot, expected.slot)
+    assert_array_equal(kept, expected.kept)
+    assert_allclose(y, expected.y, rtol=SINGLE, atol=8 * SINGLE * scale(case.values))
+
+
+@bodies
+@FAST
+@given(case=soft_cases(dtype="float16"))
+def test_soft_merge_half(back_end: str, case: SoftCase) -> None:
+    expected = oracle.soft_merge(*case)
+    assume(expected.margin > 1e-6)
+    y, slot, _ = soft_on(back_end, case)
+    assert y.dtype == np.float16
+    assert_array_equal(slot, expected.slot)
+    assert_allclose(y, expected.y, rtol=HALF, atol=HALF * scale(case.values))
+
+
 @everywhere
 @FAST
 @given(case=prune_merge_cases())
@@ -260,6 +292,7 @@ def test_restore(back_end: str, dtype: str) -> None:
         "PruneMerge",
         "SelectDiverse",
         "RedundantMerge",
+        "SoftMerge",
     ],
 )
 def test_outputs_that_nobody_reads_cost_nothing(name: str) -> None:

@@ -21,12 +21,14 @@ from tests.kernels.cases import (
     MergeCase,
     PruneMergeCase,
     RedundantCase,
+    SoftCase,
     diverse_cases,
     fewest,
     keep_cases,
     merge_cases,
     prune_merge_cases,
     redundant_cases,
+    soft_cases,
 )
 
 ops = torch.ops.thresher
@@ -135,6 +137,26 @@ def test_redundant_merge_in_double_precision_is_the_oracle(case: RedundantCase) 
     assume(expected.margin > 1e-12)
     y, *_ = ops.redundant_merge(*tensors(x, size, metric, score), *case[4:])
     assert_allclose(y, expected.y, atol=1e-14 * scale(case.x))
+
+
+@FAST
+@given(soft_cases())
+def test_soft_merge(case: SoftCase) -> None:
+    expected = oracle.soft_merge(*case)
+    assume(expected.margin > 1e-6)
+    y, slot, kept = ops.soft_merge(*tensors(*case[:3]), case.protected)
+    assert_array_equal(slot, expected.slot)
+    assert_array_equal(kept, expected.kept)
+    assert_allclose(y, expected.y, rtol=SINGLE, atol=8 * SINGLE * scale(case.values))
+
+
+@FAST
+@given(soft_cases())
+def test_soft_merge_in_double_precision_is_the_oracle(case: SoftCase) -> None:
+    x, values, logits = (array.astype(np.float64) for array in case[:3])
+    y, *_ = ops.soft_merge(*tensors(x, values, logits), case.protected)
+    expected = oracle.soft_merge(x, values, logits, case.protected)
+    assert_allclose(y, expected.y, rtol=1e-14, atol=1e-13 * scale(case.values))
 
 
 @FAST

@@ -20,6 +20,7 @@ from thresher.runtime.provenance import (
     Origin,
     block_names,
     node_origin,
+    nodes_of,
     origins,
     traced,
 )
@@ -73,6 +74,23 @@ def test_new_values_belong_to_what_they_feed() -> None:
     keep = Origin("blocks.0", "Keep")
     mlp = Origin("blocks.0.mlp")
     assert found == [mlp, mlp, keep, keep, keep, Origin("")]
+
+
+def test_nodes_of_branches_are_told_apart() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["":20]>
+        g (float[2] x, bool few) => (float[2] z) {
+          y = If (few) <then_branch = t () => (float[2] t1) { t0 = Abs(x) t1 = Neg(t0) },
+                        else_branch = e () => (float[2] e1) { e1 = Exp(x) }>
+          z = Relu(y)
+        }"""
+    )
+    nodes = [node for node in nodes_of(model.graph) if node.op_type != "If"]
+    for number, node in enumerate(nodes):
+        node.metadata_props.add(key="thresher.module", value=f"blocks.{number}")
+    assert [node.op_type for node in nodes] == ["Abs", "Neg", "Exp", "Relu"]
+    own = [Origin(f"blocks.{number}") for number in range(4)]
+    assert traced(model, origins(model)) == [*own[:3], Origin(""), own[3]]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from thresher.runtime.feeds import Array, checked
 from thresher.runtime.generate import Session, generate, greedy
 from thresher.runtime.manifest import Ranges, TensorInfo
 from thresher.runtime.perplexity import Windows, compare_perplexity, surprise
+from thresher.runtime.profiling import batch_inputs
 
 VOCABULARY = 50
 
@@ -49,6 +50,18 @@ class Adder:
         sums = sums[:, -feeds["input_ids"].shape[1] :].astype(np.int64) % VOCABULARY
         logits = self.sharpness * np.eye(VOCABULARY, dtype=np.float32)[sums]
         return {"logits": logits, "present.0.key": keys}
+
+
+def test_a_step_is_timed_behind_tokens_and_not_behind_noise() -> None:
+    """The model itself made the past, from tokens that differ; the same for each who asks."""
+    sizes = {"past": 40, "sequence": 1}
+    feeds = batch_inputs(Adder(), 2, sizes)
+    past, other = (f["past_key_values.0.key"] for f in (feeds, batch_inputs(Adder(), 2, sizes)))
+    assert past.shape == (2, 1, 40, 1)
+    assert np.array_equal(past, other)
+    assert np.array_equal(past, past.astype(np.int64))
+    assert len(np.unique(past)) > 20
+    assert feeds["position_ids"].tolist() == [[40], [40]]
 
 
 def test_the_cache_and_the_mask_are_carried_on() -> None:

@@ -45,15 +45,18 @@ class MaskedForward(fx.Interpreter):
         self.program, self.sites = program, sites
         self._by_attention = {site.attention.node: site for site in sites.sites}
         self._by_stream = {site.stream: site for site in sites.sites}
-        self._policies: Mapping[int, Policy] = {}
+        self._policies: Mapping[int, Any] = {}
         self._alive: Tensor | None = None
         self._size: Tensor | None = None
         self._score: Tensor | None = None
 
     def outputs(
-        self, inputs: Mapping[str, Tensor], policies: Mapping[int, Policy]
+        self, inputs: Mapping[str, Tensor], policies: Mapping[int, Any]
     ) -> dict[str, Tensor]:
-        """Outputs by name; ``policies`` by block number, blocks without one keep all tokens."""
+        """Outputs by name; ``policies`` by block number, blocks without one keep all tokens.
+
+        A policy is whatever :meth:`reduce` takes, a :class:`Policy` here.
+        """
         self._policies, self._alive, self._size, self._score = policies, None, None, None
         results: Sequence[Tensor] = self.run(*self.program.placeholder_values(inputs))
         names = [spec.name for spec in self.program.outputs]
@@ -74,7 +77,7 @@ class MaskedForward(fx.Interpreter):
             self._alive = (self._size > 0).float()
         site = self._by_stream.get(n)
         policy = self._policies.get(site.layer) if site is not None else None
-        return value if policy is None else self._reduce(value, policy)
+        return value if policy is None else self.reduce(value, policy)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``view`` runs as ``reshape``: attention under masks has another memory layout."""
@@ -133,7 +136,8 @@ class MaskedForward(fx.Interpreter):
 
     # --- pruning and merging ------------------------------------------------------------------
 
-    def _reduce(self, x: Tensor, policy: Policy) -> Tensor:
+    def reduce(self, x: Tensor, policy: Any) -> Tensor:
+        """What a site does to the stream and to the masks."""
         assert self._score is not None
         if self._alive is None:
             self._alive = torch.ones(x.shape[:2], dtype=policy.mask.dtype)

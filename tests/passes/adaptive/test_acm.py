@@ -28,7 +28,7 @@ from thresher.passes.adaptive.calibrate import CLOSE, shares
 from thresher.passes.adaptive.insert import insert
 from thresher.passes.adaptive.job import AcmOptions, Distilled, Job
 from thresher.passes.adaptive.learners import straight_through
-from thresher.passes.adaptive.train import WHOLE, _Training, distil
+from thresher.passes.adaptive.train import _Training, distil
 from thresher.runtime.exporting import export
 
 ITEMS, BLOCKS = 40, 2
@@ -60,7 +60,7 @@ def context(
     return Context(data=data or noise(), batch=8, checkpoints=checkpoints, progress=progress)
 
 
-def job(given: Context | None = None, **options: Any) -> Job:
+def job(given: Context | None = None, **options: Any) -> Job[AcmOptions]:
     program = dense()
     chosen = AcmOptions(**(STEPS | options))
     return Job(program, find(program).ffns, chosen, given or context())
@@ -176,8 +176,6 @@ def test_the_budget_is_met(budget: float) -> None:
 
 def test_the_task_reaches_every_gate_and_every_learner() -> None:
     training = _Training(job())
-    training.phase = WHOLE
-    training.optimizer = training._optimizer()
     rows, labels = training.batches.at(0)
     assert labels is not None
     with torch.no_grad():

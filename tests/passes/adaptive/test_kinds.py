@@ -18,7 +18,7 @@ from thresher.compiler.program import Program
 from thresher.passes.adaptive.insert import insert
 from thresher.passes.adaptive.job import AcmOptions, Job
 from thresher.passes.adaptive.sites import adaptable
-from thresher.passes.adaptive.train import WHOLE, _Training
+from thresher.passes.adaptive.train import _Training
 
 KINDS = {"AdaptiveMLP_4_gelu": 1, "AdaptiveMLP_4_relu": 1, "AdaptiveGatedMLP_4_silu": 2}
 
@@ -72,14 +72,14 @@ def test_a_gated_neuron_is_ranked_by_what_it_adds() -> None:
 
 def test_the_task_reaches_both_factors() -> None:
     trained = training()
-    trained.phase = WHOLE
-    trained.optimizer = trained._optimizer()
     made(5.0)
     rows, _ = trained.batches.at(0)
     every = lambda site, logits: nn.functional.one_hot(logits.argmax(-1), 5).to(logits.dtype)  # noqa: E731
     (logits,) = trained.forward.adaptive(rows, every).values()
     for module in (m for m in trained.modules if m.gated):
-        grads = torch.autograd.grad(logits.square().sum(), module.trained(), retain_graph=True)
+        grads = torch.autograd.grad(
+            logits.square().sum(), [*module.trained().values()], retain_graph=True
+        )
         assert all(grad.abs().sum() > 0 for grad in grads)
 
 

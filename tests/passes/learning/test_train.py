@@ -74,6 +74,7 @@ def test_untrained_counts_are_even_and_cost_what_was_asked(pool: str) -> None:
     assert all(abs(a - b) <= 1 for a, b in zip(first, start.counts, strict=True))
 
 
+@pytest.mark.slow
 def test_the_cost_stays_near_the_target() -> None:
     found = learn(job(target=0.95, steps=60))
     assert found.loss == "labels"
@@ -119,6 +120,7 @@ class Pressed:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     whole = learn(job())
     with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,1 @@
+"""Weighted means of all tokens in place of the tokens (PatchMerger, SiT)."""
