@@ -79,9 +79,15 @@ class Cett:
         whole = (rows @ self.weight.T).norm(dim=1).clamp(min=1e-30)
         for index, eps in enumerate(self.eps.tolist()):
             small = sizes < eps
-            lost = (rows * small) @ self.weight.T
-            self.ratio[index] += (lost.norm(dim=1) / whole).double().sum()
-            self.dropped[index] += int(small.count_nonzero()) / rows.shape[1]
+            dropped = int(small.count_nonzero())
+            if dropped == small.numel():  # and so it is at every higher threshold
+                self.ratio[index:] += len(rows)
+                self.dropped[index:] += len(rows)
+                break
+            if dropped:
+                lost = (rows * small) @ self.weight.T
+                self.ratio[index] += (lost.norm(dim=1) / whole).double().sum()
+                self.dropped[index] += dropped / rows.shape[1]
         self.count = self.count + len(rows)
 
     def curve(self) -> Curve:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, log
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -18,7 +18,7 @@ from thresher.compiler.program import Program
 from thresher.passes.sparsity.tap import Tapped, Taps
 
 TOLERANCE = 5e-4  # of a rise: 0.05 percentage points
-STEPS = 24  # halvings: c to 6e-8
+STEPS = 24  # evaluations of a search, at most
 Outputs: TypeAlias = dict[str, Tensor]
 Kind: TypeAlias = Literal["perplexity", "cross-entropy", "divergence", "error"]
 _MEANING: dict[Kind, str] = {
@@ -151,9 +151,10 @@ def largest(
 ) -> tuple[float, float]:
     """The c in [0, top] with ``rise(c)`` nearest below or at ``wanted + TOLERANCE``, and its rise.
 
-    By bisection until the rise is within :data:`TOLERANCE`; ``known`` keeps what was evaluated, so
-    that several searches share their runs.  Where even ``top`` is too little, that is returned, and 0
-    where even that is too much (a graph that skips nothing may round in another way).
+    The search guesses along the power law through the two ends and halves instead wherever a guess gained less than
+    that, until the rise is within :data:`TOLERANCE`; ``known`` keeps what was evaluated, so that several searches
+    share their runs.  Where even ``top`` is too little, that is returned, and 0 where even that is too much (a graph
+    that skips nothing may round in another way).
     """
     seen = {} if known is None else known
 
@@ -162,23 +163,32 @@ def largest(
             seen[c] = rise(c)
         return seen[c]
 
-    low, high = 0.0, top
     if at(top) <= wanted + TOLERANCE:
         return top, at(top)
-    for c in sorted(seen):
-        if seen[c] <= wanted:
-            low = max(low, c)
+    low = max((c for c in seen if seen[c] <= wanted), default=0.0)
     high = min((c for c in seen if c > low and seen[c] > wanted), default=top)
     best = (low, at(low))
     if best[1] > wanted + TOLERANCE:
         return best
+    halve = False
     for _ in range(STEPS):
         if abs(best[1] - wanted) <= TOLERANCE:
             break
-        middle = (low + high) / 2
-        found = at(middle)
+        width, middle = high - low, (low + high) / 2
+        probe = middle if halve else _power_law(low, at(low), high, at(high), wanted)
+        found = at(probe)
         if found <= wanted + TOLERANCE:
-            low, best = middle, (middle, found)
+            low, best = probe, (probe, found)
         else:
-            high = middle
+            high = probe
+        halve = high - low > width / 2
     return best
+
+
+def _power_law(low: float, least: float, high: float, most: float, wanted: float) -> float:
+    """Where ``a c^b`` through two points takes a value, well inside of them; their middle where no law fits."""
+    if not 0 < least < wanted < most or low <= 0:
+        return (low + high) / 2
+    share = log(wanted / least) / log(most / least)
+    guess = low * (high / low) ** share
+    return min(max(guess, low + 0.02 * (high - low)), high - 0.02 * (high - low))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from thresher.compiler.contract import Context
+from thresher.compiler.contract import Context, Dataset
 from thresher.compiler.program import Program
 from thresher.compiler.variants import CONTROL, DENSE, Variant, variants
 from thresher.runtime import Comparison, compare
@@ -52,6 +52,7 @@ def study(
     args: argparse.Namespace,
     *,
     batch: int,
+    data: Dataset | None = None,
     sizes: Mapping[str, int] | None = None,
     notes: Sequence[str] = (),
     overrides: Sequence[str] = (),
@@ -63,6 +64,7 @@ def study(
         program: the dense model.
         evaluate: scores a runnable; None: time only.
         args: of :func:`parser`.
+        data: what methods learn or calibrate on.
         batch: batch size when timing, unless the command line says otherwise.
         sizes: other symbolic sizes when timing.
         notes: lines below the table.
@@ -73,7 +75,7 @@ def study(
         program,
         args.methods,
         args.budgets,
-        Context(progress=watch),
+        Context(data=data, progress=watch),
         control=False,
         overrides=overrides,
     )

@@ -19,7 +19,7 @@ from thresher.runtime.paired import Metric
 from thresher.runtime.runner import Runnable
 
 LEARNT_ON = 1000  # images at the end of the test set
-TWEETS, WORDS = 64, 64  # of the training split, and their longest
+TWEETS = 64  # of the training split
 DROPPED = [
     *(f"part=block count={count}" for count in (1, 2, 3)),
     *(f"part=half count={count}" for count in (1, 2, 3, 4, 6)),
@@ -65,20 +65,10 @@ def images(limit: int, *, skip: bool) -> None:
 def tweets(limit: int) -> None:
     """MiniLM on rated tweets."""
     from tests.benchmarks import zoo
-    from tests.benchmarks.minilm import Rating
+    from tests.benchmarks.minilm import Rating, texts_to_learn
 
     rating = Rating(limit)
-    words = rating.tokenizer(
-        list(rating.train[0][:TWEETS]),
-        padding=True,
-        truncation=True,
-        max_length=WORDS,
-        return_tensors="np",
-    )
-    names = ("input_ids", "attention_mask")
-    data = Dataset(
-        "tweets", TWEETS, None, lambda chosen: {name: words[name][list(chosen)] for name in names}
-    )
+    data = texts_to_learn(rating.tokenizer, rating.train[0][:TWEETS])
     table(zoo.minilm(), data, rating, "drop-blocks", FEWER)
 
 

@@ -1,6 +1,8 @@
 """Token reduction on MiniLM: rated tweets, Spearman correlation and polarity.
 
-python -m tests.benchmarks.minilm [--limit 300] [--json FILE]
+python -m tests.benchmarks.minilm [--limit 300] [--learn 2048 --methods acm.yaml channels.yaml] [--json FILE]
+
+Methods that learn or calibrate do so on the first ``--learn`` tweets of the training split, without labels.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from tests.benchmarks import zoo
 from tests.benchmarks.common import parser, study
 from tests.benchmarks.data import tweets
 from tests.benchmarks.report import finish
+from thresher.models.data import Dataset
 from thresher.runtime.paired import Metric
 from thresher.runtime.runner import Runnable
 
@@ -23,6 +26,7 @@ TRAIN_SHARE = 0.7
 CLEAR = 0.5  # ratings beyond this are clearly positive or negative
 LONGEST = 128
 BATCH = 32
+WORDS = 64  # of a tweet that is learned from, at most
 
 
 def spearman(pairs: NDArray[np.float64]) -> float:
@@ -56,6 +60,17 @@ def embed(runnable: Runnable, words: Any, texts: Sequence[str]) -> NDArray[np.fl
         inputs = {name: made[name] for name in ("input_ids", "attention_mask")}
         vectors[chosen] = runnable.run(inputs)["vector"]
     return vectors
+
+
+def texts_to_learn(words: Any, texts: Sequence[str]) -> Dataset:
+    """Tweets as data without labels, padded to the longest."""
+    made = words(list(texts), padding=True, truncation=True, max_length=WORDS, return_tensors="np")
+    inputs = {name: made[name] for name in ("input_ids", "attention_mask")}
+
+    def read(chosen: Sequence[int]) -> dict[str, Any]:
+        return {name: array[list(chosen)] for name, array in inputs.items()}
+
+    return Dataset("tweets", len(texts), None, read)
 
 
 class Rating:
@@ -97,14 +112,19 @@ class Rating:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parser(__doc__, limit=round((1 - TRAIN_SHARE) * DRAWN)).parse_args(argv)
+    options = parser(__doc__, limit=round((1 - TRAIN_SHARE) * DRAWN))
+    options.add_argument("--learn", type=int, default=0, help="tweets that methods may learn on")
+    args = options.parse_args(argv)
+    rating = Rating(args.limit)
+    learn = texts_to_learn(rating.tokenizer, rating.train[0][: args.learn]) if args.learn else None
     finish(
         [
             study(
                 f"MiniLM, rated tweets, {args.limit:,} test tweets",
                 zoo.minilm(),
-                Rating(args.limit),
+                rating,
                 args,
+                data=learn,
                 batch=BATCH,
                 sizes={"sequence": zoo.TRACED_WORDS},
                 notes=[

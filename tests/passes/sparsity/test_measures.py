@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from math import exp, log
+from math import exp, log, sin
 
 import pytest
 import torch
@@ -128,6 +128,21 @@ def test_the_search_hits_the_rise(scale: float, power: float, p: float) -> None:
         assert abs(reached - p) <= criterion.TOLERANCE
     else:
         assert c == 1.0
+
+
+def test_a_smooth_rise_takes_few_runs_and_searches_share_them() -> None:
+    runs: list[float] = []
+
+    def rise(c: float) -> float:
+        runs.append(c)
+        return exp(6 * c * c) - 1 - 0.003 * sin(20 * c)
+
+    known: dict[float, float] = {}
+    for p in (0.01, 0.05, 0.1):
+        _, reached = criterion.largest(rise, p, known=known)
+        assert abs(reached - p) <= criterion.TOLERANCE
+    assert len(runs) <= 15  # halving takes 23
+    assert len(runs) == len(set(runs)) == len(known)
 
 
 def test_what_rises_in_steps_stays_below() -> None:
