@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, log, pow
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -190,5 +190,5 @@ def _power_law(low: float, least: float, high: float, most: float, wanted: float
     if not 0 < least < wanted < most or low <= 0:
         return (low + high) / 2
     share = log(wanted / least) / log(most / least)
-    guess = low * (high / low) ** share
-    return min(max(guess, low + 0.02 * (high - low)), high - 0.02 * (high - low))
+    guess, margin = low * pow(high / low, share), 0.02 * (high - low)
+    return min(max(guess, low + margin), high - margin)

@@ -1,0 +1,105 @@
+"""Products, attention and what else adds up along an axis by weights."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from thresher.compiler.analysis.axes import Axes, size_of
+from thresher.compiler.analysis.rules.operands import (
+    Rule,
+    argument_of,
+    note_mix,
+    note_use,
+    operand_of,
+    unify,
+    unknown,
+)
+
+
+def _linear(axes: Axes, node: fx.Node) -> None:
+    operand, weight = operand_of(node), operand_of(node, 1)
+    out, source = axes.tensors(node)[0], axes.of(operand)
+    unify(axes, out[:-1], source[:-1])
+    axes.variables.union(out[-1], axes.of(weight)[0])
+    note_mix(axes, node, operand, [-1], "multiplies it by a weight")
+
+
+def _sparse(last: int) -> Rule:
+    """As linears, whose ``last`` weight is ``[.., outputs]``; how many tokens there are in all decides."""
+
+    def rule(axes: Axes, node: fx.Node) -> None:
+        operand, out = operand_of(node), axes.tensors(node)[0]
+        unify(axes, out[:-1], axes.of(operand)[:-1])
+        axes.variables.union(out[-1], axes.of(operand_of(node, last))[1])
+        note_mix(axes, node, operand, [-1], "multiplies it by a weight")
+
+    return rule
+
+
+def _matmul(axes: Axes, node: fx.Node) -> None:
+    a, b = operand_of(node), operand_of(node, 1)
+    left, right, out = axes.of(a), axes.of(b), axes.tensors(node)[0]
+    if len(left) < 2 or len(right) < 2:
+        unknown(axes, node)
+        return
+    axes.variables.union(left[-1], right[-2])
+    axes.variables.union(out[-2], left[-2])
+    axes.variables.union(out[-1], right[-1])
+    for operand, source in ((a, left), (b, right)):
+        for back in range(3, len(source) + 1):
+            if size_of(operand.meta["val"].shape[-back]) != 1:
+                axes.variables.union(out[-back], source[-back])
+    note_mix(axes, node, a, [-1], "sums over it in a matrix product")
+    note_mix(axes, node, b, [-2], "sums over it in a matrix product")
+
+
+def _attention(axes: Axes, node: fx.Node) -> None:
+    q, k, v = (operand_of(node, i) for i in range(3))
+    out = axes.tensors(node)[0]
+    vq, vk, vv = axes.of(q), axes.of(k), axes.of(v)
+    axes.variables.union(out[-2], vq[-2])
+    axes.variables.union(out[-1], vv[-1])
+    axes.variables.union(vk[-2], vv[-2])
+    axes.variables.union(vq[-1], vk[-1])
+    for variables in (vq, vk, vv):
+        for i in range(len(variables) - 2):
+            axes.variables.union(out[i], variables[i])
+    mask = argument_of(node, 3, "attn_mask")
+    if isinstance(mask, fx.Node):
+        full = [*out[:-2], vq[-2], vk[-2]]
+        shape = mask.meta["val"].shape
+        for back, variable in enumerate(reversed(axes.of(mask)), 1):
+            if size_of(shape[-back]) != 1:
+                axes.variables.union(full[-back], variable)
+    note_use(axes, node, q, len(vq) - 2, "query")
+    note_use(axes, node, k, len(vk) - 2, "key")
+    if argument_of(node, 5, "is_causal", False):
+        note_mix(axes, node, q, [-2], "is causal: a token's order decides what it sees")
+
+
+def _convolution(axes: Axes, node: fx.Node) -> None:
+    operand = operand_of(node)
+    out, source = axes.tensors(node)[0], axes.of(operand)
+    if len(out) == len(source):
+        axes.variables.union(out[0], source[0])
+    note_mix(axes, node, operand, range(1, len(source)), "is a convolution over it")
+
+
+def _embedding(axes: Axes, node: fx.Node) -> None:
+    out, index = axes.tensors(node)[0], axes.of(operand_of(node, 1))
+    unify(axes, out[:-1], index)
+    axes.variables.union(out[-1], axes.of(operand_of(node))[1])
+    note_mix(axes, node, operand_of(node), [0], "looks it up by index")
+
+
+PRODUCTS: dict[str, Rule] = {
+    **dict.fromkeys(("matmul", "bmm"), _matmul),
+    **dict.fromkeys(
+        ("conv1d", "conv2d", "conv3d", "convolution", "max_pool2d", "avg_pool2d"), _convolution
+    ),
+    "linear": _linear,
+    "scaled_dot_product_attention": _attention,
+    "embedding": _embedding,
+    "thresher::sparse_gated_ffn": _sparse(3),
+    "thresher::sparse_linear": _sparse(1),
+}
