@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 def measure(program: Program, data: str, items: int | None, seed: int, tell: Progress) -> Report:
     """The report of a Program on the data that ``--data`` names."""
     from thresher.compiler.contract import Context
-    from thresher.passes.sparsity.report import ITEMS, report
+    from thresher.passes.sparsity.report import report
 
     opened = open_measured(data, program)
     context = Context(seed, opened, at_once(program), progress=tell)
-    return report(program, context, items=ITEMS if items is None else max(1, items // 2))
+    return report(program, context, items=None if items is None else max(1, items // 2))
 
 
 def show_report(source: str, report: Report) -> None:

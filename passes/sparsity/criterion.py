@@ -56,9 +56,9 @@ class Criterion:
             pairs = [(found[k].double().flatten(1), dense[k].double().flatten(1)) for k in found]
             errors = [(a - b).norm(dim=1) / b.norm(dim=1).clamp(min=1e-30) for a, b in pairs]
             return float(torch.stack(errors).mean(0).sum()), float(len(errors[0]))
-        logits = found[self.output].double()
+        logits = found[self.output]
         if self.kind == "divergence":
-            logits, target = logits.flatten(0, -2), dense[self.output].double().flatten(0, -2)
+            logits, target = (x.double().flatten(0, -2) for x in (logits, dense[self.output]))
             loss = F.kl_div(
                 logits.log_softmax(-1), target.log_softmax(-1), reduction="sum", log_target=True
             )
@@ -69,7 +69,8 @@ class Criterion:
             seen = (real[:, 1:] * real[:, :-1]).bool()
             logits, labels = logits[:, :-1][seen], ids[:, 1:][seen]
         assert labels is not None
-        return float(F.cross_entropy(logits, labels, reduction="sum")), float(len(labels))
+        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        return float(losses.double().sum()), float(len(labels))
 
 
 def choose(program: Program, data: Dataset) -> Criterion:

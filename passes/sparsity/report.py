@@ -26,7 +26,7 @@ from thresher.passes.sparsity.tap import Tap, Taps
 RISES = (1.0, 5.0, 10.0)  # per cent
 MANY = (1, 2, 4, 8, 16, 64)  # tokens at once
 LEAST_ITEMS = 8
-ITEMS = 128  # of each half, by default
+ITEMS, WINDOWS = 128, 16  # of each half, by default; windows of a text hold hundreds of tokens each
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Report:
         return asdict(self) | {"verdicts": verdicts, "points": points}
 
 
-def report(program: Program, context: Context, *, items: int = ITEMS) -> Report:
-    """Measure a Program on data: one half calibrates, the other is held out.
+def report(program: Program, context: Context, *, items: int | None = None) -> Report:
+    """Measure a Program on data: one half calibrates, the other is held out; at most ``items`` of each.
 
     Raises:
         RefusedError: there is no feed-forward network to measure.
@@ -101,6 +101,8 @@ def report(program: Program, context: Context, *, items: int = ITEMS) -> Report:
     assert data is not None
     if not found.ffns:
         raise RefusedError(f"{program.info.source} cannot be measured: {found.refusals[0].reason}")
+    if items is None:
+        items = WINDOWS if criterion.is_causal(program) else ITEMS
     ours, held = calibration.halves(data, items, LEAST_ITEMS, context.seed)
     downs = [ffn.down for ffn in found.ffns]
     weights = weights_of(program, downs)
