@@ -82,10 +82,24 @@ def find_attention_spans(program: Program) -> tuple[list[AttentionSpan], list[Re
     return found, refused
 
 
+def advice(program: Program) -> list[Refusal]:
+    """What can be done where no token may leave for good."""
+    spans, _ = find_attention_spans(program)
+    why = (
+        f"the token count outside of {len(spans)} attentions has to stay: use tomesd, which merges before"
+        " an attention and puts tokens back behind it"
+    )
+    return [Refusal(spans[0].behind.name, why)] if spans else []
+
+
 def _stream(flow: nx.DiGraph[fx.Node], attentions: Sequence[Attention]) -> set[fx.Node]:
     """What tokens are computed from and what is computed of them; masks and position tables are not among it."""
     first = next((a.input for a in attentions if a.input is not None), None)
-    return set() if first is None else nx.ancestors(flow, first) | nx.descendants(flow, first) | {first}
+    return (
+        set()
+        if first is None
+        else nx.ancestors(flow, first) | nx.descendants(flow, first) | {first}
+    )
 
 
 def _over(known: Sites, attention: Attention) -> Sites:
@@ -152,14 +166,41 @@ def _objection(outside: set[fx.Node], span: AttentionSpan) -> Refusal | None:
         mixes = use.kind == "mix" and use.node.target is not SDPA
         if within and mixes and use.axis in sites.token_axes(use.operand):
             return Refusal(use.node.name, f"needs every token in place: {use.node.name} {use.why}")
-    for node in sorted(inner, key=lambda n: n.name):
+    for node in (n for n in span.before.graph.nodes if n in inner):
         joined = [n for n in node.all_input_nodes if n in outside and sites.carries_tokens(n)]
         if joined:
             return Refusal(node.name, f"reads {joined[0].name} from outside at {node.name}")
+        if not _runs_over_tokens(sites, node):
+            return Refusal(
+                node.name, f"needs every token in place: {node.name} lays them out on a grid"
+            )
+        table = next((n for n in node.all_input_nodes if _is_folded(span, n, node)), None)
+        if table is not None:
+            why = f"reads {table.name} where windows or heads are folded into the batch, at {node.name}"
+            return Refusal(node.name, why)
         strangers = [u for u in node.users if u not in inner and _is_tensor(u)]
         if node is not span.behind and strangers:
             return Refusal(node.name, f"is read inside: {node.name} goes to {strangers[0].name}")
     return None
+
+
+def _runs_over_tokens(sites: Sites, node: fx.Node) -> bool:
+    """Whether an axis of a node is the tokens, or holds them beside another."""
+    forms = sites.axes.variables
+    held = (forms.factors(v) or () for tensor in sites.axes.tensors(node) for v in tensor)
+    return sites.carries_tokens(node) or any(f in sites.offsets for fs in held for f in fs)
+
+
+def _is_folded(span: AttentionSpan, table: fx.Node, user: fx.Node) -> bool:
+    """Whether side information meets tokens whose rows are not the batch's, and so cannot follow them."""
+    sites = span.sites
+    if table in span.inner or table is span.before or not sites.carries_tokens(table):
+        return False
+    batch = sites.axes.of(span.before)[0]
+    rows = [sites.axes.of(user)[0]]
+    if table.meta["val"].dim() == user.meta["val"].dim() and table.meta["val"].shape[0] != 1:
+        rows.append(sites.axes.of(table)[0])
+    return any(row != batch for row in rows)
 
 
 def _is_tensor(node: fx.Node) -> bool:

@@ -34,6 +34,7 @@ SIZES_IN_FLOAT32 = 3e-6  # relative
 FLOAT32 = 2e-4
 # What attention alone reads: the norm before it, or where that is the stream itself the attention's input.
 NORMS = r"\.(norm1|layernorm_before|layer_norm1|self_attn_layer_norm|attn_norm|pre_norm)$"
+NAMED = {"compact:cct": r"blocks\.\d+\.norm$"}
 INPUTS = {"hf:bert": r"\.attention\.self$", "hf:wav2vec2": r"\.attention$"}
 FAMILIES = [entry.name for entry in REDUCIBLE]
 SHARP = ("timm:vit_small_patch14_reg4_dinov2", "timm:vit_base_patch16_siglip_224", "hf:bert")
@@ -114,7 +115,7 @@ def hooks(entry: Entry, model: nn.Module, oracle: Repeated) -> Iterator[list[str
             if re.search(INPUTS[entry.name], name):
                 handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 found.append(name)
-        elif re.search(NORMS, name):
+        elif re.search(NAMED.get(entry.name, NORMS), name):
             handles.append(module.register_forward_hook(behind_norm))
             found.append(name)
     try:
@@ -124,7 +125,9 @@ def hooks(entry: Entry, model: nn.Module, oracle: Repeated) -> Iterator[list[str
             handle.remove()
 
 
-def repeated(name: str, inputs: dict[str, Tensor], keep: float, proportional: bool) -> dict[str, Tensor]:
+def repeated(
+    name: str, inputs: dict[str, Tensor], keep: float, proportional: bool
+) -> dict[str, Tensor]:
     """Outputs of the eager model with groups repeated."""
     entry = BY_NAME[name]
     model, _ = entry.build()
