@@ -38,6 +38,7 @@ BUILT_IN = {
     "skip-tokens": "thresher.passes.depth.skip_tokens:SkipTokens",
     "sparsity": "thresher.passes.sparsity.skip:Sparsity",
     "tome": "thresher.passes.tokens.methods:Tome",
+    "tomesd": "thresher.passes.tokens.tomesd:Tomesd",
     "topk-norm": "thresher.passes.tokens.methods:TopkNorm",
     "zero-tprune": "thresher.passes.tokens.zero_tprune:ZeroTPrune",
 }

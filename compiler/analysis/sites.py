@@ -71,7 +71,18 @@ class Attention:
     @property
     def source(self) -> fx.Node | None:
         """What the keys' linear reads, ``[B, N, C]``; None if another product makes the keys."""
-        frontier, seen = [self.k], {self.k}
+        return self._projected(self.k)
+
+    @property
+    def input(self) -> fx.Node | None:
+        """What the linears of queries, keys and values all read, ``[B, N, C]``; None if there is no such tensor."""
+        first, *others = [self._projected(operand) for operand in (self.q, self.k, self.v)]
+        return first if all(other is first for other in others) else None
+
+    @staticmethod
+    def _projected(operand: fx.Node) -> fx.Node | None:
+        """What the linear of an operand reads, ``[B, N, C]``."""
+        frontier, seen = [operand], {operand}
         while frontier:
             node = frontier.pop(0)
             if node.target is torch.ops.aten.linear.default:
@@ -198,10 +209,11 @@ def find_sites(program: Program) -> Sites:
                 Refusal(attentions[0].node.name, _no_self_attention(attentions[0]))
             )
         return found
-    found.root = _stream_root(flow, found.sites[0])
+    first = found.sites[0]
+    found.root = _stream_root(flow, first)
     _prefix(found, flow)
     _barriers(found, flow)
-    found.padding = _padding(program, flow, found)
+    found.padding = _padding(program, flow, first.attention)
     return found
 
 
@@ -415,11 +427,9 @@ def _is_attention(node: fx.Node) -> bool:
     return node.target is SDPA
 
 
-def _padding(program: Program, flow: nx.DiGraph[fx.Node], found: Sites) -> fx.Node | None:
-    """The first attention mask that depends on a user input: it says which tokens are padding."""
-    if not found.sites:
-        return None
-    mask = found.sites[0].attention.mask
+def _padding(program: Program, flow: nx.DiGraph[fx.Node], first: Attention) -> fx.Node | None:
+    """The first attention's mask if it depends on a user input: it says which tokens are padding."""
+    mask = first.mask
     inputs = set(program.input_nodes())
     if mask is None or not (nx.ancestors(flow, mask) | {mask}) & inputs:
         return None

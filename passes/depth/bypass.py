@@ -9,13 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 import thresher.kernels.ops  # noqa: F401  (registers the operators)
-from thresher.compiler.analysis.sites import TOKEN_AXIS, Sites, origin
+from thresher.compiler.analysis.sites import TOKEN_AXIS, Sites
 from thresher.compiler.program import LedgerEntry, Program, provenance
 from thresher.passes.depth.spans import Span
 from thresher.passes.tokens.budget import Count, Limits
 from thresher.passes.tokens.reduce import Reduction, Version
 from thresher.passes.tokens.score import Norm, layer_seed, random_score
-from thresher.passes.tokens.sizes import validity
 from thresher.passes.tokens.step import LOWEST, Keep, StepResult
 
 SLOT, KEPT = 1, 2  # outputs of keep_tokens
@@ -78,8 +77,6 @@ class Bypass(Reduction):
         self.probes = {key: self._constants(key, probe) for key, probe in probes.items()}
         self.made: dict[str, fx.Node] = {}
         self.inputs = set(program.input_nodes())
-        padding = sites.padding
-        self.mask = [] if padding is None else origin(program.graph, padding)
 
     def _constants(self, part: str, probe: Tensor) -> tuple[str, str]:
         names = tuple(f"router_{what}_{part.replace('.', '_')}" for what in ("weight", "bias"))
@@ -87,8 +84,6 @@ class Bypass(Reduction):
         return names[0], names[1]
 
     def _visit(self, node: fx.Node) -> None:
-        if node in self.rewriter.map:
-            return  # part of a mask that was needed before its turn
         if node in self.inputs and not self.made:
             self.made = {key: self.rewriter.constant(key, t) for key, t in self.constants.items()}
         super()._visit(node)
@@ -136,11 +131,8 @@ class Bypass(Reduction):
             score = self.rewriter.inline(
                 lambda x: random_score(x.shape[1], seed, x.device).expand(x.shape[0], -1), x
             )
-        if self.sites.padding is None:
+        if self._real is None:
             return score
-        for node in self.mask:
-            self._visit(node)
-        real = validity(self.rewriter, self.rewriter.map[self.sites.padding])
         return self.rewriter.inline(
-            lambda s, n: torch.where(n > 0, s, torch.full_like(s, LOWEST)), score, real
+            lambda s, n: torch.where(n > 0, s, torch.full_like(s, LOWEST)), score, self._real
         )

@@ -15,6 +15,7 @@ from thresher.compiler.analysis.sites import Sites, find_sites
 from thresher.compiler.contract import Context, Pass, PassResult
 from thresher.compiler.ledger import in_graph_order
 from thresher.compiler.program import Program, Refusal
+from thresher.passes.tokens.attention_span import advice
 from thresher.passes.tokens.budget import Schedule, resolve
 from thresher.passes.tokens.options import TokenOptions, schedule
 from thresher.passes.tokens.places import between_blocks
@@ -76,7 +77,7 @@ class TokenReduction(Pass[T_co], Generic[T_co]):
         """Sites, counts and predicted cost; refusals instead of exceptions for what the model lacks."""
         sites = find_sites(program)
         if not sites.sites:
-            return Plan(sites, tuple(sites.refusals))
+            return Plan(sites, (*sites.refusals, *advice(program)))
         step = self.step(sites)
         first = sites.sites[0].attention.node.name
         objection = step.objection(sites)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import networkx as nx
 import torch
@@ -16,7 +17,15 @@ from torch import fx
 from torch.export import ExportedProgram
 
 import thresher.kernels.ops  # noqa: F401  (registers the operators)
-from thresher.compiler.analysis.sites import SDPA, TOKEN_AXIS, Attention, Site, Sites, dataflow
+from thresher.compiler.analysis.sites import (
+    SDPA,
+    TOKEN_AXIS,
+    Attention,
+    Site,
+    Sites,
+    dataflow,
+    origin,
+)
 from thresher.compiler.errors import RefusedError
 from thresher.compiler.program import LedgerEntry, Program, module_path
 from thresher.compiler.surgery import Rewriter
@@ -96,7 +105,11 @@ class Reduction:
         flow = dataflow(program.graph)
         assert sites.root is not None
         self.stream = nx.descendants(flow, sites.root) | {sites.root}
-        self.trunk = restore.trunk(flow, sites)
+
+    @cached_property
+    def trunk(self) -> set[fx.Node]:
+        """The residual stream."""
+        return restore.trunk(dataflow(self.program.graph), self.sites)
 
     def run(
         self, *, restore_outputs: bool = True
@@ -110,7 +123,7 @@ class Reduction:
             if node is first_input:
                 self._store_weights()
             self._visit(node)
-            if node is self.sites.root:
+            if node is self.sites.root and not self.versions:
                 x = self.rewriter.map[node]
                 self.versions = [Version(x, x.meta["val"].shape[TOKEN_AXIS], None)]
             self._behind(node)
@@ -142,6 +155,8 @@ class Reduction:
         return self.version_of.get(node, 0)
 
     def _visit(self, node: fx.Node) -> None:
+        if node in self.rewriter.map:
+            return  # part of a mask that was needed before its turn
         tokens = [n for n in node.all_input_nodes if self.sites.carries_tokens(n)]
         version = max((self._version(n) for n in tokens), default=0)
         if node.op == "placeholder" or version == 0:
@@ -301,9 +316,19 @@ class Reduction:
             self.sites.protected, self.sites.class_token, keep, self.stored.get(site.layer, {}),
         )  # fmt: skip
 
+    @cached_property
+    def _real(self) -> fx.Node | None:
+        """``[B, N]`` float32 of the tokens that came in: 0 for padding; None where there is none."""
+        padding = self.sites.padding
+        if padding is None:
+            return None
+        for node in origin(self.program.graph, padding):
+            self._visit(node)
+        return validity(self.rewriter, self.rewriter.map[padding])
+
     def _first_sizes(self, x: fx.Node) -> fx.Node | None:
-        if self.sites.padding is not None:
-            return validity(self.rewriter, self.rewriter.map[self.sites.padding])
+        if self._real is not None:
+            return self._real
         sized = self.step.merges or self.step.empties
         return initial_sizes(self.rewriter, x) if sized else None
 

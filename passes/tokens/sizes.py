@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
+from thresher.compiler.analysis.axes import hint_of
 from thresher.compiler.surgery import Rewriter
 
 MASKED = -1e4  # additive masks at or below this hide a key; the same in float16
@@ -51,10 +52,14 @@ def _add_bias(
     like: fx.Node,
     of_column: Callable[[torch.Tensor], torch.Tensor],
 ) -> fx.Node:
-    dtype = like.meta["val"].dtype
+    """``like``: keys ``[B, H, N, d]``, or ``[B H, N, d]`` where heads are folded into the batch."""
+    keys = like.meta["val"]
+    dtype, folded = keys.dtype, keys.dim() == 3
+    heads = hint_of(keys.shape[0]) // hint_of(size.meta["val"].shape[0])
 
     def bias(size: torch.Tensor) -> torch.Tensor:
-        return of_column(size)[:, None, None, :].to(dtype)
+        column = of_column(size)[:, None, None, :].to(dtype)
+        return column.expand(-1, heads, -1, -1).flatten(0, 1) if folded else column
 
     def with_mask(size: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         if mask.dtype == torch.bool:

@@ -210,7 +210,7 @@ def test_a_pass_that_occurs_twice_cannot_be_overridden() -> None:
 def test_built_in_recipes_are_a_method_then_cleanup() -> None:
     plain = {name for name in built_in() if "/" not in name}
     token_methods = {"tome", "evit", "topk-norm", "random", "diffrate", "max-min", "pitome", "ats"}
-    token_methods |= {"zero-tprune", "patch-merger", "sit", "dynamic-vit", "dtem"}
+    token_methods |= {"zero-tprune", "patch-merger", "sit", "dynamic-vit", "dtem", "tomesd"}
     others = {
         "acm",
         "channels",

@@ -260,7 +260,9 @@ def test_what_cannot_be_reported() -> None:
         report(toy("normed"), Context(data=noise()))
     with pytest.raises(UsageError, match="calibration needs at least 16"):
         report(toy("plain"), Context(data=noise(9)))
-    with pytest.raises(UsageError, match="of which 8 are asked for, and calibration needs at least 16: ask"):
+    with pytest.raises(
+        UsageError, match="of which 8 are asked for, and calibration needs at least 16: ask"
+    ):
         report(toy("plain"), Context(data=noise(40)), items=4)
 
 
