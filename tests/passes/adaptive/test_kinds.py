@@ -48,7 +48,7 @@ def made(gate: float | None = None) -> Program:
             module.gate_bias.zero_()
             module.gate_bias[-1] = gate or 0.0
     shares = [1.0] * len(trained.modules)
-    exported = insert(trained.job.program, trained.job.ffns, trained.modules, shares, "acm")
+    exported = insert(trained.job.program, trained.job.sites, trained.modules, shares, "acm")
     return replace(trained.job.program, exported=exported)
 
 
