@@ -28,6 +28,7 @@ from thresher.passes.adaptive.calibrate import CLOSE, shares
 from thresher.passes.adaptive.insert import insert
 from thresher.passes.adaptive.job import AcmOptions, Distilled, Job
 from thresher.passes.adaptive.learners import straight_through
+from thresher.passes.adaptive.sites import Site
 from thresher.passes.adaptive.train import _Training, distil
 from thresher.runtime.exporting import export
 
@@ -60,7 +61,7 @@ def context(
     return Context(data=data or noise(), batch=8, checkpoints=checkpoints, progress=progress)
 
 
-def job(given: Context | None = None, **options: Any) -> Job[AcmOptions]:
+def job(given: Context | None = None, **options: Any) -> Job[Site, AcmOptions]:
     program = dense()
     chosen = AcmOptions(**(STEPS | options))
     return Job(program, find(program).ffns, chosen, given or context())
