@@ -29,7 +29,7 @@ class Acm(Pass[AcmOptions]):
     """
 
     name = "acm"
-    summary = "cut feed-forward networks into learners that each token runs as many of as it needs"
+    summary = "cut networks (and linears of attention) into learners that each token runs as many of as it needs"
     Options = AcmOptions
     needs_data = True
     trains = True
