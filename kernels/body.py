@@ -66,6 +66,7 @@ MERGED = """
 ACTIVATED = {
     "gelu": "{y} = Gelu ({x})",
     "gelu_tanh": '{y} = Gelu <approximate = "tanh"> ({x})',
+    "identity": "{y} = Identity ({x})",
     "quick_gelu": "{y}_steep = Constant <value = float {{1.702}}> ()\n    {y}_typed = CastLike ({y}_steep, {x})\n"
     "    {y}_scaled = Mul ({x}, {y}_typed)\n    {y}_gate = Sigmoid ({y}_scaled)\n    {y} = Mul ({x}, {y}_gate)",
     "relu": "{y} = Relu ({x})",

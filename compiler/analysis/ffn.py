@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from thresher.compiler.analysis.linears import LINEAR, Names, bias_of, operand, stored_weights
 from thresher.compiler.analysis.residual import ADDS, NORMS
 from thresher.compiler.program import Program, Refusal, module_path
-from thresher.kernels.activations import ACTIVATIONS
+from thresher.kernels.activations import ACTIVATIONS, identity
 
 aten = torch.ops.aten
 SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
@@ -107,6 +107,11 @@ class FFN:
         every = (*self.linears, self.down)
         biases = (bias for linear in every if (bias := bias_of(linear)) is not None)
         return tuple(dict.fromkeys([*(operand(linear, 1) for linear in every), *biases]))
+
+    @property
+    def activation(self) -> str | None:
+        """The name of its activation, or None for what has no name."""
+        return None if self.form is None else self.form.activation
 
     @cached_property
     def form(self) -> Form | None:
@@ -304,6 +309,8 @@ def _form(ffn: FFN) -> Form | None:
         if values is None:
             return None
         for name, act in ACTIVATIONS.items():
+            if act is identity:  # a product of two linears has no activation
+                continue
             active = act(points)
             if _close(values[ffn.hidden], active * factor if rest else active):
                 made = (n for n, v in values.items() if n in ffn.inner and _close(v, active))

@@ -122,7 +122,7 @@ def _activated(value, ACTIVATION: tl.constexpr):
         value = value * tl.sigmoid(1.702 * value)
     elif ACTIVATION == "relu":
         value = tl.where(value < 0, 0.0, value)
-    else:
+    elif ACTIVATION == "silu":
         value = value * tl.sigmoid(value)
     return value
 

@@ -1,4 +1,4 @@
-"""A Program run with its feed-forward networks watched, or with something else in their places."""
+"""A Program run with some parts of it watched, or with something else in their places."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.program import Program
 from thresher.passes.adaptive.learners import Learners, running
+from thresher.passes.adaptive.sites import Site
 from thresher.passes.tokens.sizes import visible
 
 aten = torch.ops.aten
@@ -21,20 +21,20 @@ Instead = Callable[[int, Tensor], Tensor]  # of a site's number and what it read
 class NetworkForward(fx.Interpreter):
     """Runs a Program; its own weights are frozen."""
 
-    def __init__(self, program: Program, ffns: Sequence[FFN]) -> None:
+    def __init__(self, program: Program, sites: Sequence[Site]) -> None:
         super().__init__(program.exported.graph_module)
         self.program = program
-        self._first = {ffn.linears[0]: ffn for ffn in ffns}
-        self._down = {ffn.down: ffn for ffn in ffns}
+        self._first = {site.linears[0]: site for site in sites}
+        self._down = {site.down: site for site in sites}
         self._x: dict[int, Tensor] = {}
-        self._inner = frozenset[fx.Node]().union(*(ffn.inner for ffn in ffns))
+        self._inner = frozenset[fx.Node]().union(*(site.inner for site in sites))
         self._padding = find_sites(program).padding
         self.visible: Tensor | None = None  # of the last run
         self._instead: Instead | None = None
         self._seen: dict[int, tuple[Tensor, Tensor]] | None = None
 
     def watched(self, inputs: Mapping[str, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
-        """By site, what the dense network reads and writes where there is no padding: ``[T, D]`` both."""
+        """By site, what the dense part reads and writes where there is no padding: ``[T, D]`` both."""
         self._instead, self._seen = None, {}
         with torch.no_grad():
             self.run(*self.program.placeholder_values(inputs))
@@ -60,7 +60,7 @@ class NetworkForward(fx.Interpreter):
             return self._named(inputs)
 
     def replaced(self, inputs: Mapping[str, Tensor], instead: Instead) -> dict[str, Tensor]:
-        """Outputs by name, with gradients, where ``instead`` stands for every network."""
+        """Outputs by name, with gradients, where ``instead`` stands at every site."""
         self._instead = instead
         return self._named(inputs)
 
@@ -74,7 +74,7 @@ class NetworkForward(fx.Interpreter):
         return self.visible.to(value.dtype)
 
     def run_node(self, n: fx.Node) -> Any:
-        """One node; the dense networks are left out where something stands for them."""
+        """One node; what is dense is left out where something stands for it."""
         if n is self._padding:
             found = super().run_node(n)
             self.visible = visible(found)
@@ -85,16 +85,16 @@ class NetworkForward(fx.Interpreter):
             self._x[first.layer] = self.env[first.x]
         if self._instead is not None and n in self._inner:
             return None
-        ffn = self._down.get(n)
-        if ffn is None:
+        site = self._down.get(n)
+        if site is None:
             return super().run_node(n)
-        x = self._x.pop(ffn.layer)
+        x = self._x.pop(site.layer)
         if self._instead is not None:
-            return self._instead(ffn.layer, x)
+            return self._instead(site.layer, x)
         y = super().run_node(n)
         if self._seen is not None:
             real = self.alive(x) > 0
-            self._seen[ffn.layer] = (x[real], y[real])
+            self._seen[site.layer] = (x[real], y[real])
         return y
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -108,14 +108,16 @@ class NetworkForward(fx.Interpreter):
 
 
 class AdaptiveForward(NetworkForward):
-    """Runs a Program with adaptive modules for its networks.
+    """Runs a Program with adaptive modules at its sites.
 
     ``choose`` gets a site's number and the logits ``[B, N, L + 1]`` of its gate and returns one-hot
     choices of the same shape.
     """
 
-    def __init__(self, program: Program, ffns: Sequence[FFN], modules: Sequence[Learners]) -> None:
-        super().__init__(program, ffns)
+    def __init__(
+        self, program: Program, sites: Sequence[Site], modules: Sequence[Learners]
+    ) -> None:
+        super().__init__(program, sites)
         self.modules = modules
 
     def adaptive(

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import Field
 
-from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.contract import Context, Options
 from thresher.compiler.program import Program
 from thresher.passes.adaptive.learners import Learners
+from thresher.passes.adaptive.sites import Site
 from thresher.passes.learning.identity import identity
 
 
@@ -27,18 +27,39 @@ class Trainable(Options):
     no_matter: ClassVar[frozenset[str]] = frozenset({"calibration"})
 
 
+S_job = TypeVar("S_job", bound=Site)
 O_job = TypeVar("O_job", bound=Trainable)
+
+
+Kind: TypeAlias = Literal["ffn", "qkv", "out"]
 
 
 class AcmOptions(Trainable):
     """Options of the conversion and of its training."""
 
     budget: Annotated[
-        float, Field(gt=0, le=1, description="share of the feed-forward work that is left")
+        float, Field(gt=0, le=1, description="share of the modules' work that is left")
     ] = 0.5
     learners: Annotated[
         int, Field(ge=1, le=16, description="parts that each feed-forward network is cut into")
     ] = 4
+    sites: Annotated[
+        tuple[Kind, ...],
+        Field(
+            min_length=1,
+            description="what becomes modules: ffn (feed-forward networks), qkv (linears that attention reads),"
+            " out (linears that read attention)",
+        ),
+    ] = ("ffn",)
+    rank: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="of qkv and out, rank that all learners together keep, as a share of the width; 0.5 costs"
+            " about what the dense linear does",
+        ),
+    ] = 0.5
     distil_steps: Annotated[
         int, Field(ge=0, description="most steps of phase 1, each learner against the dense layer")
     ] = 100
@@ -61,7 +82,13 @@ class AcmOptions(Trainable):
     @property
     def facts(self) -> dict[str, str]:
         """What trained modules answer to, besides the budget of their gates."""
-        return {"learners": str(self.learners)}
+        ranked = {"rank": f"{self.rank:g}"} if self.projections else {}
+        return {"learners": str(self.learners), "sites": ",".join(self.sites), **ranked}
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """The chosen kinds that are linears of attention."""
+        return tuple(kind for kind in self.sites if kind != "ffn")
 
 
 @dataclass(frozen=True)
@@ -69,8 +96,10 @@ class Distilled:
     """What came out.
 
     Attributes:
-        modules: one per network.
-        shares: of each network's learners, how many run for a token on average on held-out data.
+        modules: one per site.
+        kept: of each, the part of the dense result's variance on data that all learners begin with: 1, or less
+            where the rank is less.
+        shares: of each site's learners, how many run for a token on average on held-out data.
         share: the same of their work altogether.
         tilt: what was added to the logits, times the number of learners, to meet the budget.
         loss: name of the task's loss, empty where modules were trained before.
@@ -79,6 +108,7 @@ class Distilled:
     """
 
     modules: Sequence[Learners]
+    kept: tuple[float, ...]
     shares: tuple[float, ...]
     share: float
     tilt: float = 0.0
@@ -88,11 +118,11 @@ class Distilled:
 
 
 @dataclass(frozen=True)
-class Job(Generic[O_job]):
+class Job(Generic[S_job, O_job]):
     """Everything that is fixed during one training."""
 
     program: Program
-    ffns: Sequence[FFN]
+    sites: Sequence[S_job]
     options: O_job
     context: Context
 
@@ -101,6 +131,6 @@ class Job(Generic[O_job]):
         """What must agree for a checkpoint to be of this training."""
         return {
             **identity(self.program, self.context),
-            "networks": len(self.ffns),
+            "networks": len(self.sites),
             **self.options.model_dump(mode="json", exclude=set(self.options.no_matter)),
         }

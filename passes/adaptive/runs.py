@@ -12,10 +12,11 @@ from torch import Tensor
 import thresher.kernels.ops  # noqa: F401  (registers the operators)
 from thresher.compiler.analysis.linears import operand
 from thresher.compiler.ledger import Positions, Recorder, in_graph_order, token_maps
-from thresher.compiler.program import Program, module_path
+from thresher.compiler.program import Program, module_path, provenance
 from thresher.passes.depth.bypass import detours
 
 _OURS = torch.ops.thresher
+SITE = "site"  # a pass notes on an adaptive network what it stands for
 OPERATORS = (_OURS.adaptive_mlp.default, _OURS.adaptive_gated_mlp.default)
 
 
@@ -24,7 +25,7 @@ class Runs:
     """One adaptive network on a batch.
 
     Attributes:
-        path: the module that it stands in.
+        path: what it stands for.
         most: its learners L.
         k: int64 ``[B, N]``, learners that each token of the input runs, -1 where it does not come by:
             it was dropped, or skips the block; tokens that were merged run those of the one that they
@@ -57,5 +58,6 @@ def learners_run(program: Program, inputs: Mapping[str, Tensor]) -> list[Runs]:
         if positions is not None:
             k = positions.spread(k, -1)
         count = int(most.meta["val"].shape[0])
-        found.append(Runs(module_path(node) or node.name, count, k.clip(-1, count)))
+        path = provenance(node).get(SITE) or module_path(node) or node.name
+        found.append(Runs(path, count, k.clip(-1, count)))
     return found

@@ -1,15 +1,48 @@
-"""Which feed-forward networks can become adaptive modules."""
+"""Where adaptive modules can stand: in place of feed-forward networks, and of projections of attention."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Protocol
 
 from torch import fx
 
 from thresher.compiler.analysis.ffn import FFN, Found, find, refuse
 from thresher.compiler.analysis.linears import bias_of, stored_weights
 from thresher.compiler.program import Program, Refusal
+
+
+class Site(Protocol):
+    """A part of a graph that maps tokens ``[B, N, D]`` to such: :class:`FFN` is one.
+
+    Attributes:
+        layer: its number among those that are converted, from 0.
+        path: its name, no other's.
+        x: what it reads.
+        linears: those that read x.
+        down: the node that writes its result.
+        inner: nodes from ``linears`` to ``down``, which is none of them; nobody else reads them.
+        weights: placeholders that it reads, each once.
+        activation: a name among :data:`~thresher.kernels.activations.ACTIVATIONS`; None if it has none.
+    """
+
+    @property
+    def layer(self) -> int: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def x(self) -> fx.Node | None: ...
+    @property
+    def linears(self) -> tuple[fx.Node, ...]: ...
+    @property
+    def down(self) -> fx.Node: ...
+    @property
+    def inner(self) -> frozenset[fx.Node]: ...
+    @property
+    def weights(self) -> tuple[fx.Node, ...]: ...
+    @property
+    def activation(self) -> str | None: ...
 
 
 def adaptable(program: Program, parts: int, called: str = "learners") -> Found:

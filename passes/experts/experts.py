@@ -24,7 +24,7 @@ from thresher.compiler.surgery import Rewriter
 from thresher.passes.adaptive.forward import NetworkForward
 from thresher.passes.adaptive.insert import Weights, put_in_place
 from thresher.passes.adaptive.job import Job
-from thresher.passes.adaptive.sites import adaptable
+from thresher.passes.adaptive.sites import Site, adaptable
 from thresher.passes.experts import kept
 from thresher.passes.experts.calibrate import GRID, Runner, calibrated, seen_at, whole, work_of
 from thresher.passes.experts.job import DEFAULT_BUDGET, ExpertsOptions, Routed
@@ -81,7 +81,7 @@ class Experts(Pass[ExpertsOptions]):
         if self.options.calibration is None:
             super().demand_data(context)
 
-    def _found(self, job: Job[ExpertsOptions], digest: str) -> Routed:
+    def _found(self, job: Job[FFN, ExpertsOptions], digest: str) -> Routed:
         """Routers, trained or read; where there is data the tau and the shares are of it."""
         data = job.context.data
         if self.options.calibration is None:
@@ -103,8 +103,8 @@ class Experts(Pass[ExpertsOptions]):
                 return found
         assert data is not None
         batches = Batches(data, job.context.batch, job.context.seed, labels=False)
-        forward = NetworkForward(job.program, job.ffns)
-        runner = Runner(forward, found.mixtures, work_of(job.ffns))
+        forward = NetworkForward(job.program, job.sites)
+        runner = Runner(forward, found.mixtures, work_of(job.sites))
         tau = self.options.tau
         if tau is None:
             tau = calibrated(runner, batches, _budget(job, found.mixtures))
@@ -144,28 +144,28 @@ def insert(program: Program, ffns: Sequence[FFN], found: Routed, made_by: str) -
 
 
 def _network(
-    rewriter: Rewriter, ffn: FFN, x: fx.Node, weights: Weights, mixture: Mixture, share: float
+    rewriter: Rewriter, site: Site, x: fx.Node, weights: Weights, mixture: Mixture, share: float
 ) -> fx.Node:
     inner = rewriter.emit(aten.linear.default, x, weights["inner"], weights["inner_bias"])
     opened = rewriter.emit(aten.relu.default, inner)
     outer = rewriter.emit(aten.linear.default, opened, weights["outer"], weights["outer_bias"])
     told = rewriter.emit(aten.abs.default, outer)
     run = rewriter.inline(running, told, weights[TAU])
-    rewriter.at(ffn.down, **{SHARE: share})
+    rewriter.at(site.down, **{SHARE: share})
     operands = [weights[name] for name in ("w1", "b1", "w2")]
     layer = torch.ops.thresher.expert_mlp.default
     y = rewriter.emit(layer, x, run, *operands, mixture.experts.activation)
-    rewriter.at(ffn.down)
+    rewriter.at(site.down)
     return rewriter.emit(aten.add.Tensor, y, weights["bias"])
 
 
-def _budget(job: Job[ExpertsOptions], mixtures: Sequence[Mixture]) -> float:
+def _budget(job: Job[FFN, ExpertsOptions], mixtures: Sequence[Mixture]) -> float:
     """The share of the experts' work that the budget leaves.
 
     Raises:
         VerdictError: less than one expert for each token would be left.
     """
-    options, work = job.options, work_of(job.ffns)
+    options, work = job.options, work_of(job.sites)
     experts, least = sum(work), 1 / options.experts
     if options.flops is None:
         wanted, outside, total, what = options.budget or DEFAULT_BUDGET, 0.0, experts, "budget"

@@ -31,7 +31,7 @@ def tensors(found: Routed, ffns: Sequence[FFN]) -> dict[str, Tensor]:
     return kept
 
 
-def restored(job: Job[ExpertsOptions], name: str, digest: str) -> Routed:
+def restored(job: Job[FFN, ExpertsOptions], name: str, digest: str) -> Routed:
     """What :func:`tensors` kept, at its tau or at the one asked for, for which curves tell the shares.
 
     Raises:
@@ -39,7 +39,7 @@ def restored(job: Job[ExpertsOptions], name: str, digest: str) -> Routed:
     """
     path = job.options.calibration
     assert path is not None
-    sites = [str(ffn.layer) for ffn in job.ffns]
+    sites = [str(ffn.layer) for ffn in job.sites]
     kept = calibration.read(path, digest, name, sites, job.options.facts)
     chosen = [kept[f"{ORDER}.{site}"] for site in sites]
     mixtures = []

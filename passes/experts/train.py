@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from thresher.compiler import workers
+from thresher.compiler.analysis.ffn import FFN
 from thresher.passes.adaptive.forward import NetworkForward
 from thresher.passes.adaptive.job import Job
 from thresher.passes.adaptive.learners import Learners
-from thresher.passes.adaptive.train import dense
+from thresher.passes.adaptive.start import dense
 from thresher.passes.experts.clusters import balanced
 from thresher.passes.experts.job import ExpertsOptions
 from thresher.passes.experts.mixture import Mixture
@@ -29,21 +30,21 @@ RATE = 5e-3
 TOKENS = 2048  # of a batch that are looked at, in each network
 
 
-def orders(job: Job[ExpertsOptions]) -> list[Tensor]:
+def orders(job: Job[FFN, ExpertsOptions]) -> list[Tensor]:
     """``[H]`` of each network: its neurons, expert by expert."""
     found = []
-    for ffn in job.ffns:
+    for ffn in job.sites:
         rows = dense(job.program, ffn).w1[0].detach().double().T.numpy()
         groups = balanced(rows, job.options.experts, job.context.seed)
         found.append(torch.from_numpy(groups.flatten()))
     return found
 
 
-def cut(job: Job[ExpertsOptions], chosen: Sequence[Tensor]) -> list[Learners]:
+def cut(job: Job[FFN, ExpertsOptions], chosen: Sequence[Tensor]) -> list[Learners]:
     """The networks as experts."""
     return [
         dense(job.program, ffn).cut(order, job.options.experts)
-        for ffn, order in zip(job.ffns, chosen, strict=True)
+        for ffn, order in zip(job.sites, chosen, strict=True)
     ]
 
 
@@ -54,11 +55,11 @@ class RouterTraining:
         UsageError: there is too little data, or a checkpoint of another run is in the way.
     """
 
-    def __init__(self, job: Job[ExpertsOptions], experts: Sequence[Learners]) -> None:
+    def __init__(self, job: Job[FFN, ExpertsOptions], experts: Sequence[Learners]) -> None:
         assert job.context.data is not None
         self.job = job
         self.batches = Batches(job.context.data, job.context.batch, job.context.seed, labels=False)
-        self.forward = NetworkForward(job.program, job.ffns)
+        self.forward = NetworkForward(job.program, job.sites)
         self.mixtures = self._untrained(experts)
         self.unit = [mean.mean() for mean in self._means]
         phase = Phase("training routers: error {:.4f}", job.options.steps, (RATE,), self._error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx
 
 from thresher.compiler.analysis import ffn as networks
@@ -42,16 +43,17 @@ class Input:
 
 @dataclass
 class Found(networks.Found):
-    """Networks, and inputs of linears; inputs of one name are refused."""
+    """Networks, and inputs of linears; inputs of one name are refused, and ``alike`` are these refusals alone."""
 
     inputs: list[Input] = field(default_factory=list)
+    alike: list[Refusal] = field(default_factory=list)
 
 
 def find(program: Program) -> Found:
     """Search a Program; never raises."""
     found = networks.find(program)
     inputs, alike = _told_apart(_inputs(program.graph, found.ffns, stored_weights(program)))
-    return Found(found.ffns, [*found.refusals, *alike], inputs)
+    return Found(found.ffns, [*found.refusals, *alike], inputs, alike)
 
 
 def _inputs(graph: fx.Graph, ffns: list[FFN], stored: Names) -> Iterator[Input]:
@@ -61,7 +63,7 @@ def _inputs(graph: fx.Graph, ffns: list[FFN], stored: Names) -> Iterator[Input]:
     attentions = {n: i for i, n in enumerate(n for n in graph.nodes if n.target is SDPA)}
     groups: dict[tuple[fx.Node, str, int], list[fx.Node]] = {}
     for node in graph.nodes:
-        if node.target is not LINEAR or operand(node, 1) not in stored:
+        if node.target is not LINEAR or operand(node, 1) not in stored or _gates(node):
             continue
         if node in ups:
             kind, layer = "up", ups[node]
@@ -108,6 +110,11 @@ def _reaches(linear: fx.Node, attentions: dict[fx.Node, int], *, backward: bool)
                 seen.add(near)
                 stack.append(near)
     return None
+
+
+def _gates(linear: fx.Node) -> bool:
+    """Whether a linear is the gate of an adaptive module, which only chooses."""
+    return any(user.target is torch.ops.aten.argmax.default for user in linear.users)
 
 
 def _ours(node: fx.Node) -> bool:

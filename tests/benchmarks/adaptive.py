@@ -2,7 +2,8 @@
 
 One training serves all budgets of a row name: ``acm`` is trained at ``--trained`` and its gates are
 shifted to the others; ``acm own`` is trained at each of them (``--own``); ``diffrate + acm`` is trained
-behind that pass, as are others that ``--before`` names, likewise once; ``experts`` trains its routers once, and
+behind that pass, as are others that ``--before`` names, likewise once; ``--sites`` trains ``acm`` once more on each
+choice of sites; ``experts`` trains its routers once, and
 ``relufy + experts`` once more behind a model with ReLUs.  Trains on the training split (Debian's
 dataset-fashion-mnist) and judges on the 10,000 test images.  Early exits have a table of their own, with times on
 real images.
@@ -129,18 +130,22 @@ def study(args: argparse.Namespace) -> Study:
     trainer = Trainer(dense, context)
     steps = dict(zip(("distil_steps", "gate_steps", "steps"), args.steps, strict=True))
 
-    def acm(budget: float) -> Trained:
-        return Trained("acm", {"budget": budget, **steps})
+    def acm(budget: float, **more: object) -> Trained:
+        return Trained("acm", {"budget": budget, **steps, **more})
 
     experts = Trained("experts", {"budget": args.trained, "steps": args.routers}, {"tau": None})
     rows = list(trainer.rows("acm", (), acm(args.trained), args.budgets))
     if args.own:
         for budget in args.budgets:
             rows += trainer.rows("acm own", (), acm(budget), [budget])
+    for sites in args.sites:
+        more = acm(args.trained, sites=f"[{sites}]")
+        rows += trainer.rows(f"acm of {sites}", (), more, args.budgets)
     for before in args.before:
         name = f"{before.partition(':')[0]} + acm"
         rows += trainer.rows(name, [before], acm(args.trained), args.budgets)
-    rows += trainer.rows("experts", (), experts, args.budgets)
+    if args.routers:
+        rows += trainer.rows("experts", (), experts, args.budgets)
     if args.relufy:
         bent = run(
             dense, parse_recipe(f"passes: [relufy: {{steps: {args.relufy}}}]", "relufy"), context
@@ -176,6 +181,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser(__doc__, limit=10_000)
     methods = [name for name in ("diffrate", "drop-blocks") if name in built_in()]
     options.set_defaults(methods=methods, budgets=list(BUDGETS))
+    options.add_argument(
+        "--sites", nargs="*", default=[], help='what else acm converts, such as "ffn, qkv, out"'
+    )
     options.add_argument("--trained", type=float, default=0.4, help="budget of the one training")
     options.add_argument("--own", action="store_true", help="also a training for each budget")
     options.add_argument(
@@ -189,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument(
         "--relufy", type=int, default=200, help="its steps before experts; 0: without"
     )
-    options.add_argument("--routers", type=int, default=200, help="steps of the routers of experts")
+    options.add_argument("--routers", type=int, default=200, help="of experts; 0: without")
     options.add_argument("--exits", type=int, default=200, help="steps of early exits; 0: without")
     options.add_argument("--chart", type=Path, default=None, help="also draw accuracy against time")
     args = options.parse_args(argv)

@@ -47,6 +47,30 @@ def test_one_command_converts_and_trains(cli: Cli, made: Made, tmp_path: Path) -
     assert cli("inspect", SOURCE, "--text", "a b").code == 2
 
 
+@pytest.mark.slow
+def test_linears_of_attention_too(cli: Cli, made: Made, tmp_path: Path) -> None:
+    out = tmp_path / "adaptive"
+    chosen = ("--set", "sites=[ffn,qkv,out]", "--learn-data", made.data)
+    done = cli("optimize", SOURCE, *QUICK, *chosen, "-o", out, "--json")
+    assert done.code == 0, done.err
+    details = done.json["passes"][0]["details"]
+    ranks = details["projections"]
+    assert len(details["networks"]) == 5 * len(ranks) // 4 > 0
+    assert all(told["rank"] * 2 == told["of"] for told in ranks.values())
+    assert "keep rank" in details["note"]
+    shown = cli("inspect", out, "--image", made.image, "-o", tmp_path / "learners.png", "--json")
+    assert sorted(r["network"] for r in shown.json["learners"]) == sorted(details["networks"])
+
+    recipe = ("optimize", SOURCE, "--recipe", out / "recipe.yaml", "-o")
+    assert cli(*recipe, tmp_path / "again").code == 0
+    for name in ("acm.safetensors", "recipe.yaml"):
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
+    less = cli(*recipe, tmp_path / "less", "--set", "sites=[ffn]")
+    assert less.code == 2
+    assert "was made with sites=ffn,qkv,out and not sites=ffn" in less.err
+    assert not (tmp_path / "less").exists()
+
+
 @pytest.mark.parametrize(
     ("given", "code", "said"),
     [
@@ -54,6 +78,9 @@ def test_one_command_converts_and_trains(cli: Cli, made: Made, tmp_path: Path) -
         (("--set", "budget=1.01", "--learn-data", "DATA"), 2, "less than or equal to 1"),
         ((), 2, "pass 'acm' needs data and none was given: add --data DATA"),
         (("--set", "learners=7", "--learn-data", "DATA"), 3, "7 learners cannot share"),
+        (("--set", "sites=[attention]", "--learn-data", "DATA"), 2, "input should be 'ffn', 'qkv' or 'out'"),
+        (("--set", "rank=1.5", "--learn-data", "DATA"), 2, "acm.rank: input should be less than or equal to 1"),
+        (("--set", "sites=[out]", "--set", "rank=0.01", "--learn-data", "DATA"), 3, "set a larger rank or fewer"),
     ],
 )  # fmt: skip
 def test_mistakes(

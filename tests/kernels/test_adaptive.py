@@ -23,7 +23,7 @@ PLAIN, GATED = OPERATORS["AdaptiveMLP"], OPERATORS["AdaptiveGatedMLP"]
 ours = torch.ops.thresher
 SINGLE, HALF = 2.0**-20, 2.0**-8  # sums of some dozens of terms
 everywhere = pytest.mark.parametrize("back_end", ["onnxruntime", "openvino"])
-ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
+ACTIVATIONS = ("gelu", "gelu_tanh", "identity", "quick_gelu", "relu", "silu")
 FAST = settings(
     max_examples=25, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
@@ -89,6 +89,8 @@ def act(name: str, value: float) -> float:
     if name == "gelu_tanh":
         inner = math.sqrt(2 / math.pi) * (value + 0.044715 * value**3)
         return value * (1 + math.tanh(inner)) / 2
+    if name == "identity":
+        return value
     if name == "quick_gelu":
         return value / (1 + math.exp(-1.702 * value))
     return max(value, 0.0) if name == "relu" else value / (1 + math.exp(-value))

@@ -28,6 +28,7 @@ from thresher.passes.adaptive.calibrate import CLOSE, shares
 from thresher.passes.adaptive.insert import insert
 from thresher.passes.adaptive.job import AcmOptions, Distilled, Job
 from thresher.passes.adaptive.learners import straight_through
+from thresher.passes.adaptive.sites import Site
 from thresher.passes.adaptive.train import _Training, distil
 from thresher.runtime.exporting import export
 
@@ -60,7 +61,7 @@ def context(
     return Context(data=data or noise(), batch=8, checkpoints=checkpoints, progress=progress)
 
 
-def job(given: Context | None = None, **options: Any) -> Job[AcmOptions]:
+def job(given: Context | None = None, **options: Any) -> Job[Site, AcmOptions]:
     program = dense()
     chosen = AcmOptions(**(STEPS | options))
     return Job(program, find(program).ffns, chosen, given or context())
@@ -143,7 +144,7 @@ def test_all_learners_together_are_the_dense_layer() -> None:
     with torch.no_grad():
         for module in training.modules:
             module.gate_bias[-1] = 1e3
-    exported = insert(training.job.program, training.job.ffns, training.modules, [1.0, 1.0], "acm")
+    exported = insert(training.job.program, training.job.sites, training.modules, [1.0, 1.0], "acm")
     whole = replace(training.job.program, exported=exported)
     expected, found = training.job.program.run(inputs()), whole.run(inputs())
     torch.testing.assert_close(found, expected)
@@ -197,7 +198,7 @@ def test_straight_through_equals_what_inference_computes() -> None:
     with torch.no_grad():
         for module in training.modules:
             module.gate.normal_(generator=torch.Generator().manual_seed(0))
-    exported = insert(training.job.program, training.job.ffns, training.modules, [0.5, 0.5], "acm")
+    exported = insert(training.job.program, training.job.sites, training.modules, [0.5, 0.5], "acm")
     made = replace(training.job.program, exported=exported)
 
     with torch.no_grad():

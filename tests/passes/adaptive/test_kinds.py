@@ -17,7 +17,7 @@ from thresher.compiler.lowering.onnx_export import to_onnx
 from thresher.compiler.program import Program
 from thresher.passes.adaptive.insert import insert
 from thresher.passes.adaptive.job import AcmOptions, Job
-from thresher.passes.adaptive.sites import adaptable
+from thresher.passes.adaptive.sites import Site, adaptable
 from thresher.passes.adaptive.train import _Training
 
 KINDS = {"AdaptiveMLP_4_gelu": 1, "AdaptiveMLP_4_relu": 1, "AdaptiveGatedMLP_4_silu": 2}
@@ -35,7 +35,9 @@ def training() -> _Training:
     torch.manual_seed(1)
     program = traced(Toy(Block(), Gated(), Gated(fused=True), Rectified()))
     program = replace(program, info=replace(program.info, labels=("a", "b", "c", "d")))
-    job = Job(program, adaptable(program, 4).ffns, AcmOptions(**STEPS), context())
+    job: Job[Site, AcmOptions] = Job(
+        program, adaptable(program, 4).ffns, AcmOptions(**STEPS), context()
+    )
     return _Training(job)
 
 
@@ -48,7 +50,7 @@ def made(gate: float | None = None) -> Program:
             module.gate_bias.zero_()
             module.gate_bias[-1] = gate or 0.0
     shares = [1.0] * len(trained.modules)
-    exported = insert(trained.job.program, trained.job.ffns, trained.modules, shares, "acm")
+    exported = insert(trained.job.program, trained.job.sites, trained.modules, shares, "acm")
     return replace(trained.job.program, exported=exported)
 
 

@@ -141,12 +141,12 @@ def test_the_budget_is_met(asked: dict[str, Any]) -> None:
     result = Experts(options)(dense(), context())
     training = RouterTraining(job, cut(job, orders(job)))
     training.run()
-    runner = Runner(training.forward, training.mixtures, work_of(job.ffns))
+    runner = Runner(training.forward, training.mixtures, work_of(job.sites))
     seen = seen_at(result.details["tau"], runner, training.batches.sample())
     if "budget" in asked:
         assert seen.share == pytest.approx(asked["budget"], rel=0.02)
         return
-    full, dense_macs = sum(work_of(job.ffns)), total_macs(dense().graph)
+    full, dense_macs = sum(work_of(job.sites)), total_macs(dense().graph)
     routers = BLOCKS * (TOKENS + 1) * ROUTER * (WIDTH + COUNT)
     spent = dense_macs - full * (1 - seen.share) + routers
     assert spent / dense_macs == pytest.approx(0.8, rel=0.02)
@@ -161,7 +161,7 @@ def test_the_forward_of_the_calibration_is_the_graph() -> None:
         assert result.calibration is not None
         tensor.data.copy_(result.calibration.tensors[f"{kind}.{place}"])
     made = values(result.program, inputs())
-    forward = NetworkForward(dense(), job.ffns)
+    forward = NetworkForward(dense(), job.sites)
     seen = seen_at(0.1, Runner(forward, training.mixtures, [1, 1]), [(inputs(), None)])
     shares = [float(made[node.args[1].name].double().mean()) for node in layers(result.program)]
     assert seen.shares == pytest.approx(shares)
