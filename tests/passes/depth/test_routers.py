@@ -36,7 +36,7 @@ STEPS = 4
 
 
 def run(given: Context | None = None, **options: Any) -> PassResult:
-    chosen = {"router": "trained", "steps": STEPS, "items": 8} | options
+    chosen: dict[str, Any] = {"router": "trained", "steps": STEPS, "items": 8, **options}
     return SkipTokens(SkipOptions(**chosen))(classes(), given or context())
 
 
@@ -112,7 +112,7 @@ def test_padding_trains_as_it_runs(share: float) -> None:
     found = forward.routed(inputs, given, inputs["real"] > 0)["output"]
     fixed = {name: router.detach() for name, router in given.items()}
     torch.testing.assert_close(found, graph(chosen, fixed).run(inputs)["output"])
-    found[:, :4].square().sum().backward()
+    torch.autograd.backward(found[:, :4].square().sum())
     (router,) = given.values()
     assert router.grad is not None
     assert bool(router.grad[:-1].any()) == (share == 0.3)  # nobody real skips where there is room
@@ -137,7 +137,7 @@ def test_who_runs_and_what_the_gradient_is(
     _, slot, _ = keep_tokens(torch.zeros(3, tokens, 1), score.detach(), keep, protected, False)
     assert torch.equal(found.detach(), (slot >= 0).double())
     weight = torch.randn(3, tokens, generator=generator, dtype=torch.float64)
-    (found * weight).sum().backward()
+    torch.autograd.backward((found * weight).sum())
     assert score.grad is not None
     for row in range(3):
         best = sorted(score[row, protected:].tolist(), reverse=True)
@@ -156,15 +156,16 @@ def test_the_gradient_of_a_router_is_the_gain_of_running() -> None:
     forward = RoutedForward(chosen.program, chosen.sites, chosen.spans, chosen.count)
     target = torch.randn(4, 4, generator=torch.Generator().manual_seed(2))
     found = forward.routed({"x": x(4)}, given, None)["output"]
-    ((found - target).square().sum()).backward()
+    torch.autograd.backward((found - target).square().sum())
     (router,) = given.values()
 
     made = model(Block, "mean")
+    eager: Any = made.blocks
     with torch.no_grad():
         y = x(4)
-        for block in made.blocks[:3]:
+        *first, last = eager
+        for block in first:
             y = block(y)
-        last = made.blocks[3]
         q, k, v = last.qkv(last.norm1(y)).chunk(3, -1)
         q, k, v = (p.unflatten(-1, (2, -1)).transpose(1, 2) for p in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
@@ -177,7 +178,7 @@ def test_the_gradient_of_a_router_is_the_gain_of_running() -> None:
     assert TOKENS == 9
     runs.requires_grad_()
     y = stream + runs[..., None] * last.fc2(F.gelu(last.fc1(last.norm2(stream))))
-    (made.head(made.norm(y).mean(1)) - target).square().sum().backward()
+    torch.autograd.backward((made.head(made.norm(y).mean(1)) - target).square().sum())
     assert runs.grad is not None
     slope = runs.grad * chance * (1 - chance)
     assert router.grad is not None
@@ -216,10 +217,11 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     again = run(told)
     assert seen[-2:] == [3, 4]
     assert again.details == whole().details
-    assert again.calibration is not None
-    assert whole().calibration is not None
-    for name, tensor in whole().calibration.tensors.items():
-        assert torch.equal(again.calibration.tensors[name], tensor)
+    kept, resumed = whole().calibration, again.calibration
+    assert kept is not None
+    assert resumed is not None
+    for name, tensor in kept.tensors.items():
+        assert torch.equal(resumed.tensors[name], tensor)
     with pytest.raises(UsageError, match=r"another run \(rate was 0\.01 and is 0\.1\)"):
         run(context(checkpoints=tmp_path), rate=0.1)
 
