@@ -66,6 +66,20 @@ class Probe(_Entry):
         ).solution[:, 0]
         return solved.float()
 
+    def channels(self) -> tuple[Tensor, Tensor]:
+        """``[C]`` float32 means and standard deviations of the stream's channels."""
+        count = self.gram[-1, -1]
+        mean = self.gram[:-1, -1] / count
+        variance = self.gram.diagonal()[:-1] / count - mean.square()
+        return mean.float(), variance.clamp(min=1e-12).sqrt().float()
+
+    def spread(self, weights: Tensor) -> float:
+        """Standard deviation of ``weights [C]`` times the stream."""
+        w, count = weights.double(), self.gram[-1, -1]
+        mean = w @ self.gram[:-1, -1] / count
+        square = w @ self.gram[:-1, :-1] @ w / count
+        return float((square - mean.square()).clamp(min=1e-24).sqrt())
+
     def explained(self, weights: Tensor) -> float:
         """Share of the variance of the lengths that the weights explain (R squared)."""
         w, count = weights.double(), self.gram[-1, -1]
@@ -85,8 +99,8 @@ class Probe(_Entry):
 
 def fitted(
     program: Program, parts: Sequence[Part], context: Context, items: Sequence[int], name: str
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """By part the probe ``[C + 1]`` and the share of the variance that it explains.
+) -> dict[str, Probe]:
+    """By part the probe, fitted on items of the data.
 
     Padding is left out; prefix tokens, which are few, are not.
     """
@@ -102,5 +116,4 @@ def fitted(
     calibration.collect(
         program, context, items, {n: collectors[n] for n in order}, name, fingerprint
     )
-    weights = {key: probe.solve() for key, probe in probes.items()}
-    return weights, {key: probe.explained(weights[key]) for key, probe in probes.items()}
+    return probes

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -21,12 +22,15 @@ from thresher.compiler.program import Program, Refusal
 from thresher.passes.depth.bypass import Bypass
 from thresher.passes.depth.probe import fitted
 from thresher.passes.depth.spans import Span, find_spans
+from thresher.passes.depth.train import Skipping, trained
 from thresher.passes.sparsity import calibration
 from thresher.passes.tokens import budget
 from thresher.passes.tokens.budget import Count, Limits
 
 LEAST_ITEMS = 8  # of the data
 DEFAULT_CAPACITY = 0.5
+Routers: TypeAlias = Mapping[str, Tensor]  # by part [C + 1], weights and bias
+Find: TypeAlias = Callable[[Skipping, Context], tuple[Routers, dict[str, Any]]]
 
 
 class SkipOptions(Options):
@@ -49,17 +53,26 @@ class SkipOptions(Options):
         Field(description="skip whole blocks, or feed-forward halves only: then all tokens are attended to"),
     ] = "block"  # fmt: skip
     router: Annotated[
-        Literal["probe", "random"],
-        Field(description="who runs: by a linear probe of the update's length, or, as a control, a fixed"
-            " random order"),
+        Literal["probe", "trained", "random"],
+        Field(description="who runs: by a linear probe of the update's length, by a router that is trained from"
+            " there, or, as a control, in a fixed random order"),
     ] = "probe"  # fmt: skip
     multiple: Annotated[
         int,
         Field(ge=1, description="round the tokens that run up to a multiple, prefix included; 8 pays on GPUs"),
     ] = 1  # fmt: skip
     items: Annotated[int, Field(ge=LEAST_ITEMS, description="items of the data to fit on")] = 256
+    steps: Annotated[int, Field(ge=0, description="most steps of training")] = 200
+    rate: Annotated[float, Field(gt=0, description="learning rate at the first step")] = 1e-2
+    loss: Annotated[
+        Literal["auto", "labels", "dense"],
+        Field(description="train by the labels and the dense model's answers, or by those alone"),
+    ] = "auto"
+    patience: Annotated[
+        int, Field(ge=1, description="stop when the mean loss of so many steps has not sunk")
+    ] = 100
     calibration: Annotated[
-        Path | None, Field(description="what was fitted before, instead of data")
+        Path | None, Field(description="what was fitted or trained before, instead of data")
     ] = None
 
     @model_validator(mode="after")
@@ -73,8 +86,9 @@ class SkipTokens(Pass[SkipOptions]):
     """A fixed number of tokens runs through a block; the others pass it by on the residual stream.
 
     Raposo et al., "Mixture-of-Depths: Dynamically allocating compute in transformer-based language
-    models", 2024, which trains its routers with the model.  Here nothing is trained: a router is the
-    least-squares fit, on data without labels, of the length of what a block adds to a token.
+    models", 2024, which trains its routers with the model.  Here the model is frozen: a router is the
+    least-squares fit, on data without labels, of the length of what a block adds to a token, and may
+    be trained from there.
     Prefix tokens always run, padding runs last, and every token is back in its place behind the block.
     """
 
@@ -82,48 +96,66 @@ class SkipTokens(Pass[SkipOptions]):
     summary = "let the tokens that a block would change least pass it by"
     Options = SkipOptions
     needs_data: ClassVar[bool] = True
+    trains = True
     chooses_tokens = True
 
     def demand_data(self, context: Context) -> None:
-        if self.options.router == "probe" and self.options.calibration is None:
+        if self.options.router != "random" and self.options.calibration is None:
             super().demand_data(context)
 
+    def match(self, program: Program, context: Context) -> PassResult:
+        """What :meth:`run` would count and what that would cost; nothing is fitted or trained."""
+        result, _ = self._done(program, context, _untrained)
+        return dataclasses.replace(result, program=program)
+
     def run(self, program: Program, context: Context) -> PassResult:
+        result, routers = self._done(program, context, self._routers)
+        return result if not routers else self._kept(result, program, routers)
+
+    def _done(self, program: Program, context: Context, find: Find) -> tuple[PassResult, Routers]:
+        """The result with routers that ``find`` makes, and them."""
         sites = find_sites(program)
         spans, refused = self._spans(program, sites)
         matched = len(spans) + len(refused)
         if not spans:
-            return PassResult(program, matched, 0, tuple(refused))
+            return PassResult(program, matched, 0, tuple(refused)), {}
         count = self._count(program, sites, spans)
         tokens = hint_of(sites.tokens)
         kept = count.of(tokens, Limits(sites.protected))
         if kept == tokens:
-            return PassResult(program, matched, 0, tuple(refused))
-        probes, explained = self._probes(program, context, spans)
-        bypass = Bypass(program, sites, spans, count, probes, self.name, context.seed)
+            return PassResult(program, matched, 0, tuple(refused)), {}
+        random = self.options.router == "random"
+        routers, told = (
+            ({}, {}) if random else find(Skipping(program, sites, spans, count), context)
+        )
+        bypass = Bypass(program, sites, spans, count, routers, self.name, context.seed)
         exported, _ = bypass.run()
         result = dataclasses.replace(program, exported=exported)
         dense, macs = total_macs(program.graph), total_macs(result.graph)
         details = {
             "running": [tokens, kept],
             "blocks": [span.part.name for span in spans],
-            "explained": explained,
+            **told,
             "dense_macs": dense,
             "macs": macs,
             "ideal": dense / macs,
         }
-        done = PassResult(result, matched, len(spans), tuple(refused), details)
-        return done if not probes else self._kept(done, program, probes)
+        return PassResult(result, matched, len(spans), tuple(refused), details), routers
 
-    def _kept(self, done: PassResult, program: Program, probes: Mapping[str, Tensor]) -> PassResult:
+    def _kept(self, done: PassResult, program: Program, routers: Routers) -> PassResult:
         """The result with what makes the same graph without data."""
         file = f"{calibration.numbered(program, self.name)}.safetensors"
-        tensors = {f"probe.{part}": probe for part, probe in probes.items()}
+        tensors = {f"router.{part}": router for part, router in routers.items()}
         return dataclasses.replace(
             done,
             options=self.options.model_copy(update={"calibration": Path(file)}),
-            calibration=Calibration(file, weights_digest(program), tensors),
+            calibration=Calibration(file, weights_digest(program), tensors, self._facts),
         )
+
+    @property
+    def _facts(self) -> dict[str, str]:
+        """What kept routers answer to; they serve every capacity, as they are only an order."""
+        return {"router": self.options.router}
 
     def _spans(self, program: Program, sites: Sites) -> tuple[list[Span], list[Refusal]]:
         if any(record.name == self.name and record.applied for record in program.history):
@@ -154,7 +186,7 @@ class SkipTokens(Pass[SkipOptions]):
         tokens, dense = hint_of(sites.tokens), total_macs(program.graph)
         outside = dense - sum(span.macs(sites, 1.0) for span in spans)
         width = int(spans[0].before.meta["val"].shape[-1])
-        router = tokens * width * (self.options.router == "probe")
+        router = tokens * width * (self.options.router != "random")
         limits, spent = Limits(sites.protected), 1.0
         for gone in range(tokens - sites.protected):
             count = Count("remove", gone, multiple=self.options.multiple)
@@ -172,18 +204,26 @@ class SkipTokens(Pass[SkipOptions]):
             " for less"
         )
 
-    def _probes(
-        self, program: Program, context: Context, spans: Sequence[Span]
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """By part its router, and how much of the variance it explains."""
-        if self.options.router == "random":
-            return {}, {}
-        parts = [span.part for span in spans]
+    def _routers(self, skipping: Skipping, context: Context) -> tuple[Routers, dict[str, Any]]:
+        """Fitted, trained or read, and what is told of that."""
+        program, parts = skipping.program, [span.part for span in skipping.spans]
         if self.options.calibration is not None:
             names = [part.name for part in parts]
-            digest = weights_digest(program)
-            found = calibration.read(self.options.calibration, digest, self.name, names)
-            return {name: found[f"probe.{name}"] for name in names}, {}
+            path, digest = self.options.calibration, weights_digest(program)
+            found = calibration.read(path, digest, self.name, names, self._facts)
+            note = {"note": f"routers taken from {path.name}"}
+            return {name: found[f"router.{name}"] for name in names}, note
         assert context.data is not None
+        if self.options.router == "trained":
+            return trained(skipping, self.options, context, self.name)
         items = calibration.chosen_items(context.data, self.options.items, LEAST_ITEMS)
-        return fitted(program, parts, context, items, self.name)
+        probes = fitted(program, parts, context, items, self.name)
+        routers = {part: probe.solve() for part, probe in probes.items()}
+        explained = {part: probe.explained(routers[part]) for part, probe in probes.items()}
+        return routers, {"explained": explained}
+
+
+def _untrained(skipping: Skipping, context: Context) -> tuple[Routers, dict[str, Any]]:
+    """Routers of which only the size is right."""
+    width = {s.part.name: int(s.before.meta["val"].shape[-1]) for s in skipping.spans}
+    return {part: torch.zeros(channels + 1) for part, channels in width.items()}, {}

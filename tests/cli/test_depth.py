@@ -64,3 +64,41 @@ def test_tokens_skip_blocks_and_the_saved_fit_needs_no_data(
     graphs = [cli("inspect", folder, "--graph").out for folder in (first, second)]
     assert graphs[0] == graphs[1]
     assert cli("export", second, "-o", tmp_path / "engine").code == 0
+
+
+@pytest.mark.slow
+def test_routers_are_trained_and_the_saved_ones_need_no_data(
+    cli: Cli, made: Made, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    asked = ("optimize", SOURCE, "--recipe", "skip-tokens", "--set", "router=trained")
+    done = cli(*asked, "--set", "steps=2", "--learn-data", made.data, "-o", first, "--json")
+    assert done.code == 0, done.err
+    told = done.json["passes"][0]["details"]["training"]
+    assert (told["steps"], told["loss"], len(told["held_out"])) == (2, "labels", 2)
+    again = cli("optimize", SOURCE, "--recipe", first / "recipe.yaml", "-o", second, "--json")
+    assert again.code == 0, again.err
+    assert (first / "recipe.yaml").read_bytes() == (second / "recipe.yaml").read_bytes()
+    graphs = [cli("inspect", folder, "--graph").out for folder in (first, second)]
+    assert graphs[0] == graphs[1]
+    assert cli("export", second, "-o", tmp_path / "engine").code == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((), "pass 'skip-tokens' needs data and none was given: add --data DATA"),
+        (("--set", "loss=hinge"), "loss"),
+        (("--set", "rate=0"), "rate"),
+        (("--set", "layers=7", "--learn-data", "DATA"), "the model has 3 blocks, 0 to 2"),
+    ],
+)
+def test_mistakes_of_a_training(
+    cli: Cli, made: Made, tmp_path: Path, given: tuple[str, ...], said: str
+) -> None:
+    arguments = [made.data if word == "DATA" else word for word in given]
+    done = cli("optimize", SOURCE, "--recipe", "skip-tokens", "--set", "router=trained",
+        *arguments, "-o", tmp_path / "out")  # fmt: skip
+    assert (done.code, said in done.err) == (2, True), done.err
+    assert "Traceback" not in done.err
+    assert listing(tmp_path) == []

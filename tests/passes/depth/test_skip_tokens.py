@@ -94,7 +94,7 @@ def test_numbers_match_an_eager_model_that_skips(kind: Kind) -> None:
         explained = 1 - left.var() / wanted.numpy().var()
         assert result.details["explained"][str(layer)] == pytest.approx(explained, abs=0.02)
         assert result.calibration is not None
-        found = result.calibration.tensors[f"probe.{layer}"].double().numpy()
+        found = result.calibration.tensors[f"router.{layer}"].double().numpy()
         scale = np.abs(wanted.numpy()).mean()
         np.testing.assert_allclose(design @ found, design @ probes[layer], atol=0.05 * scale)
         probes[layer] = found
