@@ -212,9 +212,20 @@ def find_sites(program: Program) -> Sites:
     first = found.sites[0]
     found.root = _stream_root(flow, first)
     _prefix(found, flow)
+    if 2 * found.protected > hint_of(found.tokens):
+        found.refusals.append(Refusal(found.root.name, _long_prefix(found)))
+        found.sites.clear()
+        return found
     _barriers(found, flow)
     found.padding = _padding(program, flow, first.attention)
     return found
+
+
+def _long_prefix(found: Sites) -> str:
+    return (
+        f"{found.protected} of {hint_of(found.tokens)} tokens stand before those that could go, as where latents"
+        " are appended to patches: put the tokens that have to stay in front"
+    )
 
 
 def _no_attention(graph: fx.Graph) -> str:

@@ -43,6 +43,34 @@ def test_convolution_over_tokens_refuses_the_sites_before_it() -> None:
     assert "convolution" in refusal.reason
 
 
+@pytest.mark.parametrize("behind", [True, False], ids=["behind", "before"])
+def test_latents_that_are_read_may_stand_before_the_patches_only(behind: bool) -> None:
+    found = find_sites(traced(Latents(behind)))
+    if behind:
+        assert found.sites == []
+        assert f"{TOKENS} of {TOKENS + LATENTS} tokens" in found.refusals[0].reason
+    else:
+        assert (len(found.sites), found.protected) == (2, LATENTS)
+
+
+LATENTS = 4
+
+
+class Latents(nn.Module):
+    """A tokenizer: latents beside the patches, which alone are read."""
+
+    def __init__(self, behind: bool) -> None:
+        super().__init__()
+        self.behind = behind
+        self.latents = nn.Parameter(torch.randn(1, LATENTS, WIDTH))
+        self.blocks = nn.Sequential(Block(), Block())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        latents = self.latents.expand(x.shape[0], -1, -1)
+        x = self.blocks(torch.cat([x, latents] if self.behind else [latents, x], 1))
+        return x[:, -LATENTS:] if self.behind else x[:, :LATENTS]
+
+
 class NoAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
