@@ -51,13 +51,12 @@ def shape_of(
         return []
     shape = [_size_at(s, sizes or {}) for s in value.shape]
     if batch is not None and shape and not isinstance(size_of(value.shape[0]), int):
-        shape[0] = _rows(value.shape[0], batch)
+        shape[0] = _rows(size_of(value.shape[0]), batch)
     return shape
 
 
-def _rows(value: torch.SymInt, batch: int) -> int:
-    """A leading axis for so many items: the batch, or windows or heads of it, ``9 * batch``."""
-    expression = value.node.expr
+def _rows(expression: Any, batch: int) -> int:
+    """A symbolic leading axis for so many items: the batch, or windows or heads of it, ``9 * batch``."""
     symbols = expression.free_symbols
     return int(expression.subs(dict.fromkeys(symbols, batch))) if len(symbols) == 1 else batch
 

@@ -129,7 +129,7 @@ class Tomesd(Pass[TomesdOptions]):
         ((count),) = budget.share_out(
             self.options.flops,
             lambda share: (budget.share(share).rounded(multiple),),
-            lambda schedule: _macs(dense, spans, schedule[0]) / dense,
+            lambda schedule: sum(_macs(dense, spans, c) for c in schedule if c) / dense,
             1.0,
             0.5,
         )

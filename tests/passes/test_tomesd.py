@@ -60,7 +60,8 @@ class GridBlock(nn.Module):
         y = self.proj(y)
         if self.window:
             y = y.view(-1, n, n, side, side, WIDTH).permute(0, 1, 3, 2, 4, 5)
-        return x + y.reshape(-1, SIDE, SIDE, WIDTH)
+        mixed: Tensor = x + y.reshape(-1, SIDE, SIDE, WIDTH)
+        return mixed
 
 
 @cache
