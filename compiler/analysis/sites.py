@@ -14,7 +14,7 @@ import networkx as nx
 import torch
 from torch import fx
 
-from thresher.compiler.analysis.axes import Axes, Use, infer, size_of
+from thresher.compiler.analysis.axes import Axes, Use, hint_of, infer, size_of
 from thresher.compiler.analysis.residual import ADDS, NORMS, summands
 from thresher.compiler.program import Program, Refusal, module_path
 
