@@ -17,8 +17,8 @@ from thresher.passes.adaptive.job import AcmOptions, Distilled, Job
 from thresher.passes.adaptive.projections import Projection, projections, unfused
 from thresher.passes.adaptive.sites import Site, adaptable
 from thresher.passes.adaptive.train import distil
+from thresher.passes.learning import saved
 from thresher.passes.learning.schedule import thinned
-from thresher.passes.sparsity import calibration
 
 
 class Acm(Pass[AcmOptions]):
@@ -51,7 +51,7 @@ class Acm(Pass[AcmOptions]):
         result = replace(program, exported=exported)
         details = _details(program, result, sites, found)
         details["note"] = self._note(found, details["projections"], context)
-        file = f"{calibration.numbered(program, self.name)}.safetensors"
+        file = f"{saved.numbered(program, self.name)}.safetensors"
         trained = kept.tensors(found, sites, self.options.budget)
         return replace(
             counted,

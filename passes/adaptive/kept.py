@@ -14,8 +14,8 @@ from thresher.passes.adaptive.forward import AdaptiveForward
 from thresher.passes.adaptive.job import AcmOptions, Distilled, Job
 from thresher.passes.adaptive.learners import Learners
 from thresher.passes.adaptive.sites import Site
+from thresher.passes.learning import saved
 from thresher.passes.learning.batches import Batches
-from thresher.passes.sparsity import calibration
 
 BUDGET, SHARE, KEPT = "budget", "share", "kept"
 
@@ -43,7 +43,7 @@ def restored(job: Job[Site, AcmOptions], name: str, digest: str) -> Distilled:
     path, wanted = job.options.calibration, job.options.budget
     assert path is not None
     sites = [str(site.layer) for site in job.sites]
-    kept = calibration.read(path, digest, name, sites, job.options.facts)
+    kept = saved.read(path, digest, name, sites, job.options.facts)
     modules = [_module(kept, site) for site in job.sites]
     told, begun = (tuple(float(kept[f"{k}.{s}"]) for s in sites) for k in (SHARE, KEPT))
     made_for = float(kept[BUDGET])

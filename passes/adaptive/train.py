@@ -26,8 +26,8 @@ from thresher.passes.adaptive.sites import Site
 from thresher.passes.adaptive.start import begin
 from thresher.passes.learning.batches import Batches
 from thresher.passes.learning.loss import choose, unpadded
+from thresher.passes.learning.saved import numbered
 from thresher.passes.learning.training import Keeping, Phase, Step, Training
-from thresher.passes.sparsity.calibration import numbered
 
 DISTIL, GATES, WHOLE = range(3)
 RATES = {DISTIL: (1e-3, 0.0), GATES: (0.0, 1e-2), WHOLE: (2e-4, 2e-3)}  # of learners, of gates

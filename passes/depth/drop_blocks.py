@@ -23,7 +23,7 @@ from thresher.compiler.errors import UsageError, VerdictError, nearest
 from thresher.compiler.program import Program, Refusal
 from thresher.compiler.surgery import Rewriter
 from thresher.passes.depth.influence import influences
-from thresher.passes.sparsity import calibration
+from thresher.passes.learning import calibration
 
 LEAST_ITEMS = 8  # of the data
 USUAL = 4  # without a budget, one of so many parts goes

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from thresher.compiler.analysis.branches import Part
 from thresher.compiler.contract import Context
 from thresher.compiler.program import Program
-from thresher.passes.sparsity import calibration
+from thresher.passes.learning import calibration
 
 RIDGE = 1e-3  # of the mean variance
 

@@ -23,7 +23,7 @@ from thresher.passes.depth.bypass import Bypass
 from thresher.passes.depth.probe import fitted
 from thresher.passes.depth.spans import Span, find_spans
 from thresher.passes.depth.train import Skipping, trained
-from thresher.passes.sparsity import calibration
+from thresher.passes.learning import calibration, saved
 from thresher.passes.tokens import budget
 from thresher.passes.tokens.budget import Count, Limits
 
@@ -144,7 +144,7 @@ class SkipTokens(Pass[SkipOptions]):
 
     def _kept(self, done: PassResult, program: Program, routers: Routers) -> PassResult:
         """The result with what makes the same graph without data."""
-        file = f"{calibration.numbered(program, self.name)}.safetensors"
+        file = f"{saved.numbered(program, self.name)}.safetensors"
         tensors = {f"router.{part}": router for part, router in routers.items()}
         return dataclasses.replace(
             done,
@@ -210,7 +210,7 @@ class SkipTokens(Pass[SkipOptions]):
         if self.options.calibration is not None:
             names = [part.name for part in parts]
             path, digest = self.options.calibration, weights_digest(program)
-            found = calibration.read(path, digest, self.name, names, self._facts)
+            found = saved.read(path, digest, self.name, names, self._facts)
             note = {"note": f"routers taken from {path.name}"}
             return {name: found[f"router.{name}"] for name in names}, note
         assert context.data is not None

@@ -19,9 +19,9 @@ from thresher.passes.depth.spans import Span
 from thresher.passes.learning.batches import Batch, Batches
 from thresher.passes.learning.identity import identity
 from thresher.passes.learning.loss import distillation, unpadded
+from thresher.passes.learning.saved import numbered
 from thresher.passes.learning.schedule import thinned
 from thresher.passes.learning.training import Keeping, Phase, Step, Training
-from thresher.passes.sparsity.calibration import numbered
 from thresher.passes.tokens.budget import Count
 from thresher.passes.tokens.modules.student import Teacher
 

@@ -23,8 +23,8 @@ from thresher.compiler.program import Program, Refusal
 from thresher.compiler.surgery import Rewriter
 from thresher.passes.exits.head import Head, find_head, write_head
 from thresher.passes.exits.train import NEVER, HeadTraining, confidence, kept
+from thresher.passes.learning import saved
 from thresher.passes.learning.schedule import thinned
-from thresher.passes.sparsity import calibration
 
 THRESHOLD = "exit_threshold"  # the constant of the graph, and its name in ONNX
 DEFAULT_DROP = 0.5
@@ -118,7 +118,7 @@ class EarlyExit(Pass[ExitOptions]):
         result = replace(program, exported=exported)
         first, rest = (total_macs(half.graph) for half in _parts(result))
         dense, macs = total_macs(program.graph), round(first + (1 - found.share) * rest)
-        file = f"{calibration.numbered(program, self.name)}.safetensors"
+        file = f"{saved.numbered(program, self.name)}.safetensors"
         tensors = {
             **kept(found.weights),
             **{f"{name}.head": torch.tensor(value, dtype=torch.float64) for name, value in
@@ -182,7 +182,7 @@ class EarlyExit(Pass[ExitOptions]):
                 f"pass {self.name!r}: how many items leave at another threshold is measured on data: add --learn-data"
                 " DATA"
             )
-        name = calibration.numbered(program, self.name)
+        name = saved.numbered(program, self.name)
         training = HeadTraining(program, head, early, options, context, name)
         if known is None:
             training.run()
@@ -216,7 +216,7 @@ class EarlyExit(Pass[ExitOptions]):
         path, names = self.options.calibration, [node.name for node in head.weights]
         assert path is not None
         facts = {"block": str(self.options.block)}
-        found = calibration.read(path, digest, self.name, names, facts)
+        found = saved.read(path, digest, self.name, names, facts)
         threshold, share, lost = (
             float(found[f"{name}.head"]) for name in ("threshold", "share", "lost")
         )

@@ -30,9 +30,9 @@ from thresher.passes.experts.calibrate import GRID, Runner, calibrated, seen_at,
 from thresher.passes.experts.job import DEFAULT_BUDGET, ExpertsOptions, Routed
 from thresher.passes.experts.mixture import Mixture, running
 from thresher.passes.experts.train import RouterTraining, cut, orders
+from thresher.passes.learning import saved
 from thresher.passes.learning.batches import Batches
 from thresher.passes.learning.schedule import thinned
-from thresher.passes.sparsity import calibration
 
 TAU = "experts_tau"  # the constant of the graph, one for all networks, and its name in ONNX
 aten = torch.ops.aten
@@ -66,7 +66,7 @@ class Experts(Pass[ExpertsOptions]):
             found = self._found(job, digest)
         exported = insert(program, ffns, found, self.name)
         result = replace(program, exported=exported)
-        file = f"{calibration.numbered(program, self.name)}.safetensors"
+        file = f"{saved.numbered(program, self.name)}.safetensors"
         decided = {"calibration": Path(file), "tau": found.tau, "budget": None, "flops": None}
         return replace(
             counted,

@@ -14,7 +14,7 @@ from thresher.passes.experts.calibrate import GRID
 from thresher.passes.experts.job import ExpertsOptions, Routed
 from thresher.passes.experts.mixture import Mixture
 from thresher.passes.experts.train import cut
-from thresher.passes.sparsity import calibration
+from thresher.passes.learning import saved
 
 TAU, SHARE, CURVE, ORDER = "tau", "share", "curve", "order"
 
@@ -40,7 +40,7 @@ def restored(job: Job[FFN, ExpertsOptions], name: str, digest: str) -> Routed:
     path = job.options.calibration
     assert path is not None
     sites = [str(ffn.layer) for ffn in job.sites]
-    kept = calibration.read(path, digest, name, sites, job.options.facts)
+    kept = saved.read(path, digest, name, sites, job.options.facts)
     chosen = [kept[f"{ORDER}.{site}"] for site in sites]
     mixtures = []
     for site, experts in zip(sites, cut(job, chosen), strict=True):

@@ -23,8 +23,8 @@ from thresher.passes.experts.clusters import balanced
 from thresher.passes.experts.job import ExpertsOptions
 from thresher.passes.experts.mixture import Mixture
 from thresher.passes.learning.batches import Batches
+from thresher.passes.learning.saved import numbered
 from thresher.passes.learning.training import Keeping, Phase, Step, Training
-from thresher.passes.sparsity.calibration import numbered
 
 RATE = 5e-3
 TOKENS = 2048  # of a batch that are looked at, in each network

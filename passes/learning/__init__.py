@@ -1,1 +1,1 @@
-"""What every pass that trains needs: data, a loss to be judged by, a schedule, and a state to resume from."""
+"""What passes that measure or train share: data, taps, losses, a schedule, and a state to resume from."""

@@ -18,12 +18,11 @@ from thresher.compiler.analysis.ffn import FFN
 from thresher.compiler.contract import Context
 from thresher.compiler.digests import program_digest
 from thresher.compiler.program import Program
-from thresher.passes.learning import checkpoint
-from thresher.passes.sparsity import calibration
+from thresher.passes.learning import checkpoint, saved
+from thresher.passes.learning.tap import Tapped
 from thresher.passes.sparsity.blocks import Block, Seen, Trial, Values, blocks
 from thresher.passes.sparsity.insert import Skip
 from thresher.passes.sparsity.sites import Input
-from thresher.passes.sparsity.tap import Tapped
 
 STEP = 0.05  # of a matrix of mean size
 TOKENS = 2048  # on which blocks are tried
@@ -78,7 +77,7 @@ class Greedy:
         self.items, self.tokens = items, tokens
         self.until, self.skip_at = until, skip_at
         self.blocks, self.alone = blocks(ffns, inputs)
-        name = f"{calibration.numbered(program, 'sparsity')}-blocks"
+        name = f"{saved.numbered(program, 'sparsity')}-blocks"
         path = None if context.checkpoints is None else context.checkpoints / f"{name}.pt"
         assert context.data is not None
         told = {

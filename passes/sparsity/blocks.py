@@ -11,9 +11,9 @@ from torch import Tensor, fx
 
 from thresher.compiler.analysis.ffn import FFN, sum_behind
 from thresher.compiler.analysis.linears import operand
+from thresher.passes.learning.tap import real_rows
 from thresher.passes.sparsity.insert import Skip
 from thresher.passes.sparsity.sites import Input
-from thresher.passes.sparsity.tap import real_rows
 
 aten = torch.ops.aten
 Values: TypeAlias = dict[fx.Node, Any]

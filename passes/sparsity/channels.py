@@ -21,7 +21,8 @@ from thresher.compiler.contract import Calibration, Context, Options, Pass, Pass
 from thresher.compiler.digests import weights_digest
 from thresher.compiler.errors import VerdictError
 from thresher.compiler.program import Program, Refusal, provenance
-from thresher.passes.sparsity import calibration, cut, toast
+from thresher.passes.learning import calibration, saved
+from thresher.passes.sparsity import cut, toast
 from thresher.passes.sparsity.cut import Channels, Cuts, rounded
 from thresher.passes.sparsity.moments import Moments
 from thresher.passes.sparsity.sites import Found, Input, find
@@ -118,7 +119,7 @@ class ChannelPruning(Pass[ChannelOptions]):
             return PassResult(program, len(found.ffns), 0, refused)
         exported = cut.apply(program, cuts, self.name)
         macs = total_macs(exported.graph)
-        file = f"{calibration.numbered(program, self.name)}.safetensors"
+        file = f"{saved.numbered(program, self.name)}.safetensors"
         cut_networks = {f.layer for f in cuts.neurons} | {entry.layer for entry in cuts.inputs}
         return PassResult(
             dataclasses.replace(program, exported=exported),
@@ -144,7 +145,7 @@ class ChannelPruning(Pass[ChannelOptions]):
         digest = weights_digest(program)
         if self.options.calibration is not None:
             sites = [*(f"{ffn.layer}.down" for ffn in ffns), *(entry.name for entry in inputs)]
-            return calibration.read(
+            return saved.read(
                 self.options.calibration, digest, self.name, sites, self.options.facts
             )
         data = context.data
@@ -153,7 +154,7 @@ class ChannelPruning(Pass[ChannelOptions]):
         moments = {f"{ffn.layer}.down": (ffn.hidden, Moments(ffn.width)) for ffn in ffns}
         moments |= {entry.name: (entry.node, Moments(entry.width)) for entry in inputs}
         identity: dict[str, object] = {"nodes": len(moments)}
-        name = calibration.numbered(program, self.name)
+        name = saved.numbered(program, self.name)
         calibration.collect(program, context, items, dict(moments.values()), name, identity)
         measured = {
             f"{kind}.{site}": tensor

@@ -15,7 +15,7 @@ from torch import Tensor
 from thresher.compiler.analysis.sites import SDPA
 from thresher.compiler.contract import Dataset
 from thresher.compiler.program import Program
-from thresher.passes.sparsity.tap import Tapped, Taps
+from thresher.passes.learning.tap import Tapped, Taps
 
 TOLERANCE = 5e-4  # of a rise: 0.05 percentage points
 STEPS = 24  # evaluations of a search, at most

@@ -21,8 +21,8 @@ from thresher.compiler.surgery import Rewriter
 from thresher.passes.learning.batches import Batches
 from thresher.passes.learning.identity import identity
 from thresher.passes.learning.loss import choose, unpadded
+from thresher.passes.learning.tap import real_rows
 from thresher.passes.learning.training import Keeping, Phase, Step, Training
-from thresher.passes.sparsity.tap import real_rows
 from thresher.passes.tokens.sizes import visible
 
 STEEPEST = 1.0  # norm to which gradients are cut

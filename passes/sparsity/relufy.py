@@ -15,8 +15,8 @@ from thresher.compiler.analysis.ffn import FFN, find
 from thresher.compiler.contract import Context, Options, Pass, PassResult
 from thresher.compiler.program import Program, Refusal
 from thresher.compiler.surgery import Rewriter
+from thresher.passes.learning import calibration
 from thresher.passes.learning.schedule import thinned
-from thresher.passes.sparsity import calibration
 from thresher.passes.sparsity.finetune import Finetuned, finetune
 from thresher.passes.sparsity.quantiles import Quantiles
 

@@ -17,11 +17,12 @@ from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.contract import Context
 from thresher.compiler.errors import RefusedError
 from thresher.compiler.program import Program, Refusal
-from thresher.passes.sparsity import calibration, criterion, payoff
+from thresher.passes.learning import calibration
+from thresher.passes.learning.tap import Tap, Taps
+from thresher.passes.sparsity import criterion, payoff
 from thresher.passes.sparsity.cett import Cett, Curve, Union
 from thresher.passes.sparsity.criterion import Judge
 from thresher.passes.sparsity.payoff import Part, Verdict
-from thresher.passes.sparsity.tap import Tap, Taps
 
 RISES = (1.0, 5.0, 10.0)  # per cent
 MANY = (1, 2, 4, 8, 16, 64)  # tokens at once

@@ -19,7 +19,8 @@ from thresher.compiler.digests import weights_digest
 from thresher.compiler.errors import RefusedError
 from thresher.compiler.program import Program, Refusal
 from thresher.kernels import native
-from thresher.passes.sparsity import calibration, criterion, payoff
+from thresher.passes.learning import calibration, saved
+from thresher.passes.sparsity import criterion, payoff
 from thresher.passes.sparsity.allocation import FAR, Even, Greedy
 from thresher.passes.sparsity.criterion import Judge
 from thresher.passes.sparsity.gated import gated_form
@@ -158,13 +159,13 @@ class Sparsity(Pass[SparsityOptions]):
         if self.options.calibration is not None:
             path = self.options.calibration
             sites = [entry.name for entry in chosen]
-            tensors = calibration.read(path, digest, self.name, sites, self.options.facts)
+            tensors = saved.read(path, digest, self.name, sites, self.options.facts)
             told: dict[str, Any] = {}
         else:
             tensors, told = self._calibrate(program, context, found, chosen)
         skips = self._skips(chosen, tensors, found.ffns)
         exported = self._insert(program, skips, self.options.most_tokens)
-        file = f"{calibration.numbered(program, self.name)}.safetensors"
+        file = f"{saved.numbered(program, self.name)}.safetensors"
         return PassResult(
             dataclasses.replace(program, exported=exported),
             len(found.inputs),

@@ -12,7 +12,7 @@ from thresher.compiler.analysis.linears import weights_of
 from thresher.compiler.contract import Context
 from thresher.compiler.errors import UsageError
 from thresher.compiler.program import Program
-from thresher.passes.sparsity import calibration
+from thresher.passes.learning import calibration, saved
 from thresher.passes.sparsity.cett import Cett, Union
 from thresher.passes.sparsity.insert import Skip
 from thresher.passes.sparsity.quantiles import Mode, Quantiles
@@ -115,5 +115,5 @@ class Thresholds:
         nodes = {self.node[name]: collector for name, collector in by_site.items()}
         if len(nodes) < len(by_site):
             raise UsageError("two groups of linears read the same tensor as different sites")
-        name = f"{calibration.numbered(self.program, 'sparsity')}-{what}"
+        name = f"{saved.numbered(self.program, 'sparsity')}-{what}"
         calibration.collect(self.program, self.context, self.items, nodes, name, self.identity)

@@ -13,8 +13,8 @@ from torch import Tensor, fx
 from thresher.compiler.analysis.sites import SDPA, Attention, find_sites
 from thresher.compiler.errors import RefusedError
 from thresher.compiler.program import Program
-from thresher.passes.sparsity.calibration import View
-from thresher.passes.sparsity.tap import Tapped
+from thresher.passes.learning.calibration import View
+from thresher.passes.learning.tap import Tapped
 from thresher.passes.tokens.score import layer_seed, random_score
 
 FIRST, LAST = 0.02, 0.2  # shares of the tokens that are looked at, by layer

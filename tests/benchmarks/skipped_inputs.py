@@ -21,13 +21,14 @@ from thresher.cli.opening import open_measured
 from thresher.compiler.contract import Context
 from thresher.compiler.program import Program
 from thresher.models.sources import load_source
-from thresher.passes.sparsity import calibration, criterion
+from thresher.passes.learning import calibration
+from thresher.passes.learning.tap import Tap, Taps
+from thresher.passes.sparsity import criterion
 from thresher.passes.sparsity.allocation import Even, Greedy
 from thresher.passes.sparsity.blocks import skipped
 from thresher.passes.sparsity.criterion import Judge
 from thresher.passes.sparsity.report import report
 from thresher.passes.sparsity.sites import Input, find
-from thresher.passes.sparsity.tap import Tap, Taps
 from thresher.passes.sparsity.thresholds import Thresholds
 
 SHARES, BATCH = (0.25, 0.4, 0.5), 2

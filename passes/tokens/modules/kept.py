@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from thresher.compiler.errors import UsageError
-from thresher.passes.sparsity import calibration
+from thresher.passes.learning import saved
 from thresher.passes.tokens.modules.job import Job
 from thresher.passes.tokens.modules.module import Place
 from thresher.passes.tokens.reduce import Weights
@@ -29,7 +29,7 @@ def restored(job: Job, digest: str) -> Weights:
     path = job.options.calibration
     assert path is not None
     sites = [str(place.layer) for place in job.places]
-    found = calibration.read(path, digest, job.name, sites, job.facts)
+    found = saved.read(path, digest, job.name, sites, job.facts)
     return {
         place.layer: {name: found[f"{name}.{place.layer}"] for name in job.module.shapes(place)}
         for place in job.places

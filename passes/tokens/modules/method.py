@@ -10,8 +10,8 @@ from thresher.compiler.analysis.axes import hint_of
 from thresher.compiler.contract import Calibration, Context, PassResult
 from thresher.compiler.digests import weights_digest
 from thresher.compiler.program import Program
+from thresher.passes.learning.saved import numbered
 from thresher.passes.learning.schedule import thinned
-from thresher.passes.sparsity.calibration import numbered
 from thresher.passes.tokens.methods import Plan, TokenReduction
 from thresher.passes.tokens.modules import kept
 from thresher.passes.tokens.modules.job import Job, ModuleOptions, Trained

@@ -9,8 +9,8 @@ from thresher.compiler import workers
 from thresher.compiler.errors import UsageError
 from thresher.passes.learning.batches import Batches
 from thresher.passes.learning.loss import distillation, unpadded
+from thresher.passes.learning.saved import numbered
 from thresher.passes.learning.training import Keeping, Phase, Step, Training
-from thresher.passes.sparsity.calibration import numbered
 from thresher.passes.tokens.modules.job import Job, Trained
 from thresher.passes.tokens.modules.student import Student, Teacher
 

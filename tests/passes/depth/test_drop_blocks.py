@@ -30,8 +30,8 @@ from thresher.models.data import Dataset
 from thresher.passes.depth.drop_blocks import DropBlocks, DropOptions
 from thresher.passes.depth.influence import influences
 from thresher.passes.depth.skip_tokens import SkipOptions, SkipTokens
-from thresher.passes.sparsity import calibration
-from thresher.passes.sparsity.tap import Tapped
+from thresher.passes.learning import calibration
+from thresher.passes.learning.tap import Tapped
 
 DATA = Context(data=noise(), batch=5)
 LAYERS = 4

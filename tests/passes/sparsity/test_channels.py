@@ -20,9 +20,9 @@ from thresher.compiler.errors import RefusedError, UsageError, VerdictError
 from thresher.compiler.lowering.prepare import prepare
 from thresher.compiler.program import Program
 from thresher.compiler.recipe import parse_recipe
+from thresher.passes.learning.tap import Tapped
 from thresher.passes.sparsity.channels import ChannelOptions, ChannelPruning
 from thresher.passes.sparsity.sites import find
-from thresher.passes.sparsity.tap import Tapped
 
 DATA = Context(data=noise(), batch=5)
 
@@ -181,7 +181,7 @@ def test_it_goes_with_token_merging() -> None:
 
 
 def test_a_stopped_calibration_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from thresher.passes.sparsity import calibration
+    from thresher.passes.learning import calibration
 
     monkeypatch.setattr(calibration, "SAVE_EVERY", 1)
 

@@ -267,7 +267,7 @@ def test_what_cannot_be_reported() -> None:
 
 
 def test_padding_is_left_out() -> None:
-    from thresher.passes.sparsity.tap import Tapped
+    from thresher.passes.learning.tap import Tapped
 
     tapped = Tapped(toy("plain"))
     tapped._alive = torch.tensor([[True, False], [True, True]])

@@ -21,10 +21,10 @@ from thresher.compiler.lowering.onnx_export import to_onnx
 from thresher.compiler.program import Program
 from thresher.compiler.recipe import parse_recipe
 from thresher.passes.learning import training
+from thresher.passes.learning.tap import Tapped
 from thresher.passes.sparsity import finetune
 from thresher.passes.sparsity.relufy import Relufy, RelufyOptions
 from thresher.passes.sparsity.sites import find
-from thresher.passes.sparsity.tap import Tapped
 
 DATA = Context(data=noise(), batch=6)
 

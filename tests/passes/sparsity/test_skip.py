@@ -22,12 +22,13 @@ from thresher.compiler.recipe import parse_recipe
 from thresher.compiler.trace import trace
 from thresher.kernels import native
 from thresher.kernels.sparse_linear.reference import small
-from thresher.passes.sparsity import calibration, payoff
+from thresher.passes.learning import calibration
+from thresher.passes.learning.tap import Tapped
 from thresher.passes.sparsity import insert as inserting
+from thresher.passes.sparsity import payoff
 from thresher.passes.sparsity.insert import Skip, insert
 from thresher.passes.sparsity.sites import find
 from thresher.passes.sparsity.skip import Sparsity, SparsityOptions
-from thresher.passes.sparsity.tap import Tapped
 
 MANY = 10_000
 DATA = Context(data=noise(), batch=5)

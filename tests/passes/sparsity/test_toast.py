@@ -16,9 +16,9 @@ from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.program import Program
 from thresher.compiler.recipe import parse_recipe
+from thresher.passes.learning.tap import Tapped
 from thresher.passes.sparsity.channels import ChannelOptions, ChannelPruning
 from thresher.passes.sparsity.sites import find
-from thresher.passes.sparsity.tap import Tapped
 
 DATA = Context(data=noise(), batch=5, seed=3)
 

@@ -1,29 +1,23 @@
-"""What was measured on data, kept so that the same graph can be made again without it.
-
-The tensors lie in one safetensors file beside the saved recipe, with the digest of the weights that
-they were measured on.
-"""
+"""Measuring a Program on data: which items, and sums over the rows of some of its nodes, resumable."""
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, fx
 
-from thresher.compiler.contract import FACTS, Context, Dataset
+from thresher.compiler.contract import Context, Dataset
 from thresher.compiler.digests import program_digest
 from thresher.compiler.errors import UsageError
 from thresher.compiler.program import Program
 from thresher.passes.learning import checkpoint
-from thresher.passes.sparsity.tap import Tap, Tapped
+from thresher.passes.learning.tap import Tap, Tapped
 
 SAVE_EVERY = 50  # batches between checkpoints
-DIGEST = "digest"
 
 View: TypeAlias = Callable[[Tapped, fx.Node, Tensor], Tensor]
 
@@ -39,12 +33,6 @@ class Collector(Protocol):
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from these sums."""
-
-
-def numbered(program: Program, name: str) -> str:
-    """What the files of a pass are called: its name, from its second run on with the run's number."""
-    before = sum(record.name == name for record in program.history)
-    return f"{name}-{before + 1}" if before else name
 
 
 def chosen_items(data: Dataset, limit: int, least: int = 1) -> list[int]:
@@ -152,53 +140,3 @@ def _resume(
     for node, collector in collectors.items():
         collector.restore(state["states"][node.name])
     return int(state["done"])
-
-
-def read(
-    path: Path,
-    digest: str,
-    name: str,
-    sites: Iterable[str],
-    facts: Mapping[str, str] | None = None,
-) -> dict[str, Tensor]:
-    """The tensors of a calibration that was saved beside a recipe, by ``"what.site"``.
-
-    Raises:
-        UsageError: there is no such file, it is damaged, holds nothing for one of the ``sites``, or
-            belongs to other weights or options.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise UsageError(
-            f"pass {name!r}: there is no calibration {path}: copy the file that lies beside the"
-            " recipe, or calibrate anew with --data DATA and calibration=null"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {}).get(FACTS, "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UsageError(
-            f"pass {name!r}: {path} is no calibration that can be read: {error}"
-        ) from error
-    if told.get(DIGEST) != digest:
-        raise UsageError(
-            f"pass {name!r}: the calibration {path} was made on other weights than these: use the"
-            " checkpoint that it was made on, or calibrate anew with --data DATA and calibration=null"
-        )
-    for key, value in (facts or {}).items():
-        if told.get(key) != value:
-            raise UsageError(
-                f"pass {name!r}: the calibration {path} was made with {key}={told.get(key)} and not"
-                f" {key}={value}: leave that option as it was, or calibrate anew with --data DATA and"
-                " calibration=null"
-            )
-    held = {key.partition(".")[2] for key in tensors}
-    missing = next((site for site in sites if site not in held), None)
-    if missing is not None:
-        raise UsageError(
-            f"pass {name!r}: the calibration {path} holds nothing for {missing}: leave the options that"
-            " say which linears as they were, or calibrate anew with --data DATA and calibration=null"
-        )
-    return tensors
