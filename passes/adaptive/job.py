@@ -15,6 +15,7 @@ from thresher.compiler.program import Program
 from thresher.passes.adaptive.learners import Learners
 from thresher.passes.adaptive.sites import Site
 from thresher.passes.learning.identity import identity
+from thresher.passes.learning.options import JudgedBy, Patience
 
 
 class Trainable(Options):
@@ -67,14 +68,8 @@ class AcmOptions(Trainable):
         int, Field(ge=0, description="most steps of phase 2, gates against the learners' errors")
     ] = 50
     steps: Annotated[int, Field(ge=0, description="most steps of phase 3, end to end")] = 200
-    loss: Annotated[
-        Literal["auto", "labels", "dense"],
-        Field(description="judge by the labels or by distance to the dense model's outputs"),
-    ] = "auto"
-    patience: Annotated[
-        int,
-        Field(ge=1, description="end a phase when its mean loss of so many steps has not sunk"),
-    ] = 100
+    loss: JudgedBy = "auto"
+    patience: Patience = 100
     calibration: Annotated[
         Path | None, Field(description="modules trained before, instead of a training")
     ] = None

@@ -24,6 +24,7 @@ from thresher.passes.depth.probe import fitted
 from thresher.passes.depth.spans import Span, find_spans
 from thresher.passes.depth.train import Skipping, trained
 from thresher.passes.learning import calibration, saved
+from thresher.passes.learning.options import DistilledBy, Patience, Rate
 from thresher.passes.tokens import budget
 from thresher.passes.tokens.budget import Count, Limits
 
@@ -63,14 +64,9 @@ class SkipOptions(Options):
     ] = 1  # fmt: skip
     items: Annotated[int, Field(ge=LEAST_ITEMS, description="items of the data to fit on")] = 256
     steps: Annotated[int, Field(ge=0, description="most steps of training")] = 200
-    rate: Annotated[float, Field(gt=0, description="learning rate at the first step")] = 1e-2
-    loss: Annotated[
-        Literal["auto", "labels", "dense"],
-        Field(description="train by the labels and the dense model's answers, or by those alone"),
-    ] = "auto"
-    patience: Annotated[
-        int, Field(ge=1, description="stop when the mean loss of so many steps has not sunk")
-    ] = 100
+    rate: Rate = 1e-2
+    loss: DistilledBy = "auto"
+    patience: Patience = 100
     calibration: Annotated[
         Path | None, Field(description="what was fitted or trained before, instead of data")
     ] = None

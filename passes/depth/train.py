@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from thresher.passes.depth.spans import Span
 from thresher.passes.learning.batches import Batch, Batches
 from thresher.passes.learning.identity import identity
 from thresher.passes.learning.loss import distillation, unpadded
+from thresher.passes.learning.options import LossName
 from thresher.passes.learning.saved import numbered
 from thresher.passes.learning.schedule import thinned
 from thresher.passes.learning.training import Keeping, Phase, Step, Training
@@ -37,7 +38,7 @@ class Schedule(Protocol):
     patience: int
 
     @property
-    def loss(self) -> Literal["auto", "labels", "dense"]: ...
+    def loss(self) -> LossName: ...
 
 
 @dataclass(frozen=True)

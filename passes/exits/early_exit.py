@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -24,6 +24,7 @@ from thresher.compiler.surgery import Rewriter
 from thresher.passes.exits.head import Head, find_head, write_head
 from thresher.passes.exits.train import NEVER, HeadTraining, confidence, kept
 from thresher.passes.learning import saved
+from thresher.passes.learning.options import JudgedBy, Patience, Rate
 from thresher.passes.learning.schedule import thinned
 
 THRESHOLD = "exit_threshold"  # the constant of the graph, and its name in ONNX
@@ -48,14 +49,9 @@ class ExitOptions(Options):
     steps: Annotated[
         int, Field(ge=0, description="most steps that the exit's head is trained for")
     ] = 200
-    rate: Annotated[float, Field(gt=0, description="learning rate of the first step")] = 1e-3
-    loss: Annotated[
-        Literal["auto", "labels", "dense"],
-        Field(description="train by the labels or by distance to the dense model's outputs"),
-    ] = "auto"
-    patience: Annotated[
-        int, Field(ge=1, description="stop when the mean loss of so many steps has not sunk")
-    ] = 100
+    rate: Rate = 1e-3
+    loss: JudgedBy = "auto"
+    patience: Patience = 100
     calibration: Annotated[
         Path | None, Field(description="a head trained before, instead of a training")
     ] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -15,6 +15,7 @@ from thresher.passes.exits.head import Head, HeadForward
 from thresher.passes.learning.batches import Batch, Batches
 from thresher.passes.learning.identity import identity
 from thresher.passes.learning.loss import choose
+from thresher.passes.learning.options import LossName
 from thresher.passes.learning.training import Keeping, Phase, Step, Training
 
 HELD_OUT = 1024  # items at most, as a threshold for tenths of a point needs many
@@ -30,7 +31,7 @@ class Schedule(Protocol):
     patience: int
 
     @property
-    def loss(self) -> Literal["auto", "labels", "dense"]: ...
+    def loss(self) -> LossName: ...
 
 
 @dataclass(frozen=True)

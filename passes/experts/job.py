@@ -12,6 +12,7 @@ from torch import Tensor
 
 from thresher.passes.adaptive.job import Trainable
 from thresher.passes.experts.mixture import Mixture
+from thresher.passes.learning.options import Patience
 
 DEFAULT_BUDGET = 0.5
 
@@ -40,9 +41,7 @@ class ExpertsOptions(Trainable):
     steps: Annotated[
         int, Field(ge=0, description="most steps that the routers are trained for")
     ] = 200
-    patience: Annotated[
-        int, Field(ge=1, description="stop when the mean loss of so many steps has not sunk")
-    ] = 100
+    patience: Patience = 100
     calibration: Annotated[
         Path | None, Field(description="routers trained before, instead of a training")
     ] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ from thresher.compiler.contract import Context, Options, Pass, PassResult
 from thresher.compiler.program import Program, Refusal
 from thresher.compiler.surgery import Rewriter
 from thresher.passes.learning import calibration
+from thresher.passes.learning.options import JudgedBy, Patience, Rate
 from thresher.passes.learning.schedule import thinned
 from thresher.passes.sparsity.finetune import Finetuned, finetune
 from thresher.passes.sparsity.quantiles import Quantiles
@@ -38,14 +39,9 @@ class RelufyOptions(Options):
         ),
     ] = None
     steps: Annotated[int, Field(ge=0, description="most steps of training; 0 only swaps")] = 300
-    rate: Annotated[float, Field(gt=0, description="learning rate of the first step")] = 5e-4
-    loss: Annotated[
-        Literal["auto", "labels", "dense"],
-        Field(description="judge by the labels or by distance to the dense model's outputs"),
-    ] = "dense"
-    patience: Annotated[
-        int, Field(ge=1, description="stop when the mean loss of so many steps has not sunk")
-    ] = 100
+    rate: Rate = 5e-4
+    loss: JudgedBy = "dense"
+    patience: Patience = 100
 
 
 class Relufy(Pass[RelufyOptions]):

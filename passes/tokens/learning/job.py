@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ from thresher.compiler.analysis.sites import Sites
 from thresher.compiler.contract import Context, Options
 from thresher.compiler.program import Program
 from thresher.passes.learning.identity import identity
+from thresher.passes.learning.options import JudgedBy
 
 
 class LearningOptions(Options):
@@ -21,10 +22,7 @@ class LearningOptions(Options):
 
     steps: Annotated[int, Field(ge=1, description="most steps of learning")] = 300
     granularity: Annotated[int, Field(ge=1, description="candidate counts lie this far apart")] = 4
-    loss: Annotated[
-        Literal["auto", "labels", "dense"],
-        Field(description="judge by the labels or by distance to the dense model's outputs"),
-    ] = "auto"
+    loss: JudgedBy = "auto"
     patience: Annotated[
         int, Field(ge=1, description="stop when the counts have not changed for so many steps")
     ] = 50

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from thresher.compiler.contract import Context
 from thresher.compiler.program import Program
 from thresher.passes.learning.identity import identity
+from thresher.passes.learning.options import DistilledBy, Patience, Rate
 from thresher.passes.tokens.methods import Plan
 from thresher.passes.tokens.modules.module import Module, Place
 from thresher.passes.tokens.options import TokenOptions
@@ -23,14 +24,9 @@ class ModuleOptions(TokenOptions):
     """Options of a method with learned modules: how they are trained, or where they come from."""
 
     steps: Annotated[int, Field(ge=0, description="most steps of training")] = 300
-    rate: Annotated[float, Field(gt=0, description="learning rate at the first step")] = 3e-3
-    loss: Annotated[
-        Literal["auto", "labels", "dense"],
-        Field(description="judge by the labels and the dense model's answers, or by those alone"),
-    ] = "auto"
-    patience: Annotated[
-        int, Field(ge=1, description="stop when the mean loss of so many steps has not sunk")
-    ] = 100
+    rate: Rate = 3e-3
+    loss: DistilledBy = "auto"
+    patience: Patience = 100
     calibration: Annotated[
         Path | None, Field(description="modules trained here before, instead of a training")
     ] = None
