@@ -28,9 +28,17 @@ METHODS: dict[str, LearnedReduction[Any]] = {
 }
 
 
+# Two of the methods on each family, in turns: CI has a limit.
+CASES = [
+    (entry.name, method)
+    for i, entry in enumerate(REDUCIBLE)
+    for j, method in enumerate(METHODS)
+    if (i + j) % 2 == 0
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", [entry.name for entry in REDUCIBLE])
+@pytest.mark.parametrize(("name", "method"), CASES)
 def test_every_family_takes_modules(name: str, method: str) -> None:
     entry, made = BY_NAME[name], METHODS[method]
     dense = program(name, torch.float32, fixed=True)
