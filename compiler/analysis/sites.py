@@ -215,6 +215,7 @@ def find_sites(program: Program) -> Sites:
     if 2 * found.protected > hint_of(found.tokens):
         found.refusals.append(Refusal(found.root.name, _long_prefix(found)))
         found.sites.clear()
+        found.root = None
         return found
     _barriers(found, flow)
     found.padding = _padding(program, flow, first.attention)
