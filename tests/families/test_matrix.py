@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -81,17 +81,15 @@ def every_day(name: str, method: str) -> bool:
     return name in SHARP and (name, method) != LONG
 
 
-CASES = [
-    pytest.param(f, m, marks=() if every_day(f, m) else pytest.mark.slow)
-    for f in FAMILIES
-    for m in METHODS
-]
-IN_TURNS = [case for case in CASES if every_day(*case.values) or tuple(case.values) in THIRD]
-BATCHED = [
-    pytest.param(*case.values, batch, marks=case.marks)
-    for case in CASES
-    for batch in ((3, 1) if case in IN_TURNS else (3,))  # neighbours share what was reduced
-]
+def cases(chosen: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Parameters that begin with family and method, the rarer ones marked as slow."""
+    return [pytest.param(*c, marks=() if every_day(*c[:2]) else pytest.mark.slow) for c in chosen]
+
+
+ALL = [(f, m) for f in FAMILIES for m in METHODS]
+IN_TURNS = [pair for pair in ALL if every_day(*pair) or pair in THIRD]
+# neighbours share what was reduced
+BATCHED = [(*pair, batch) for pair in ALL for batch in ((3, 1) if pair in IN_TURNS else (3,))]
 
 
 @lru_cache(maxsize=2)  # neighbouring tests ask for the same
@@ -129,7 +127,7 @@ def test_the_analysis_sees_what_a_reader_sees(name: str) -> None:
     assert (found.padding is not None) == (entry.real is not None)
 
 
-@pytest.mark.parametrize(("name", "method"), IN_TURNS)
+@pytest.mark.parametrize(("name", "method"), cases(IN_TURNS))
 def test_nothing_to_remove_is_bit_equal(name: str, method: str) -> None:
     budget = {"r": 0} if method.startswith(("tome", "diffrate", "pitome")) else {"keep": 1.0}
     dense, result = reduce(name, method, **budget)
@@ -139,7 +137,7 @@ def test_nothing_to_remove_is_bit_equal(name: str, method: str) -> None:
     assert result.program is dense
 
 
-@pytest.mark.parametrize(("name", "method", "batch"), BATCHED)
+@pytest.mark.parametrize(("name", "method", "batch"), cases(BATCHED))
 def test_reduced_graph_equals_the_oracle(name: str, method: str, batch: int) -> None:
     entry = BY_NAME[name]
     _, result = reduce(name, method, **budget_of(name, method))
