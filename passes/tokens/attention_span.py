@@ -166,7 +166,10 @@ def _objection(outside: set[fx.Node], span: AttentionSpan) -> Refusal | None:
         mixes = use.kind == "mix" and use.node.target is not SDPA
         if within and mixes and use.axis in sites.token_axes(use.operand):
             return Refusal(use.node.name, f"needs every token in place: {use.node.name} {use.why}")
-    for node in (n for n in span.before.graph.nodes if n in inner):
+    prefix = {
+        use.node for use in sites.axes.uses if use.kind == "head" and use.index <= sites.protected
+    }
+    for node in (n for n in span.before.graph.nodes if n in inner and n not in prefix):
         joined = [n for n in node.all_input_nodes if n in outside and sites.carries_tokens(n)]
         if joined:
             return Refusal(node.name, f"reads {joined[0].name} from outside at {node.name}")
