@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,19 @@ from thresher.passes.tokens.budget import Count, Limits, Schedule
 Share = Annotated[float, Field(gt=0, le=1)]
 DEFAULT_FLOPS = 0.65
 BUDGETS = ("r", "keep", "counts", "flops")
+
+
+Flops: TypeAlias = Annotated[
+    float | None,
+    Field(gt=0, le=1, description="share of the dense multiply-accumulates to spend"),
+]
+Multiple: TypeAlias = Annotated[
+    int,
+    Field(
+        ge=1,
+        description="round token counts up to a multiple, prefix tokens included; 8 pays on GPUs",
+    ),
+]
 
 
 class TokenOptions(Options):
@@ -39,20 +52,13 @@ class TokenOptions(Options):
     counts: Annotated[
         tuple[int, ...] | None, Field(description="tokens after each block, prefix tokens included")
     ] = None
-    flops: Annotated[
-        float | None,
-        Field(gt=0, le=1, description="share of the dense multiply-accumulates to spend"),
-    ] = None
+    flops: Flops = None
     layers: Annotated[
         tuple[int, ...] | None,
         Field(description="blocks to reduce at, from 0; by default all with r or counts, with keep"
             " a quarter, half and three quarters of the depth"),
     ] = None  # fmt: skip
-    multiple: Annotated[
-        int,
-        Field(ge=1, description="round token counts up to a multiple, prefix tokens included;"
-            " 8 pays on GPUs"),
-    ] = 1  # fmt: skip
+    multiple: Multiple = 1
     restore: Annotated[
         bool,
         Field(

@@ -16,6 +16,7 @@ from thresher.passes.tokens import budget
 from thresher.passes.tokens.around import Around, limits
 from thresher.passes.tokens.attention_span import AttentionSpan, find_attention_spans
 from thresher.passes.tokens.budget import Count
+from thresher.passes.tokens.options import Flops, Multiple
 
 DEFAULT_KEEP = 0.5
 REDUCED = "tokens leave this network already: start from the original model"
@@ -32,19 +33,12 @@ class TomesdOptions(Options):
         Field(ge=0.5, le=1, description="share of the tokens that run through each attention; half"
             " of them by default"),
     ] = None  # fmt: skip
-    flops: Annotated[
-        float | None,
-        Field(gt=0, le=1, description="share of the dense multiply-accumulates to spend"),
-    ] = None
+    flops: Flops = None
     layers: Annotated[
         tuple[int, ...] | None,
         Field(description="self-attentions to merge around, from 0; by default all that can be"),
     ] = None
-    multiple: Annotated[
-        int,
-        Field(ge=1, description="round token counts up to a multiple, prefix tokens included;"
-            " 8 pays on GPUs"),
-    ] = 1  # fmt: skip
+    multiple: Multiple = 1
     prop_attn: Annotated[
         bool,
         Field(description="count merged tokens by their size in attention; the published code does not"),
