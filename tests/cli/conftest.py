@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,3 +90,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def listing(folder: Path) -> list[str]:
     """Everything in a folder, hidden files among it."""
     return sorted(os.listdir(folder))
+
+
+def refused(
+    cli: Cli,
+    made: Made,
+    out: Path,
+    quick: Sequence[str],
+    given: Sequence[str],
+    code: int,
+    said: str,
+) -> None:
+    """``optimize`` with such options ends with this code and one sentence; ``DATA`` stands for the data made."""
+    arguments = [made.data if word == "DATA" else word for word in given]
+    done = cli("optimize", SOURCE, *quick, *arguments, "-o", out)
+    assert done.code == code
+    assert said in done.err
+    assert "Traceback" not in done.err

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import SOURCE, Cli, Made, listing
+from tests.cli.conftest import SOURCE, Cli, Made, listing, refused
 
 QUICK = (
     "--recipe", "acm", "--set", "distil_steps=2", "--set", "gate_steps=2", "--set", "steps=2",
@@ -86,9 +86,5 @@ def test_linears_of_attention_too(cli: Cli, made: Made, tmp_path: Path) -> None:
 def test_mistakes(
     cli: Cli, made: Made, tmp_path: Path, given: tuple[str, ...], code: int, said: str
 ) -> None:
-    arguments = [made.data if word == "DATA" else word for word in given]
-    done = cli("optimize", SOURCE, *QUICK, *arguments, "-o", tmp_path / "out")
-    assert done.code == code
-    assert said in done.err
-    assert "Traceback" not in done.err
+    refused(cli, made, tmp_path / "out", QUICK, given, code, said)
     assert listing(tmp_path) == []
