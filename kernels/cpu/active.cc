@@ -7,7 +7,7 @@ constexpr int64_t PANEL = 8192;         // sums that stay in the first cache
 constexpr int64_t PART_BYTES = 1 << 17;  // of rows that are worth a thread of their own
 constexpr int64_t MOST_PARTS = 8;
 constexpr int64_t SIDE_BY_SIDE = 8;  // rows of one token that are read together
-constexpr int64_t AHEAD = 1024;  // bytes between what is read and what is fetched
+constexpr int64_t AHEAD = 2048;  // bytes between what is read and what is fetched
 
 // Rows that are read side by side.
 template <class S, int ROWS>
@@ -15,8 +15,9 @@ struct Rows {
   const S* at[ROWS];
 };
 
+// Into the second cache: the first has too few misses in flight to keep the memory busy.
 THRESHER_INLINE void fetch(uintptr_t address) {
-  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 3);
+  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
 }
 
 // Calls body(i) for [0, width) in steps of LANES and fetches what comes AHEAD: at first of these

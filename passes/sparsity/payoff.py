@@ -7,8 +7,8 @@ token does not need.  For one token both read their weights from memory, and tim
 
 as a row is fetched a little beyond its end, into what is skipped, and every call has its price.  It was
 fitted to an Intel Xeon (AVX-512), fp32, from 576 x 576 to 4096 x 11008, and is within 15 % of what was
-measured at s = 0.5 and 0.7 (docs/benchmarks.md); on two threads it is the same to within the noise.  For 2 to 8 tokens
-factors are those against ONNX Runtime's product on an AMD Zen 4 core, 768 x 3072, weights cached.  From
+measured there at s = 0.5 and 0.7; an AMD EPYC gains as much or up to a quarter more (docs/benchmarks.md).  For 2 to 8
+tokens factors are those of 768 x 3072 on the EPYC, weights from memory, the lower of one thread and two.  From
 16 tokens on a product is bound by arithmetic, and the operator runs dense.  Those for weights in bfloat16
 and one token are of 4096 x 11008 on the Xeon, rounded down; for more tokens they count as float32.
 """
@@ -24,9 +24,9 @@ Points = tuple[tuple[float, float], ...]
 READ, AHEAD = 0.92, 256  # of the time in which the dense product reads a byte; bytes
 CALL, DENSE_CALL = 192e3, 100e3  # bytes that are read in the time of a call besides
 CPU: dict[int, Points] = {
-    2: ((0.5, 0.72), (0.7, 1.14), (0.9, 3.2), (0.95, 6.1)),
-    4: ((0.5, 0.84), (0.7, 0.98), (0.9, 2.4), (0.95, 4.5)),
-    8: ((0.5, 0.90), (0.7, 0.97), (0.9, 1.6), (0.95, 2.8)),
+    2: ((0.0, 1.10), (0.3, 1.19), (0.5, 1.39), (0.7, 1.90), (0.9, 4.0), (0.95, 5.7)),
+    4: ((0.0, 1.02), (0.3, 1.00), (0.5, 1.04), (0.7, 1.29), (0.9, 2.3), (0.95, 3.2)),
+    8: ((0.0, 0.91), (0.3, 0.89), (0.5, 0.90), (0.7, 0.94), (0.9, 1.5), (0.95, 2.3)),
 }
 CPU_BF16 = CPU | {1: ((0.0, 1.9), (0.3, 2.6), (0.5, 3.5), (0.7, 4.8), (0.9, 13.0))}
 KERNELS: dict[str, dict[int, Points]] = {"cpu": CPU}
