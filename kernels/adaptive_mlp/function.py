@@ -32,7 +32,8 @@ _SORT = """
     here = Cast <to = 7> (alike)
     seen = CumSum (here, least)
     in_level = ReduceSum <keepdims = 0> (here, v0)
-    before = CumSum <exclusive = 1> (in_level, least)
+    reached = CumSum (in_level, least)
+    before = Sub (reached, in_level)
     behind = Add (seen, before)
     chosen = Mul (here, behind)
     counted = ReduceSum <keepdims = 0> (chosen, last)
@@ -43,16 +44,14 @@ _SORT = """
     end = Squeeze (total)
     numbers = Range (least, end, one)
     order = ScatterND (numbers, at, numbers)
-    grouped = Gather (rows, order)
+    {lengths} = Split <axis = 0, num_outputs = {levels}> (reached)
 """
 
-# Rows that run learner n, and what it makes of them.
+# Rows that run learner n, and its hidden values.
 _LEARNER = """
     i{n} = Constant <value = int64 {{{n}}}> ()
-    over{n} = Greater (counts, i{n})
-    ones{n} = Cast <to = 7> (over{n})
-    c{n} = ReduceSum (ones{n}, v0)
-    in{n} = Slice (grouped, v0, c{n}, v0)
+    order{n} = Slice (order, v0, c{n}, v0)
+    in{n} = Gather (rows, order{n})
     w1_{n} = Gather (w1, i{n})
     b1_{n} = Gather (b1, i{n})
     w2_{n} = Gather (w2, i{n})
@@ -60,39 +59,40 @@ _LEARNER = """
     sum{n} = Add (product{n}, b1_{n})
     {activation}
     {factor}
-    out{n} = MatMul (hidden{n}, w2_{n})
 """
 
 _PLAIN = "hidden{n} = Identity (bent{n})"
 
-# The rows of the learners from n on: those of n + 1 are the first of them.
+_LAST = """
+    all{n} = MatMul (hidden{n}, w2_{n})
+"""
+
+# What the learners from n on add: the rows of those from n + 1 on are the first of them.
 _ADD = """
     room{n} = Sub (c{n}, c{above})
     pads{n} = Concat <axis = 0> (v0, v0, room{n}, v0)
     padded{n} = Pad (all{above}, pads{n})
-    all{n} = Add (out{n}, padded{n})
+    all{n} = Gemm (hidden{n}, w2_{n}, padded{n})
 """
 
 _BACK = """
-    running = Slice (order, v0, c0, v0)
-    places = Unsqueeze (running, last)
-    zero = Constant <value = float {0}> ()
-    typed_zero = CastLike (zero, x)
-    rows_shape = Shape (rows)
-    zeros = Expand (typed_zero, rows_shape)
-    scattered = ScatterND (zeros, places, all0)
-    y = Reshape (scattered, shape)
+    idle = Sub (total, c0)
+    idle_pads = Concat <axis = 0> (v0, v0, idle, v0)
+    everyone = Pad (all0, idle_pads)
+    back = Gather (everyone, place)
+    y = Reshape (back, shape)
 """
 
 
 def body(factor: str, learners: int = 4, activation: str = "gelu") -> str:
     """The statements for so many learners, each of which makes its hidden values by ``factor``."""
     falling = ", ".join(map(str, range(learners, -1, -1)))
-    parts = [_SORT.format(learners=learners, levels=learners + 1, falling=falling)]
+    lengths = ", ".join([*(f"c{n}" for n in reversed(range(learners))), "tokens"])
+    parts = [_SORT.format(learners=learners, levels=learners + 1, falling=falling, lengths=lengths)]
     for n in range(learners):
         line = ACTIVATED[activation].format(x=f"sum{n}", y=f"bent{n}")
         parts.append(_LEARNER.format(n=n, activation=line, factor=factor.format(n=n)))
-    parts.append(f"\n    all{learners - 1} = Identity (out{learners - 1})\n")
+    parts.append(_LAST.format(n=learners - 1))
     parts += [_ADD.format(n=n, above=n + 1) for n in reversed(range(learners - 1))]
     return "".join([*parts, _BACK])
 
