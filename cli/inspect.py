@@ -133,7 +133,7 @@ def picture(
     from thresher.cli.draw import draw, grid_shape, stages
     from thresher.cli.inputs import image_sample
     from thresher.cli.learners import heats, rows, runs_of
-    from thresher.compiler.analysis.sites import find_sites
+    from thresher.compiler.analysis.finder import find_sites
     from thresher.compiler.ledger import final_positions, token_maps
 
     feeds, pixels = image_sample(program.info.preprocessing, image)
@@ -179,7 +179,7 @@ def anatomy(program: Program, sizes: Mapping[str, int] | None = None) -> dict[st
     """
     from thresher.compiler.analysis.axes import hint_of
     from thresher.compiler.analysis.cost import parameters, symbol_sizes, total_macs
-    from thresher.compiler.analysis.sites import find_sites
+    from thresher.compiler.analysis.finder import find_sites
     from thresher.runtime.runner import tensor_info
     from thresher.runtime.sample import timed_sizes
 

@@ -13,7 +13,7 @@ import networkx as nx
 import torch
 from torch import fx
 
-from thresher.compiler.analysis.sites import dataflow
+from thresher.compiler.analysis.flow import dataflow
 from thresher.compiler.errors import RefusedError
 from thresher.compiler.handed import HANDED, LEAVES
 from thresher.compiler.program import Program, provenance

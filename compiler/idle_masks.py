@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from thresher.compiler.analysis.attention import SDPA, Attention
 from thresher.compiler.analysis.bounds import NO, YES, ValueBounds
-from thresher.compiler.analysis.sites import SDPA, Attention
 from thresher.compiler.program import Program
 from thresher.compiler.surgery import Rewriter
 

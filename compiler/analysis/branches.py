@@ -13,9 +13,10 @@ import networkx as nx
 import torch
 from torch import fx
 
+from thresher.compiler.analysis.attention import SDPA
 from thresher.compiler.analysis.cost import node_cost
+from thresher.compiler.analysis.flow import dataflow
 from thresher.compiler.analysis.residual import NORMS, summands
-from thresher.compiler.analysis.sites import SDPA, dataflow
 from thresher.compiler.program import Program, module_path
 
 aten = torch.ops.aten

@@ -18,8 +18,10 @@ import torch
 from torch import fx
 from torch.export.graph_signature import InputKind
 
+from thresher.compiler.analysis.attention import SDPA
 from thresher.compiler.analysis.axes import hint_of, size_of
-from thresher.compiler.analysis.sites import SDPA, Sites, dataflow
+from thresher.compiler.analysis.flow import dataflow
+from thresher.compiler.analysis.sites import Sites
 from thresher.compiler.program import Program, provenance, stored_tensors
 
 aten = torch.ops.aten

@@ -18,7 +18,7 @@ from torch import fx
 from torch.export.graph_signature import InputKind
 
 import thresher.kernels.ops  # noqa: F401  (registers the operators)
-from thresher.compiler.analysis.sites import SDPA, Attention
+from thresher.compiler.analysis.attention import SDPA, Attention
 from thresher.compiler.errors import RefusedError
 from thresher.compiler.lowering.precision import (
     FLOAT32,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.analysis.finder import find_sites
 from thresher.compiler.program import Program
 from thresher.passes.adaptive.learners import Learners, running
 from thresher.passes.adaptive.sites import Site

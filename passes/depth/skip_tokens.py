@@ -14,7 +14,8 @@ from torch import Tensor
 from thresher.compiler.analysis.axes import hint_of
 from thresher.compiler.analysis.branches import blocks, find_branches, halves
 from thresher.compiler.analysis.cost import total_macs
-from thresher.compiler.analysis.sites import Sites, find_sites
+from thresher.compiler.analysis.finder import find_sites
+from thresher.compiler.analysis.sites import Sites
 from thresher.compiler.contract import Calibration, Context, Options, Pass, PassResult
 from thresher.compiler.digests import weights_digest
 from thresher.compiler.errors import UsageError, VerdictError

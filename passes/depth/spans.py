@@ -10,9 +10,11 @@ import networkx as nx
 import torch
 from torch import fx
 
+from thresher.compiler.analysis.attention import SDPA
 from thresher.compiler.analysis.branches import Part
 from thresher.compiler.analysis.cost import node_cost, token_degree
-from thresher.compiler.analysis.sites import SDPA, TOKEN_AXIS, Sites, dataflow
+from thresher.compiler.analysis.flow import dataflow
+from thresher.compiler.analysis.sites import TOKEN_AXIS, Sites
 from thresher.compiler.program import Program, Refusal
 
 

@@ -10,8 +10,8 @@ import networkx as nx
 import torch
 from torch import Tensor, fx
 
+from thresher.compiler.analysis.flow import dataflow
 from thresher.compiler.analysis.linears import stored_values
-from thresher.compiler.analysis.sites import dataflow
 from thresher.compiler.program import Program, Refusal
 from thresher.compiler.surgery import Rewriter
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, fx
 
 import thresher.kernels.ops  # noqa: F401  (registers the operators that the graph may call)
-from thresher.compiler.analysis.sites import SDPA, Attention, find_sites, origin
+from thresher.compiler.analysis.attention import SDPA, Attention
+from thresher.compiler.analysis.finder import find_sites
+from thresher.compiler.analysis.flow import origin
 from thresher.compiler.program import Program
 from thresher.kernels.class_attention.reference import class_attention
 from thresher.passes.tokens.sizes import visible

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from thresher.compiler.analysis.sites import SDPA
+from thresher.compiler.analysis.attention import SDPA
 from thresher.compiler.contract import Dataset
 from thresher.compiler.program import Program
 from thresher.passes.learning.tap import Tapped, Taps

@@ -13,8 +13,8 @@ from torch.export import ExportedProgram
 import thresher.kernels.ops  # noqa: F401  (registers the operators that the graph may call)
 from thresher.compiler import workers
 from thresher.compiler.analysis.ffn import FFN, find
+from thresher.compiler.analysis.finder import find_sites
 from thresher.compiler.analysis.linears import stored_values, stored_weights
-from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.contract import Context
 from thresher.compiler.program import Program
 from thresher.compiler.surgery import Rewriter

@@ -12,8 +12,8 @@ from torch import Tensor, fx
 from thresher.compiler.analysis.axes import hint_of
 from thresher.compiler.analysis.cost import node_cost, parameters, total_macs
 from thresher.compiler.analysis.ffn import FFN, find
+from thresher.compiler.analysis.finder import find_sites
 from thresher.compiler.analysis.linears import weights_of
-from thresher.compiler.analysis.sites import find_sites
 from thresher.compiler.contract import Context
 from thresher.compiler.errors import RefusedError
 from thresher.compiler.program import Program, Refusal

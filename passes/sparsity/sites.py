@@ -9,9 +9,9 @@ import torch
 from torch import fx
 
 from thresher.compiler.analysis import ffn as networks
+from thresher.compiler.analysis.attention import SDPA
 from thresher.compiler.analysis.ffn import FFN, refuse
 from thresher.compiler.analysis.linears import LINEAR, Names, operand, stored_weights
-from thresher.compiler.analysis.sites import SDPA
 from thresher.compiler.program import Program, Refusal
 
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, fx
 
-from thresher.compiler.analysis.sites import SDPA, Attention, find_sites
+from thresher.compiler.analysis.attention import SDPA, Attention
+from thresher.compiler.analysis.finder import find_sites
 from thresher.compiler.errors import RefusedError
 from thresher.compiler.program import Program
 from thresher.passes.learning.calibration import View

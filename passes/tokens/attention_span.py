@@ -14,17 +14,13 @@ import networkx as nx
 import torch
 from torch import fx
 
+from thresher.compiler.analysis.attention import SDPA, Attention
 from thresher.compiler.analysis.axes import hint_of
 from thresher.compiler.analysis.cost import node_cost, token_degree
+from thresher.compiler.analysis.finder import find_sites
+from thresher.compiler.analysis.flow import dataflow
 from thresher.compiler.analysis.residual import NORMS
-from thresher.compiler.analysis.sites import (
-    SDPA,
-    TOKEN_AXIS,
-    Attention,
-    Sites,
-    dataflow,
-    find_sites,
-)
+from thresher.compiler.analysis.sites import TOKEN_AXIS, Sites
 from thresher.compiler.program import Program, Refusal, module_path
 
 

@@ -11,7 +11,8 @@ from pydantic import Field
 
 from thresher.compiler.analysis.axes import hint_of
 from thresher.compiler.analysis.cost import CostModel, cost_model, total_macs
-from thresher.compiler.analysis.sites import Sites, find_sites
+from thresher.compiler.analysis.finder import find_sites
+from thresher.compiler.analysis.sites import Sites
 from thresher.compiler.contract import Context, Pass, PassResult
 from thresher.compiler.ledger import in_graph_order
 from thresher.compiler.program import Program, Refusal

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 from torch import fx
 
-from thresher.compiler.analysis.sites import Sites, dataflow
+from thresher.compiler.analysis.flow import dataflow
+from thresher.compiler.analysis.sites import Sites
 from thresher.passes.tokens.restore import trunk
 
 

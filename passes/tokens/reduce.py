@@ -17,15 +17,9 @@ from torch import fx
 from torch.export import ExportedProgram
 
 import thresher.kernels.ops  # noqa: F401  (registers the operators)
-from thresher.compiler.analysis.sites import (
-    SDPA,
-    TOKEN_AXIS,
-    Attention,
-    Site,
-    Sites,
-    dataflow,
-    origin,
-)
+from thresher.compiler.analysis.attention import SDPA, Attention
+from thresher.compiler.analysis.flow import dataflow, origin
+from thresher.compiler.analysis.sites import TOKEN_AXIS, Site, Sites
 from thresher.compiler.errors import RefusedError
 from thresher.compiler.program import LedgerEntry, Program, module_path
 from thresher.compiler.surgery import Rewriter

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.compiler.toys import TOKENS, WIDTH, Block, Toy, traced
 from thresher.compiler.analysis.cost import cost_model, node_cost, total_macs
-from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.analysis.finder import find_sites
 from thresher.compiler.contract import Context
 from thresher.passes.tokens.methods import TopkNorm
 from thresher.passes.tokens.options import TokenOptions

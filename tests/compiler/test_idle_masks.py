@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from thresher.compiler.analysis.attention import SDPA, Attention
 from thresher.compiler.analysis.bounds import ANYTHING, ValueBounds
-from thresher.compiler.analysis.sites import SDPA, Attention
 from thresher.compiler.idle_masks import without_idle_masks
 from thresher.compiler.program import Program, SourceInfo
 from thresher.compiler.trace import trace

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.compiler.toys import TOKENS, WIDTH, Block, TokenConv, Toy, traced
-from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.analysis.finder import find_sites
 
 
 def test_plain_encoder_has_one_site_per_block() -> None:

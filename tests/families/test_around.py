@@ -25,7 +25,7 @@ from tests.families.entry import Entry
 from tests.families.traced import cast, program
 from tests.families.zoo import BY_NAME, REDUCIBLE
 from thresher.compiler.analysis.cost import total_macs
-from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.analysis.finder import find_sites
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.lowering import to_onnx
 from thresher.passes.tokens.tomesd import Tomesd, TomesdOptions

@@ -11,7 +11,7 @@ import torch
 from tests.families.traced import cast, program
 from tests.families.zoo import BY_NAME, REDUCIBLE
 from thresher.compiler.analysis.cost import cost_model
-from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.analysis.finder import find_sites
 from thresher.compiler.contract import Context
 from thresher.models.data import Dataset
 from thresher.passes.tokens.learning.job import Job, LearningOptions

@@ -19,7 +19,7 @@ from tests.families.mode import SIMILAR
 from tests.families.oracle import reduced_outputs
 from tests.families.traced import cast, program
 from tests.families.zoo import BY_NAME, REDUCIBLE, REFUSED
-from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.analysis.finder import find_sites
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.lowering import inlined, to_onnx
 from thresher.compiler.lowering.ties import order_ties

@@ -16,7 +16,7 @@ from onnx import helper
 from torch import nn
 
 from tests.models.onnx_text import feed, file_of, onnxruntime_outputs, targets
-from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.analysis.finder import find_sites
 from thresher.compiler.errors import RefusedError, UsageError
 from thresher.compiler.program import Program, module_path
 from thresher.models.onnx_import import import_onnx

@@ -14,7 +14,7 @@ from tests.families.decisions import votes_of
 from thresher.cli.passes import foresight
 from thresher.compiler import optimize
 from thresher.compiler.analysis.cost import total_macs
-from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.analysis.finder import find_sites
 from thresher.compiler.recipe import parse_recipe
 from thresher.models.sources import load_source
 from thresher.passes.tokens.methods import Pitome, PitomeOptions, TokenReduction

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from thresher.compiler.analysis.sites import SDPA, Attention, Sites
+from thresher.compiler.analysis.attention import SDPA, Attention
+from thresher.compiler.analysis.sites import Sites
 from thresher.compiler.program import Program
 from thresher.passes.tokens.sizes import MASKED, size_weighted, size_weighted_shares, visible
 

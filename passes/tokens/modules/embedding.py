@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from thresher.compiler.analysis.sites import Attention, Site, Sites
+from thresher.compiler.analysis.attention import Attention
+from thresher.compiler.analysis.sites import Site, Sites
 from thresher.passes.learning.loss import Outputs
 from thresher.passes.tokens.learning.masked import MaskedForward
 from thresher.passes.tokens.modules.job import Job

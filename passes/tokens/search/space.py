@@ -9,7 +9,7 @@ from typing import Any
 
 from thresher.compiler.analysis.axes import hint_of
 from thresher.compiler.analysis.cost import cost_model
-from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.analysis.finder import find_sites
 from thresher.compiler.errors import RefusedError, VerdictError
 from thresher.compiler.program import Program
 from thresher.passes.tokens.budget import BISECTIONS, Count, Limits, resolve

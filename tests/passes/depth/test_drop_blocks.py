@@ -19,7 +19,7 @@ from tests.compiler.toys import TOKENS, WIDTH, Block, Toy, traced
 from tests.passes.sparsity.toys import ITEMS, noise
 from thresher.compiler.analysis.branches import blocks, find_branches, halves, live_macs
 from thresher.compiler.analysis.cost import total_macs
-from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.analysis.finder import find_sites
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.errors import RefusedError, UsageError, VerdictError
 from thresher.compiler.pipeline import optimize

@@ -19,7 +19,7 @@ from tests.passes.adaptive.test_acm import Pressed, context, noise
 from tests.passes.depth.test_drop_blocks import Kind, PostNorm, masked, model, program, x
 from tests.passes.depth.test_skip_tokens import skipped
 from thresher.compiler.analysis.branches import blocks, find_branches, halves
-from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.analysis.finder import find_sites
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.errors import UsageError
 from thresher.compiler.program import Program

@@ -7,7 +7,7 @@ import torch
 
 from tests.compiler.toys import TOKENS, WIDTH, Block, Toy, traced
 from tests.passes.learning import oracle
-from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.analysis.finder import find_sites
 from thresher.compiler.program import Program, SourceInfo
 from thresher.compiler.trace import trace
 from thresher.passes.tokens.learning.masked import MaskedForward, Policy

@@ -14,7 +14,7 @@ import torch
 
 from tests.compiler.toys import TOKENS, WIDTH, Block, Toy, traced
 from thresher.compiler.analysis.cost import cost_model
-from thresher.compiler.analysis.sites import find_sites
+from thresher.compiler.analysis.finder import find_sites
 from thresher.compiler.contract import Context, silent
 from thresher.compiler.errors import UsageError, VerdictError
 from thresher.models.data import Dataset

@@ -1,0 +1,21 @@
+"""A graph's data flow as a networkx graph."""
+
+from __future__ import annotations
+
+import networkx as nx
+from torch import fx
+
+
+def dataflow(graph: fx.Graph) -> nx.DiGraph[fx.Node]:
+    """The graph's data flow, nodes in program order."""
+    flow: nx.DiGraph[fx.Node] = nx.DiGraph()
+    for node in graph.nodes:
+        flow.add_node(node)
+        flow.add_edges_from((operand, node) for operand in node.all_input_nodes)
+    return flow
+
+
+def origin(graph: fx.Graph, node: fx.Node) -> list[fx.Node]:
+    """The calls that a node's value comes from, in program order; none if it is an input."""
+    needed = nx.ancestors(dataflow(graph), node) | {node}
+    return [n for n in graph.nodes if n in needed and n.op == "call_function"]
