@@ -6,6 +6,7 @@
 //     void compute(const Context& context) const;  // may throw Error
 //   };
 //
+// Its name differs from those in other files, in unnamed namespaces too: GCC merges what is made of it.
 // add<Copy, float, Half>(library) registers it for these types of tokens.  An Error becomes the status
 // of the run; nothing is thrown through ONNX Runtime.
 #pragma once

@@ -8,6 +8,7 @@ void add_class_attention(const Library& library);
 void add_gather_tokens(const Library& library);
 void add_keep_tokens(const Library& library);
 void add_prune_merge(const Library& library);
+void add_redundant_merge(const Library& library);
 void add_restore_tokens(const Library& library);
 void add_select_diverse(const Library& library);
 void add_sparse_gated_ffn(const Library& library);
@@ -27,6 +28,7 @@ ort::CustomOpDomain* domain(const Api& api) {
     add_gather_tokens(library);
     add_keep_tokens(library);
     add_prune_merge(library);
+    add_redundant_merge(library);
     add_restore_tokens(library);
     add_select_diverse(library);
     add_sparse_gated_ffn(library);

@@ -71,11 +71,11 @@ THRESHER_VECTORISED void choose(const W* closeness, int64_t count, int64_t wante
 }
 
 template <class T>
-struct Kernel {
+struct SelectDiverse {
   static constexpr Signature signature{"SelectDiverse",
                                        {TOKENS, ort::FLOAT, ort::INT64},
                                        {TOKENS, ort::INT64, ort::INT64}};
-  explicit Kernel(const Attributes& given) : protect(given.integer("protected")) {}
+  explicit SelectDiverse(const Attributes& given) : protect(given.integer("protected")) {}
 
   void compute(const Context& context) const {
     using W = Wide<T>;
@@ -132,7 +132,7 @@ struct Kernel {
 }  // namespace
 
 void add_select_diverse(const Library& library) {
-  add<Kernel, float, Half, BFloat16, double>(library);
+  add<SelectDiverse, float, Half, BFloat16, double>(library);
 }
 
 }  // namespace thresher

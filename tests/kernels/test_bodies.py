@@ -176,7 +176,7 @@ def test_select_diverse_half(back_end: str, case: DiverseCase) -> None:
     assert_array_equal(y, expected.y)
 
 
-@bodies
+@without_gpu
 @FAST
 @given(case=redundant_cases())
 def test_redundant_merge(back_end: str, case: RedundantCase) -> None:
@@ -189,7 +189,7 @@ def test_redundant_merge(back_end: str, case: RedundantCase) -> None:
     assert_allclose(y, expected.y, atol=SINGLE * scale(case.x))
 
 
-@bodies
+@without_gpu
 @FAST
 @given(case=redundant_cases(dtype="float16"))
 def test_redundant_merge_half(back_end: str, case: RedundantCase) -> None:

@@ -73,19 +73,26 @@ def _through_casts(name: str, ranks: tuple[int, ...], element: str, protected: i
     )
 
 
+@pytest.mark.parametrize("name", ["BipartiteMerge", "RedundantMerge"])
 @pytest.mark.parametrize("element", list(TYPES))
-def test_every_type_of_tokens(element: str) -> None:
+def test_every_type_of_tokens(element: str, name: str) -> None:
     rng = np.random.default_rng(0)
     x, metric = (
         torch.from_numpy(rng.standard_normal(shape)).to(TYPES[element]).float()
         for shape in ((2, 40, 24), (2, 3, 40, 20))
     )
     size = torch.from_numpy(rng.integers(1, 9, (2, 40))).float()
-    session = _through_casts("BipartiteMerge", (3, 2, 4, 0), element, 1)
+    score = torch.from_numpy(rng.standard_normal((2, 40))).float()
+    scored = name == "RedundantMerge"
+    session = _through_casts(name, (3, 2, 4, 2, 0) if scored else (3, 2, 4, 0), element, 1)
     feeds = {"x": x, "size": size, "metric": metric, "keep": torch.tensor(27)}
+    feeds |= {"score": score} if scored else {}
     y, total, kept, slot = session.run(None, {n: v.numpy() for n, v in feeds.items()})
     typed = [x.to(TYPES[element]), size, metric.to(TYPES[element])]
-    expected = ops.bipartite_merge(*typed, 27, 1, True)
+    if scored:
+        expected = ops.redundant_merge(*typed, score, 27, 1)
+    else:
+        expected = ops.bipartite_merge(*typed, 27, 1, True)
     assert_array_equal(slot, expected[2])
     assert_array_equal(kept, expected[3])
     assert_allclose(total, expected[1], rtol=1e-6)
@@ -111,7 +118,8 @@ def test_tokens_beyond_the_sort_of_other_back_ends() -> None:
     assert_allclose(total.sum(1), size.sum(1))
 
 
-def test_threads_change_nothing() -> None:
+@pytest.mark.parametrize("name", ["BipartiteMerge", "RedundantMerge"])
+def test_threads_change_nothing(name: str) -> None:
     import onnxruntime as ort
 
     rng = np.random.default_rng(2)
@@ -122,7 +130,11 @@ def test_threads_change_nothing() -> None:
         "metric": metric.astype(np.float32),
         "keep": np.array(200),
     }
-    made = model("BipartiteMerge", (3, 2, 4, 0), "float32", (("protected", 1),))
+    ranks: tuple[int, ...] = (3, 2, 4, 0)
+    if name == "RedundantMerge":
+        ranks = (3, 2, 4, 2, 0)
+        feeds["score"] = rng.standard_normal((3, 301)).astype(np.float32)
+    made = model(name, ranks, "float32", (("protected", 1),))
     results = [
         ort.InferenceSession(
             made.SerializeToString(), session_options(threads, library()),
@@ -140,6 +152,7 @@ MERGE = {"x": X, "size": SIZE, "metric": METRIC, "keep": np.array(5)}
 KEEP = {"x": X, "score": SIZE, "keep": np.array(5)}
 PRUNE = {"x": X, "size": SIZE, "score": SIZE, "pruned": np.array(5), "keep": np.array(4)}
 DIVERSE = {"x": X, "size": SIZE, "keep": np.array(5)}
+REDUNDANT = {"x": X, "size": SIZE, "metric": METRIC, "score": SIZE, "keep": np.array(5)}
 HOSTILE: Sequence[tuple[str, dict[str, Any], int, str]] = [
     ("BipartiteMerge", MERGE | {"x": X[0]}, 1, r"x is \[B, N, C\], not \[6, 4\]"),
     ("BipartiteMerge", MERGE | {"keep": np.array(7)}, 1, "keep can be reached, not"),
@@ -157,6 +170,11 @@ HOSTILE: Sequence[tuple[str, dict[str, Any], int, str]] = [
     ("SelectDiverse", DIVERSE | {"keep": np.array(1)}, 1, "keep can be reached, not"),
     ("SelectDiverse", DIVERSE | {"size": SIZE[:, :5]}, 1, r"size is \[B, N\], not \[2, 5\]"),
     ("SelectDiverse", DIVERSE, 6, "protected is a number of the tokens, not"),
+    ("RedundantMerge", REDUNDANT | {"keep": np.array(3)}, 1, "keep can be reached, not"),
+    ("RedundantMerge", REDUNDANT | {"keep": np.array(7)}, 1, "keep can be reached, not"),
+    ("RedundantMerge", REDUNDANT | {"score": SIZE[:, :5]}, 1, r"score is \[B, N\], not \[2, 5\]"),
+    ("RedundantMerge", REDUNDANT | {"metric": METRIC[:1]}, 1, "metric is .* of the same batch"),
+    ("RedundantMerge", REDUNDANT, 6, "protected is less than the tokens, not"),
     ("PruneMerge", PRUNE | {"pruned": np.array(3)}, 1, "pruned can be reached"),
     ("PruneMerge", PRUNE | {"keep": np.array(1)}, 1, "keep can be reached"),
 ]
@@ -186,7 +204,7 @@ def test_nan_is_no_crash() -> None:
     nan = np.float32("nan")
     cases: Sequence[tuple[str, dict[str, Any]]] = (
         ("BipartiteMerge", MERGE), ("KeepTokens", KEEP), ("PruneMerge", PRUNE),
-        ("SelectDiverse", DIVERSE),
+        ("SelectDiverse", DIVERSE), ("RedundantMerge", REDUNDANT),
     )  # fmt: skip
     for name, arguments in cases:
         spoilt = {n: v * nan if v.dtype == np.float32 else v for n, v in arguments.items()}
@@ -195,9 +213,12 @@ def test_nan_is_no_crash() -> None:
         assert (slot < 6).all()
 
 
-def test_an_empty_batch_is_no_crash() -> None:
-    empty = {n: v[:0] if v.ndim else v for n, v in MERGE.items()}
-    y, *_ = run("native", "BipartiteMerge", empty, protected=1)
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("BipartiteMerge", MERGE), ("RedundantMerge", REDUNDANT)]
+)
+def test_an_empty_batch_is_no_crash(name: str, arguments: dict[str, Any]) -> None:
+    empty = {n: v[:0] if v.ndim else v for n, v in arguments.items()}
+    y, *_ = run("native", name, empty, protected=1)
     assert y.shape == (0, 5, 4)
 
 
@@ -250,6 +271,7 @@ def toy() -> Program:
     [
         "tome",
         "max-min",
+        "pitome",
         *(pytest.param(m, marks=pytest.mark.slow) for m in ("diffrate", "evit", "topk-norm")),
     ],
 )
