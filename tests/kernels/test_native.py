@@ -89,10 +89,11 @@ def test_every_type_of_tokens(element: str, name: str) -> None:
     feeds |= {"score": score} if scored else {}
     y, total, kept, slot = session.run(None, {n: v.numpy() for n, v in feeds.items()})
     typed = [x.to(TYPES[element]), size, metric.to(TYPES[element])]
-    if scored:
-        expected = ops.redundant_merge(*typed, score, 27, 1)
-    else:
-        expected = ops.bipartite_merge(*typed, 27, 1, True)
+    expected = (
+        ops.redundant_merge(*typed, score, 27, 1)
+        if scored
+        else ops.bipartite_merge(*typed, 27, 1, True)
+    )
     assert_array_equal(slot, expected[2])
     assert_array_equal(kept, expected[3])
     assert_allclose(total, expected[1], rtol=1e-6)
