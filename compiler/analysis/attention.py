@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
+SOFTMAX = (torch.ops.aten.softmax.int, torch.ops.aten._softmax.default)
 _PRODUCTS = (
     torch.ops.aten.matmul.default,
     torch.ops.aten.bmm.default,

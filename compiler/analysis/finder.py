@@ -6,10 +6,9 @@ A site is refused when a later node needs every token in its place, and the refu
 from __future__ import annotations
 
 import networkx as nx
-import torch
 from torch import fx
 
-from thresher.compiler.analysis.attention import SDPA, Attention
+from thresher.compiler.analysis.attention import SDPA, SOFTMAX, Attention
 from thresher.compiler.analysis.axes import Axes, hint_of, infer
 from thresher.compiler.analysis.flow import dataflow
 from thresher.compiler.analysis.readout import barriers, padding, prefix
@@ -59,7 +58,7 @@ def _long_prefix(found: Sites) -> str:
 
 def _no_attention(graph: fx.Graph) -> str:
     for node in graph.nodes:
-        if node.target in (torch.ops.aten._softmax.default, torch.ops.aten.softmax.int):
+        if node.target in SOFTMAX:
             return (
                 f"no fused self-attention was found; the softmax at {node.name}"
                 f" ({module_path(node) or 'top level'}) looks like attention whose logits are changed"

@@ -6,12 +6,11 @@ import networkx as nx
 import torch
 from torch import fx
 
-from thresher.compiler.analysis.attention import SDPA, Attention
+from thresher.compiler.analysis.attention import SDPA, SOFTMAX, Attention
 from thresher.compiler.analysis.axes import Axes, Use, size_of
 from thresher.compiler.analysis.sites import TOKEN_AXIS, Sites
 from thresher.compiler.program import Program, Refusal, module_path
 
-_SOFTMAX = (torch.ops.aten.softmax.int, torch.ops.aten._softmax.default)
 _SUMS = (
     torch.ops.aten.matmul.default,
     torch.ops.aten.bmm.default,
@@ -77,7 +76,7 @@ def barriers(found: Sites, flow: nx.DiGraph[fx.Node]) -> None:
             continue
         if use.node in found.shares | sums:
             continue
-        if use.kind == "output" or (use.kind == "mix" and not _is_attention(use.node)):
+        if use.kind == "output" or (use.kind == "mix" and use.node.target is not SDPA):
             if use.kind == "mix" and (nx.descendants(flow, use.node) & later):
                 refused[use.node] = use.why
             else:
@@ -109,7 +108,7 @@ def _sequence_pooling(
     shares: set[fx.Node] = set()
     sums: set[fx.Node] = set()
     for node in behind:
-        if node.target not in _SOFTMAX or "mix" not in needs.get(node, ()):
+        if node.target not in SOFTMAX or "mix" not in needs.get(node, ()):
             continue
         if len(found.token_axes(node)) > 1 or nx.descendants(flow, node) & later:
             continue
@@ -124,10 +123,6 @@ def _sequence_pooling(
             shares.add(node)
             sums |= reached
     return shares, sums
-
-
-def _is_attention(node: fx.Node) -> bool:
-    return node.target is SDPA
 
 
 def padding(program: Program, flow: nx.DiGraph[fx.Node], first: Attention) -> fx.Node | None:

@@ -40,9 +40,7 @@ void match(const Context& context, Arena& arena, const Stream<T>& x, const float
         const int64_t target = (token - places.first_target) / 2;
         W* row = scratch + (item * places.targets + target) * keys.depth;
         unit_key(keys, item, token, row);
-        const bool padding = size[item * x.tokens + token] == 0;
-        targets[item].set(target, row,
-                          padding ? W(-PADDING) : std::numeric_limits<W>::infinity());
+        targets[item].set(target, row, size[item * x.tokens + token] == 0);
       }
     }
   });

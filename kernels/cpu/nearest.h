@@ -20,11 +20,11 @@ class Targets {
       : count(count), depth(depth), panels((count + LANES - 1) / LANES),
         data_(arena.take<W>(panels * depth * LANES)), limit_(arena.take<W>(panels * LANES)) {}
 
-  // Stores a row; `limit` caps its similarities.
-  void set(int64_t row, const W* values, W limit) {
+  // Stores a row; padding is found only where there is nothing else.
+  void set(int64_t row, const W* values, bool padding) {
     W* at = data_ + row / LANES * depth * LANES + row % LANES;
     for (int64_t channel = 0; channel < depth; ++channel) at[channel * LANES] = values[channel];
-    limit_[row] = limit;
+    limit_[row] = padding ? W(-PADDING) : std::numeric_limits<W>::infinity();
   }
   // Fills the lanes behind the last row; they are never found.
   void close() {

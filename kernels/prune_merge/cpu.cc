@@ -136,10 +136,7 @@ struct PruneMerge {
         const int64_t token = ranked[item * behind + i].index;
         unit_row<T>(units + at * x.width, x.row(item, token), x.width);
         if (i < stay)
-          targets[item].set(i, units + at * x.width,
-                            sizes[item * x.tokens + token] == 0
-                                ? W(-PADDING)
-                                : std::numeric_limits<W>::infinity());
+          targets[item].set(i, units + at * x.width, sizes[item * x.tokens + token] == 0);
       }
     });
     for (Targets<W>& one : targets) one.close();

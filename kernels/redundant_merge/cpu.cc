@@ -45,9 +45,8 @@ struct RedundantMerge {
         rank(sizes.data + item * x.tokens, scores.data + item * x.tokens, behind, r,
              ranked + item * behind);
     });
-    W* best = arena.take<W>(x.batch * r);
     int64_t* into = arena.take<int64_t>(x.batch * r);
-    if (r > 0) match(context, arena, x, sizes.data, keys, pairs, r, best, into);
+    if (r > 0) match(context, arena, x, sizes.data, keys, pairs, r, into);
 
     int64_t* leaving = arena.take<int64_t>(x.batch * keep);  // the token of each row
     context.parallel(x.batch, 1, [&](int64_t begin, int64_t end) {
@@ -70,8 +69,9 @@ struct RedundantMerge {
 
   // The most similar target of each source.
   void match(const Context& context, Arena& arena, const Stream<T>& x, const float* sizes,
-             const Keys<T>& keys, const std::vector<Pairs>& pairs, int64_t r, W* best,
+             const Keys<T>& keys, const std::vector<Pairs>& pairs, int64_t r,
              int64_t* into) const {
+    W* best = arena.take<W>(x.batch * r);
     W* units = arena.take<W>(x.batch * 2 * r * keys.depth);  // of an item sources, then targets
     std::vector<Targets<W>> targets;
     for (int64_t item = 0; item < x.batch; ++item) targets.emplace_back(arena, r, keys.depth);
@@ -80,10 +80,8 @@ struct RedundantMerge {
         const int64_t item = at / (2 * r), i = at % (2 * r) - r;
         const int64_t token = i < 0 ? pairs[item].source(i + r) : pairs[item].target(i);
         unit_key(keys, item, token, units + at * keys.depth);
-        if (i < 0) continue;
-        const bool padding = sizes[item * x.tokens + token] == 0;
-        targets[item].set(i, units + at * keys.depth,
-                          padding ? W(-PADDING) : std::numeric_limits<W>::infinity());
+        if (i >= 0)
+          targets[item].set(i, units + at * keys.depth, sizes[item * x.tokens + token] == 0);
       }
     });
     for (Targets<W>& one : targets) one.close();
