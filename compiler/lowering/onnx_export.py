@@ -21,7 +21,7 @@ from thresher.compiler.lowering.precision import HALF
 from thresher.compiler.lowering.prepare import LOWERING, prepare
 from thresher.compiler.lowering.table import translations
 from thresher.compiler.program import Program
-from thresher.kernels.registry import DOMAIN, OPERATORS, OUTPUTS, VERSION, called
+from thresher.kernels.registry import DOMAIN, OPERATORS, OUTPUTS, VERSION
 
 OPSET = 20
 PRECISIONS = ("fp32", *HALF)
@@ -109,17 +109,17 @@ def _named(size: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str 
 
 def _add_functions(model: ir.Model) -> None:
     """Append the bodies of the operators that the graph calls, without outputs that nobody reads."""
-    used: dict[str, list[ir.Node]] = {}
+    used: dict[tuple[str, str], list[ir.Node]] = {}
     for node in model.graph:
         if node.domain == DOMAIN:
-            node.op_type = OPERATORS[node.op_type].kind(_attributes(node))
-            used.setdefault(node.op_type, []).append(node)
-    for name, nodes in sorted(used.items()):
+            node.overload = OPERATORS[node.op_type].variant(_attributes(node))
+            used.setdefault((node.op_type, node.overload), []).append(node)
+    for (name, _), nodes in sorted(used.items()):
         count = max(_read(node) for node in nodes)
         for node in nodes:
             node.resize_outputs(count)
             node.attributes.add(ir.AttrInt64(OUTPUTS, count))
-        written = called(name).function(OPSET, count, _attributes(nodes[0]))
+        written = OPERATORS[name].function(OPSET, count, _attributes(nodes[0]))
         function = ir.serde.deserialize_function(written)
         model.functions[function.identifier()] = function
     if used:
@@ -128,7 +128,7 @@ def _add_functions(model: ir.Model) -> None:
 
 def _attributes(node: ir.Node) -> dict[str, Any]:
     """What the operator itself declares."""
-    return {name: node.attributes[name].value for name in called(node.op_type).attributes}
+    return {name: node.attributes[name].value for name in OPERATORS[node.op_type].attributes}
 
 
 def _read(node: ir.Node) -> int:

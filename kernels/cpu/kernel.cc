@@ -34,6 +34,17 @@ float Attributes::number(const char* name) const {
   return value;
 }
 
+std::string Attributes::text(const char* name) const {
+  const auto get = api_.get<ort::Status* (*)(const ort::KernelInfo*, const char*, char*, size_t*)>(
+      ort::GET_ATTRIBUTE_STRING);
+  size_t size = 0;  // the zero at the end is in it
+  api_.check(get(info_, name, nullptr, &size));
+  std::string value(size, 0);
+  api_.check(get(info_, name, value.data(), &size));
+  value.resize(size - 1);
+  return value;
+}
+
 const void* Context::read(size_t index, Shape& shape) const {
   const ort::Value* value = nullptr;
   api_.check(api_.get<ort::Status* (*)(const ort::KernelContext*, size_t, const ort::Value**)>(

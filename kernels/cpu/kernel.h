@@ -56,6 +56,7 @@ class Attributes {
   Attributes(const Api& api, const ort::KernelInfo* info) : api_(api), info_(info) {}
   int64_t integer(const char* name) const;
   float number(const char* name) const;
+  std::string text(const char* name) const;
 
   const Api& api() const { return api_; }  // lives as long as the kernel
   const ort::KernelInfo* info() const { return info_; }
@@ -132,7 +133,7 @@ constexpr ort::Element TOKENS = static_cast<ort::Element>(0);  // stands for the
 
 struct Signature {
   const char* name;
-  std::array<ort::Element, 6> inputs;
+  std::array<ort::Element, 7> inputs;
   std::array<ort::Element, 4> outputs;  // those after the first may be left out by a model
   size_t input_count, output_count;
 

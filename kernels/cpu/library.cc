@@ -3,8 +3,10 @@
 
 namespace thresher {
 
+void add_adaptive_mlp(const Library& library);
 void add_bipartite_merge(const Library& library);
 void add_class_attention(const Library& library);
+void add_expert_mlp(const Library& library);
 void add_gather_tokens(const Library& library);
 void add_keep_tokens(const Library& library);
 void add_prune_merge(const Library& library);
@@ -23,8 +25,10 @@ ort::CustomOpDomain* domain(const Api& api) {
     api.check(api.get<ort::Status* (*)(const char*, ort::CustomOpDomain**)>(
         ort::CREATE_CUSTOM_OP_DOMAIN)("thresher", &domain));
     const Library library(api, domain);
+    add_adaptive_mlp(library);
     add_bipartite_merge(library);
     add_class_attention(library);
+    add_expert_mlp(library);
     add_gather_tokens(library);
     add_keep_tokens(library);
     add_prune_merge(library);

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "cpu/tile.h"
+
 namespace thresher {
 namespace {
 
@@ -12,16 +14,6 @@ template <class W>
 using Mask = decltype(Vector<W>{} > Vector<W>{});
 template <class W>
 using Lane = std::remove_reference_t<decltype(Mask<W>{}[0])>;
-
-// Whether two panels fit beside each other: each row's value is then read once for both.
-bool many_registers() {
-#if defined(__x86_64__)
-  static const bool found = __builtin_cpu_supports("avx512f");
-  return found;
-#else
-  return false;
-#endif
-}
 
 template <class W>
 struct Running {  // best so far, by lane
@@ -34,12 +26,10 @@ THRESHER_INLINE void tile(const W* rows, const Targets<W>& targets, int64_t at, 
   const int64_t depth = targets.depth;
   const W* panel = targets.panel(at);
   Vector<W> sum[PANELS][ROWS] = {};
-  for (int64_t channel = 0; channel < depth; ++channel) {
-    Vector<W> target[PANELS];
-    for (int64_t p = 0; p < PANELS; ++p) target[p] = load(panel + (p * depth + channel) * LANES);
-    for (int64_t row = 0; row < ROWS; ++row)
-      for (int64_t p = 0; p < PANELS; ++p) sum[p][row] += rows[row * depth + channel] * target[p];
-  }
+  add_products<ROWS, PANELS>(sum, rows, depth, depth,
+                             [&](int64_t channel, int64_t p) __attribute__((always_inline)) {
+                               return load(panel + (p * depth + channel) * LANES);
+                             });
   for (int64_t p = 0; p < PANELS; ++p) {
     const Vector<W> limit = load(targets.limit(at + p));
     const Mask<W> here = Mask<W>{} + static_cast<Lane<W>>(at + p);

@@ -1,4 +1,4 @@
-"""The function body of ``AdaptiveMLP`` against a dense network cut into the same learners, in ONNX Runtime.
+"""``AdaptiveMLP``, its native kernel and its body, against a dense network cut into the same learners.
 
 Width 768, four learners of 768 neurons; every token runs a binomial number of them.  Realised over
 ideal: dense time over adaptive time, times the share of the learners that run.
@@ -20,6 +20,7 @@ import onnx.helper as make
 import onnx.numpy_helper
 
 from tests.benchmarks.common import say
+from thresher.kernels.native import Library
 from thresher.kernels.registry import DOMAIN, OPERATORS, VERSION
 from thresher.runtime.backends.onnx_runtime import CPU, session_options
 from thresher.runtime.conditions import conditions, load_average
@@ -43,7 +44,10 @@ def weights() -> dict[str, np.ndarray]:
 def adaptive(tokens: int) -> bytes:
     """One node with its body; inputs x and k."""
     operator = OPERATORS["AdaptiveMLP"]
-    node = make.make_node(operator.kind(KIND), list(operator.inputs), ["y"], domain=DOMAIN, **KIND)
+    node = make.make_node(
+        operator.name, list(operator.inputs), ["y"], domain=DOMAIN,
+        overload=operator.variant(KIND), **KIND,
+    )  # fmt: skip
     return _model([node], weights(), tokens, [operator.function(OPSET, attributes=KIND)], k=True)
 
 
@@ -87,21 +91,25 @@ def _model(
 
 
 def calls(tokens: int, threads: int) -> tuple[list[Callable[[], Any]], list[float]]:
-    """The dense network, then the adaptive one at each budget; and the shares that they run."""
+    """The dense network, then kernel and body at each budget; and the shares that they run."""
     import onnxruntime as ort
 
-    whole, cut = (
-        ort.InferenceSession(model, session_options(threads, None), providers=[CPU])
-        for model in (dense(tokens), adaptive(tokens))
-    )
+    library = Library().find() or Library().build()
+    whole, *cut = (
+        ort.InferenceSession(model, session_options(threads, kernels), providers=[CPU])
+        for model, kernels in (
+            (dense(tokens), None), (adaptive(tokens), library), (adaptive(tokens), None),
+        )
+    )  # fmt: skip
     rng = np.random.default_rng(1)
     x = rng.standard_normal((1, tokens, WIDTH), np.float32)
     chosen = [rng.binomial(LEARNERS, budget, (1, tokens)) for budget in BUDGETS]
     every = np.full((1, tokens), LEARNERS)
-    (expected,), (found,) = whole.run(None, {"x": x}), cut.run(None, {"x": x, "k": every})
-    np.testing.assert_allclose(found, expected, atol=1e-3)
+    (expected,) = whole.run(None, {"x": x})
+    for one in cut:
+        np.testing.assert_allclose(one.run(None, {"x": x, "k": every})[0], expected, atol=1e-3)
     made: list[Callable[[], Any]] = [partial(whole.run, None, {"x": x})]
-    made += [partial(cut.run, None, {"x": x, "k": k}) for k in chosen]
+    made += [partial(one.run, None, {"x": x, "k": k}) for one in cut for k in chosen]
     return made, [float(k.mean()) / LEARNERS for k in chosen]
 
 
@@ -122,15 +130,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             whole, *cut = interleave(timed, warmed, plan, clock)
             ratios = [paired_ratio(whole, times) for times in cut]
             spoken = [
-                f"{ratio.median:.2f} of {1 / share:.2f} = {ratio.median * share:.2f}"
-                for ratio, share in zip(ratios, shares, strict=True)
+                f"{ratio.median:.2f} = {ratio.median * share:.2f}"
+                for ratio, share in zip(ratios, shares * 2, strict=True)
             ]
-            rows.append(
-                [str(tokens), str(threads), f"{1e3 * float(np.median(whole)):.2f}", *spoken]
-            )
-            say(f"  {rows[-1]}")
+            milliseconds = f"{1e3 * float(np.median(whole)):.2f}"
+            for at, form in enumerate(("kernel", "body")):
+                shown = spoken[at * len(shares) : (at + 1) * len(shares)]
+                rows.append([str(tokens), str(threads), milliseconds, form, *shown])
+                say(f"  {rows[-1]}")
     heads = [f"budget {budget:g}" for budget in BUDGETS]
-    print(markdown(["tokens", "threads", "dense ms", *heads], rows))
+    print(markdown(["tokens", "threads", "dense ms", "form", *heads], rows))
     where = conditions(max(args.threads), load)
     print(f"\n- {where.cpu}, {where.usable} cores, load {load or 0:.1f}")
 

@@ -86,10 +86,11 @@ def model(
         for n in narrow
     ]
     node = onnx.helper.make_node(
-        operator.kind(dict(attributes)),
+        operator.name,
         [f"{n}_bf16" if n in narrow else n for n in operator.inputs],
         [n for n, _ in wanted],
         domain=DOMAIN,
+        overload=operator.variant(dict(attributes)),
         **dict(attributes),
         **PLUGIN,
     )

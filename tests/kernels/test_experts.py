@@ -21,7 +21,7 @@ from thresher.kernels.registry import OPERATORS
 NAME = "ExpertMLP"
 expert_mlp = torch.ops.thresher.expert_mlp
 SINGLE, HALF = 2.0**-20, 2.0**-8  # sums of some dozens of terms
-everywhere = pytest.mark.parametrize("back_end", ["onnxruntime", "openvino"])
+everywhere = pytest.mark.parametrize("back_end", ["onnxruntime", "openvino", "native"])
 FAST = settings(
     max_examples=20, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
@@ -85,7 +85,8 @@ def test_the_definition_in_double_precision_is_the_oracle(case: Case) -> None:
 
 
 def on(back_end: str, case: Case) -> Array:
-    pytest.importorskip(back_end)
+    if back_end != "native":
+        pytest.importorskip(back_end)
     operands = dict(zip(OPERATORS[NAME].inputs, case[:5], strict=True))
     (y,) = run(back_end, NAME, operands, experts=len(case.b1), activation=case.activation)
     return y

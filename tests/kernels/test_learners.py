@@ -1,0 +1,196 @@
+"""The native kernel that AdaptiveMLP, AdaptiveGatedMLP and ExpertMLP share: sizes beyond a tile, types, threads."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.helper as make
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+import thresher.kernels.ops  # noqa: F401
+from tests.kernels.back_ends import OPSET, library, run
+from tests.kernels.cases import Array
+from thresher.kernels.activations import ACTIVATIONS
+from thresher.kernels.registry import DOMAIN, OPERATORS, VERSION
+from thresher.runtime.backends.onnx_runtime import CPU, session_options
+
+NAMES = ("AdaptiveMLP", "AdaptiveGatedMLP", "ExpertMLP")
+TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@pytest.fixture(autouse=True)
+def _built() -> None:
+    library()
+
+
+def operands(
+    name: str, tokens: int = 5, width: int = 4, hidden: int = 3, learners: int = 2, seed: int = 0
+) -> dict[str, Array]:
+    """Inputs of an operator by name, in its order."""
+    rng = np.random.default_rng(seed)
+    up, bias = (learners, width, hidden), (learners, hidden)
+    sizes = {"x": (2, tokens, width), "w1": up, "v": up, "w2": (learners, hidden, width)}
+    found: dict[str, Array] = {
+        key: (rng.standard_normal(size) / size[1] ** 0.5).astype(np.float32)
+        for key, size in (sizes | {"b1": bias, "c": bias}).items()
+    }
+    found["k"] = rng.integers(-1, learners + 2, (2, tokens))
+    found["run"] = rng.random((2, tokens, learners)) < 0.5
+    return {key: found[key] for key in OPERATORS[name].inputs}
+
+
+def attributes(name: str, arguments: dict[str, Array], activation: str = "gelu") -> dict[str, Any]:
+    count = "experts" if name == "ExpertMLP" else "learners"
+    return {count: len(arguments["w1"]), "activation": activation}
+
+
+def expected(name: str, arguments: dict[str, Array], activation: str = "gelu") -> Array:
+    """The definition in float64."""
+    given = [
+        torch.from_numpy(v).double() if v.dtype == np.float32 else torch.from_numpy(v)
+        for v in arguments.values()
+    ]
+    found: Array = getattr(torch.ops.thresher, OPERATORS[name].torch_name)(
+        *given, activation
+    ).numpy()
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("tokens", "width", "hidden", "learners"),
+    [
+        (1, 1, 1, 1),
+        (29, 70, 45, 3),  # no width fills its vectors, nor the depth its chunks
+        (150, 32, 64, 4),  # two parts of tokens
+        (300, 96, 33, 2),
+        (7, 16, 200, 16),
+    ],
+)
+def test_every_size(name: str, tokens: int, width: int, hidden: int, learners: int) -> None:
+    arguments = operands(name, tokens, width, hidden, learners)
+    (y,) = run("native", name, arguments, **attributes(name, arguments))
+    assert_allclose(y, expected(name, arguments), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nobody_and_everybody(name: str) -> None:
+    arguments = operands(name, 40, 24, 40, 3)
+    choice = "run" if name == "ExpertMLP" else "k"
+    for value in (0, 3):
+        arguments[choice] = np.full_like(arguments[choice], value)
+        (y,) = run("native", name, arguments, **attributes(name, arguments))
+        assert_allclose(y, expected(name, arguments), atol=2e-5)
+        assert value or not y.any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_tokens_and_no_neurons_are_no_crash(name: str) -> None:
+    none = operands(name, tokens=0)
+    (y,) = run("native", name, none, **attributes(name, none))
+    assert y.shape == none["x"].shape
+    empty = operands(name, hidden=1)
+    empty |= {n: v[..., :0] for n, v in empty.items() if n in ("w1", "b1", "v", "c")}
+    empty["w2"] = empty["w2"][:, :0]
+    (y,) = run("native", name, empty, **attributes(name, empty))
+    assert_array_equal(y, 0)
+
+
+def test_activations_over_their_whole_range() -> None:
+    """One neuron that is the value itself: what is left is the activation, to some units in the last place."""
+    x = np.concatenate([np.linspace(-12, 12, 4001), [0.0, 1e-30, -1e-30, 100.0, -100.0]])
+    one = np.ones((1, 1, 1), np.float32)
+    arguments = {
+        "x": x.astype(np.float32)[None, :, None], "k": np.ones((1, len(x)), np.int64),
+        "w1": one, "b1": one[0] * 0, "w2": one,
+    }  # fmt: skip
+    for name in ACTIVATIONS:
+        (y,) = run("native", "AdaptiveMLP", arguments, learners=1, activation=name)
+        wanted = ACTIVATIONS[name](torch.from_numpy(arguments["x"]).double()).numpy()
+        assert_allclose(y, wanted, rtol=1e-6, atol=1.2e-6, err_msg=name)
+    spoilt = arguments | {"x": np.array([[[np.nan], [np.inf]]], np.float32), "k": np.ones((1, 2), int)}
+    for name in set(ACTIVATIONS) - {"relu", "identity"}:
+        (y,) = run("native", "AdaptiveMLP", spoilt, learners=1, activation=name)
+        assert np.isnan(y[0, 0, 0]) and y[0, 1, 0] == np.inf, name
+
+
+def _session(name: str, kind: int, given: dict[str, Any], threads: int) -> Any:
+    """Casts float32 inputs to a type, runs the kernel and casts back."""
+    import onnxruntime as ort
+
+    operator, nodes, inputs, read = OPERATORS[name], [], [], []
+    held = {"tensor(int64)": onnx.TensorProto.INT64, "tensor(bool)": onnx.TensorProto.BOOL}
+    for one, sort in operator.inputs.items():
+        inputs.append(
+            make.make_tensor_value_info(one, held.get(sort, onnx.TensorProto.FLOAT), None)
+        )
+        read.append(f"{one}_cast" if sort == "T" else one)
+        if sort == "T":
+            nodes.append(make.make_node("Cast", [one], [f"{one}_cast"], to=kind))
+    nodes.append(make.make_node(name, read, ["typed"], domain=DOMAIN, **given))
+    nodes.append(make.make_node("Cast", ["typed"], ["y"], to=onnx.TensorProto.FLOAT))
+    graph = make.make_graph(
+        nodes, name, inputs, [make.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)]
+    )
+    opsets = [make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)]
+    made = make.make_model(graph, opset_imports=opsets, ir_version=10)
+    return ort.InferenceSession(
+        made.SerializeToString(), session_options(threads, library()), providers=[CPU]
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("element", list(TYPES))
+def test_every_type_of_tokens(name: str, element: str) -> None:
+    kind = onnx.TensorProto.DataType.Value({"float64": "DOUBLE"}.get(element, element.upper()))
+    arguments = operands(name, 33, 40, 50, 3)
+    rounded = {
+        n: torch.from_numpy(v).to(TYPES[element]).float().numpy() if v.dtype == np.float32 else v
+        for n, v in arguments.items()
+    }
+    (y,) = _session(name, kind, attributes(name, arguments), 2).run(None, rounded)
+    unit = max(torch.finfo(TYPES[element]).eps, 1e-7)
+    assert_allclose(y, expected(name, rounded), rtol=unit, atol=unit)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_threads_and_neighbours_change_nothing(name: str) -> None:
+    arguments = operands(name, 160, 96, 128, 3)
+    several = partial(_session, name, onnx.TensorProto.FLOAT, attributes(name, arguments))
+    (one,), (four,) = (several(threads).run(None, arguments) for threads in (1, 4))
+    assert_array_equal(one, four)
+    half = {n: v[:1] if v.shape[0] == 2 and n in ("x", "k", "run") else v for n, v in arguments.items()}
+    assert_array_equal(several(1).run(None, half)[0], one[:1])
+
+
+@pytest.mark.parametrize(
+    ("name", "spoilt", "said"),
+    [
+        ("AdaptiveMLP", {"x": (5, 4)}, r"x is \[B, N, C\], not \[5, 4\]"),
+        ("AdaptiveMLP", {"k": (2, 4)}, r"k is \[B, N\], not \[2, 4\]"),
+        ("AdaptiveMLP", {"w1": (3, 4, 3)}, r"w1 is \[L, D, H\] of x \[B, N, D\] and L learners"),
+        ("AdaptiveMLP", {"w1": (2, 5, 3)}, r"w1 is .*, not \[2, 5, 3\]"),
+        ("AdaptiveMLP", {"b1": (2, 4)}, r"b1 is \[L, H\] for w1"),
+        ("AdaptiveMLP", {"w2": (2, 4, 3)}, r"w2 is \[L, H, D\] for w1"),
+        ("AdaptiveGatedMLP", {"v": (2, 4, 2)}, "v is shaped as w1, not"),
+        ("AdaptiveGatedMLP", {"c": (2, 2)}, "c is shaped as b1, not"),
+        ("ExpertMLP", {"run": (2, 5, 3)}, r"run is \[B, N, E\], not \[2, 5, 3\]"),
+    ],
+)
+def test_hostile_shapes_are_an_error(name: str, spoilt: dict[str, Any], said: str) -> None:
+    arguments = operands(name)
+    given = attributes(name, arguments)
+    arguments |= {n: np.zeros(shape, arguments[n].dtype) for n, shape in spoilt.items()}
+    session = _session(name, onnx.TensorProto.FLOAT, given, 1)
+    with pytest.raises(Exception, match=f"{name}: {said}"):
+        session.run(None, arguments)
+
+
+def test_an_unknown_activation_is_an_error() -> None:
+    with pytest.raises(Exception, match="AdaptiveMLP: no activation tanh"):
+        _session("AdaptiveMLP", onnx.TensorProto.FLOAT, {"learners": 2, "activation": "tanh"}, 1)
