@@ -28,6 +28,7 @@ from thresher.kernels.select_diverse import reference as _diverse
 from thresher.kernels.soft_merge import reference as _soft
 from thresher.kernels.sparse_gated_ffn import reference as _sparse_gated_ffn
 from thresher.kernels.sparse_linear import reference as _sparse_linear
+from thresher.kernels.token_energy import reference as _token_energy
 
 NAMESPACE = "thresher"
 Function = Callable[..., Any]
@@ -123,6 +124,11 @@ _register(
     _diverse.select_diverse,
     _diverse.fake,
     "(Tensor x, Tensor size, SymInt keep, int protected) -> (Tensor y, Tensor slot, Tensor kept)",
+)
+_register(
+    _token_energy.token_energy,
+    _token_energy.fake,
+    "(Tensor metric, Tensor size, float margin, int protected) -> Tensor",
 )
 _register(
     _redundant.redundant_merge,

@@ -22,6 +22,7 @@ from thresher.kernels.sparse_gated_ffn.function import BY_ACTIVATION as _SPARSE_
 from thresher.kernels.sparse_linear.function import BF16 as _SPARSE_LINEAR_BF16
 from thresher.kernels.sparse_linear.function import COMPACT as _COMPACT_SPARSE_LINEAR
 from thresher.kernels.sparse_linear.function import MASK as _SPARSE_LINEAR
+from thresher.kernels.token_energy.function import OPERATOR as _TOKEN_ENERGY
 
 __all__ = [
     "BY_TORCH_NAME",
@@ -46,6 +47,7 @@ OPERATORS: dict[str, Operator] = {
         _GATHER_TOKENS,
         _RESTORE_TOKENS,
         _SELECT_DIVERSE,
+        _TOKEN_ENERGY,
         _REDUNDANT_MERGE,
         _SOFT_MERGE,
         _ADAPTIVE_MLP,

@@ -141,6 +141,12 @@ def _soft_merge(args: list[Shape], out: Shape) -> int:
     return prod(args[2]) * args[1][-1]
 
 
+def _token_energy(args: list[Shape], out: Shape) -> int:
+    """Cosine of every token to every one behind the prefix."""
+    (*_, tokens, dim), (protected,) = args[0], args[3]
+    return prod(out) * (tokens - protected) * dim
+
+
 def _redundant_merge(args: list[Shape], out: Shape) -> int:
     """Similarity of every source to every target, plus the merge of their rows."""
     (batch, tokens, width), dim = args[0], args[2][-1]
@@ -166,6 +172,7 @@ _OURS = {
     "thresher::redundant_merge": _redundant_merge,
     "thresher::select_diverse": _select_diverse,
     "thresher::soft_merge": _soft_merge,
+    "thresher::token_energy": _token_energy,
 }
 _BY_DATA: dict[str, Callable[[list[Shape], Shape, float], int]] = {
     "thresher::adaptive_gated_mlp": _adaptive,

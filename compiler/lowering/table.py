@@ -63,6 +63,10 @@ def _prune_merge(x: Any, size: Any, score: Any, pruned: Any, keep: Any, protecte
     return y, out_size, slot, kept
 
 
+def _token_energy(metric: Any, size: Any, margin: float, protected: int) -> Any:
+    return _operator("TokenEnergy")(metric, size, margin=margin, protected=protected)
+
+
 def _redundant_merge(x: Any, size: Any, metric: Any, score: Any, keep: Any, protected: int) -> Any:
     merge = _operator("RedundantMerge")
     y, out_size, kept, slot = merge(x, size, metric, score, _count(keep), protected=protected)
@@ -133,6 +137,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         ours.class_attention.default: _class_attention,
         ours.keep_tokens.default: _keep_tokens,
         ours.prune_merge.default: _prune_merge,
+        ours.token_energy.default: _token_energy,
         ours.redundant_merge.default: _redundant_merge,
         ours.select_diverse.default: _select_diverse,
         ours.soft_merge.default: _soft_merge,

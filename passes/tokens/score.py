@@ -115,20 +115,11 @@ class Energy(Scorer):
         self.margin, self.layers = margin, layers
 
     def emit(self, site: SiteView) -> fx.Node:
-        margin = self.margin * (1 - site.layer / self.layers)
-        protected = site.protected
-
-        def energy(k: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
-            mean = k.to(torch.promote_types(k.dtype, torch.float32)).mean(1)
-            unit = mean / mean.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
-            cosine = unit @ unit[:, protected:].transpose(1, 2)
-            felt = torch.where(cosine >= margin, cosine, (cosine - margin).exp() - 1)
-            real = (size[:, protected:] > 0).to(felt.dtype)
-            total = real.sum(1, keepdim=True).clamp(min=1.0)
-            return ((felt * real[:, None]).sum(-1) / total).float()
-
         assert site.size is not None
-        return site.inline(energy, site.k, site.size)
+        margin = self.margin * (1 - site.layer / self.layers)
+        return site.emit(
+            torch.ops.thresher.token_energy.default, site.k, site.size, margin, site.protected
+        )
 
 
 class Norm(Scorer):

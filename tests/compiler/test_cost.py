@@ -10,7 +10,7 @@ from tests.compiler.toys import TOKENS, WIDTH, Block, Toy, traced
 from thresher.compiler.analysis.cost import cost_model, node_cost, total_macs
 from thresher.compiler.analysis.finder import find_sites
 from thresher.compiler.contract import Context
-from thresher.passes.tokens.methods import TopkNorm
+from thresher.passes.tokens.methods import Pitome, PitomeOptions, TopkNorm
 from thresher.passes.tokens.options import TokenOptions
 
 N = TOKENS + 1
@@ -55,3 +55,12 @@ def test_prediction_equals_the_rewritten_graph(counts: tuple[int, ...]) -> None:
     assert (
         total_macs(result.program.graph) - inserted == MODEL.macs(counts) == result.details["macs"]
     )
+
+
+def test_the_energy_of_all_pairs_is_counted() -> None:
+    result = Pitome(PitomeOptions(counts=(8, 6, 5)))(PROGRAM, Context())
+    energies = [n for n in result.program.graph.nodes if "token_energy" in str(n.target)]
+    pairs = [n * (n - 1) for n in (N, 8, 6)]  # all tokens with those behind the class token
+    depth = energies[0].args[0].meta["val"].shape[-1]
+    assert [node_cost(node, 5).macs for node in energies] == [5 * pair * depth for pair in pairs]
+    assert result.details["inserted_macs"] > depth * sum(pairs)

@@ -78,6 +78,7 @@ class Operators(nn.Module):
             *pruned[:2],
             ops.class_attention(heads(), heads(), column()[:, None, None], 0.5, 0),
             ops.class_attention(heads(), heads(), tokens()[:, None, :, :TOKENS] > 0, 0.5, 0),
+            ops.token_energy(heads(), column().abs(), 0.5, 1),
             ops.gather_tokens(tokens(), index),
             ops.gather_tokens(index, index),
             ops.restore_tokens(kept[0], kept[1], tokens()),
@@ -215,7 +216,11 @@ def test_bfloat16_is_what_the_reference_evaluator_computes(seeing: Program) -> N
     assert readers == {"Cast"}, "only casts know bfloat16"
 
 
-RANKS = {"bipartite_merge": (3, 2, 4, 1), "redundant_merge": (3, 2, 4, 2, 1)}
+RANKS = {
+    "bipartite_merge": (3, 2, 4, 1),
+    "redundant_merge": (3, 2, 4, 2, 1),
+    "token_energy": (4, 2),
+}
 ATTRIBUTES: dict[type, Any] = {int: 2, float: 1.0, str: "gelu"}
 PADDED = ("AdaptiveMLP", "AdaptiveGatedMLP")  # the CUDA provider has no bfloat16 Pad
 

@@ -200,6 +200,22 @@ def redundant_cases(draw: st.DrawFn, dtype: str = "float32") -> RedundantCase:
     )
 
 
+class EnergyCase(NamedTuple):
+    """Arguments of ``token_energy``, in order."""
+
+    metric: Array
+    size: Array
+    margin: float
+    protected: int
+
+
+@st.composite
+def energy_cases(draw: st.DrawFn, dtype: str = "float32") -> EnergyCase:
+    case = draw(merge_cases(dtype=dtype))
+    margin = draw(st.sampled_from((0.0, 0.125, 0.625, 0.9375)))  # the same in float32
+    return EnergyCase(case.metric, case.size, margin, case.protected)
+
+
 class SoftCase(NamedTuple):
     """Arguments of ``soft_merge``, in order."""
 

@@ -257,6 +257,33 @@ def redundant_merge(
     return Merged(y, out_size, slot, kept, margin)
 
 
+class Energies(NamedTuple):
+    """Result of :func:`token_energy`, and how near a cosine comes to a margin where f jumps."""
+
+    score: Array
+    margin: float
+
+
+def token_energy(metric: Array, size: Array, margin: float, protected: int) -> Energies:
+    batch, heads, tokens, depth = metric.shape
+    score, nearest = np.zeros((batch, tokens)), math.inf
+    for b in range(batch):
+        keys = [
+            unit([sum(float(metric[b, h, n, c]) for h in range(heads)) for c in range(depth)])
+            for n in range(tokens)
+        ]
+        others = [n for n in range(protected, tokens) if size[b, n] > 0]
+        for n in range(tokens):
+            felt = []
+            for other in others:
+                cosine = sum(p * q for p, q in zip(keys[n], keys[other], strict=True))
+                felt.append(cosine if cosine >= margin else math.expm1(cosine - margin))
+                if margin:  # at 0 both sides meet
+                    nearest = min(nearest, abs(cosine - margin))
+            score[b, n] = sum(felt) / len(felt) if felt else 0.0
+    return Energies(score, nearest)
+
+
 def soft_merge(x: Array, values: Array, logits: Array, protected: int) -> Selected:
     batch, tokens, width = x.shape
     means = logits.shape[2]

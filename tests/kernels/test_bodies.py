@@ -16,12 +16,14 @@ from tests.kernels import oracle, triton_back_end
 from tests.kernels.back_ends import OPSET, library, run
 from tests.kernels.cases import (
     DiverseCase,
+    EnergyCase,
     KeepCase,
     MergeCase,
     PruneMergeCase,
     RedundantCase,
     SoftCase,
     diverse_cases,
+    energy_cases,
     keep_cases,
     merge_cases,
     prune_merge_cases,
@@ -88,6 +90,13 @@ def redundant_on(back_end: str, case: RedundantCase) -> list[Any]:
     arguments = {"x": x, "size": size, "metric": metric, "score": score, "keep": np.array(keep)}
     y, out_size, kept, slot = run(back_end, "RedundantMerge", arguments, protected=protected)
     return [y, out_size, slot, kept]
+
+
+def energy_on(back_end: str, case: EnergyCase) -> Any:
+    arguments = {"metric": case.metric, "size": case.size}
+    (score,) = run(back_end, "TokenEnergy", arguments, margin=case.margin, protected=case.protected)
+    assert score.dtype == np.float32
+    return score
 
 
 def soft_on(back_end: str, case: SoftCase) -> list[Any]:
@@ -199,6 +208,33 @@ def test_redundant_merge_half(back_end: str, case: RedundantCase) -> None:
     assert y.dtype == np.float16
     assert_array_equal(slot, expected.slot)
     assert_allclose(y, expected.y, atol=HALF * scale(case.x))
+
+
+@without_gpu
+@FAST
+@given(case=energy_cases())
+def test_token_energy(back_end: str, case: EnergyCase) -> None:
+    expected = oracle.token_energy(*case)
+    assume(expected.margin > MARGIN)
+    assert_allclose(energy_on(back_end, case), expected.score, atol=4 * SINGLE)
+
+
+@without_gpu
+@FAST
+@given(case=energy_cases(dtype="float16"))
+def test_token_energy_half(back_end: str, case: EnergyCase) -> None:
+    expected = oracle.token_energy(*case)
+    assume(expected.margin > MARGIN)
+    assert_allclose(energy_on(back_end, case), expected.score, atol=4 * SINGLE)
+
+
+@without_gpu
+def test_energies_of_a_key_that_is_no_number_are_none(back_end: str) -> None:
+    case = EnergyCase(np.ones((2, 1, 20, 3), np.float32), np.ones((2, 20), np.float32), 0.5, 1)
+    case.metric[0, 0, 7, 1] = np.nan
+    score = energy_on(back_end, case)
+    assert np.isnan(score[0]).all()
+    assert_allclose(score[1], 1, atol=SINGLE)
 
 
 @bodies

@@ -17,12 +17,14 @@ from tests.kernels import oracle
 from tests.kernels.cases import (
     PROTECTED,
     DiverseCase,
+    EnergyCase,
     KeepCase,
     MergeCase,
     PruneMergeCase,
     RedundantCase,
     SoftCase,
     diverse_cases,
+    energy_cases,
     fewest,
     keep_cases,
     merge_cases,
@@ -137,6 +139,49 @@ def test_redundant_merge_in_double_precision_is_the_oracle(case: RedundantCase) 
     assume(expected.margin > 1e-12)
     y, *_ = ops.redundant_merge(*tensors(x, size, metric, score), *case[4:])
     assert_allclose(y, expected.y, atol=1e-14 * scale(case.x))
+
+
+@FAST
+@given(energy_cases())
+def test_token_energy(case: EnergyCase) -> None:
+    expected = oracle.token_energy(*case)
+    assume(expected.margin > MARGIN)
+    found = ops.token_energy(*tensors(*case[:2]), *case[2:])
+    assert found.dtype == torch.float32
+    assert_allclose(found, expected.score, atol=4 * SINGLE)
+
+
+@FAST
+@given(energy_cases(dtype="float16"))
+def test_token_energy_half(case: EnergyCase) -> None:
+    """Computed in float32: as near as that to the energy of the keys as they come."""
+    expected = oracle.token_energy(*case)
+    assume(expected.margin > MARGIN)
+    found = ops.token_energy(*tensors(*case[:2]), *case[2:])
+    assert found.dtype == torch.float32
+    assert_allclose(found, expected.score, atol=4 * SINGLE)
+
+
+@FAST
+@given(energy_cases())
+def test_token_energy_in_double_precision_is_the_oracle(case: EnergyCase) -> None:
+    metric = case.metric.astype(np.float64)
+    expected = oracle.token_energy(metric, *case[1:])
+    assume(expected.margin > 1e-12)
+    found = ops.token_energy(*tensors(metric, case.size), *case[2:])
+    assert_allclose(found, expected.score, atol=1e-14)
+
+
+@FAST
+@given(energy_cases(), st.floats(0.01, 100))
+def test_energies_know_directions_only(case: EnergyCase, factor: float) -> None:
+    """Neither lengths of keys nor sizes count, and no energy leaves the range of f."""
+    metric, size = tensors(case.metric.astype(np.float64), case.size)
+    found = ops.token_energy(metric, size, *case[2:])
+    again = ops.token_energy(metric * factor, size * factor, *case[2:])
+    assume(oracle.token_energy(case.metric, *case[1:]).margin > 1e-12)
+    assert_allclose(again, found, atol=1e-12)
+    assert (found.abs() <= 1 + 1e-12).all()
 
 
 @FAST
@@ -299,6 +344,7 @@ def example(name: str) -> tuple[Any, ...]:
     cases: dict[str, tuple[Any, ...]] = {
         "bipartite_merge": (x, size, metric, 6, 1, True),
         "class_attention": (q, k, torch.randn(2, 1, 1, 9), 0.5, 0),
+        "token_energy": (metric, size, 0.4, 1),
         "keep_tokens": (x, score, 6, 1, True),
         "prune_merge": (x, size, score, 7, 5, 1),
         "gather_tokens": (x, index),
@@ -310,6 +356,7 @@ def example(name: str) -> tuple[Any, ...]:
 NAMES = (
     "bipartite_merge",
     "class_attention",
+    "token_energy",
     "keep_tokens",
     "prune_merge",
     "gather_tokens",
@@ -376,5 +423,7 @@ def test_other_nonsense_is_refused_with_the_reason() -> None:
     q = torch.randn(1, 1, 4, 2)
     with pytest.raises(ValueError, match="row 4 is not one of the 4 queries"):
         ops.class_attention(q, q, None, 1.0, 4)
+    with pytest.raises(ValueError, match="a prefix of 5 is none of 4 tokens"):
+        ops.token_energy(q, torch.ones(1, 4), 0.5, 5)
     with pytest.raises(ValueError, match="x has rank 1"):
         ops.gather_tokens(torch.randn(3), torch.zeros(1, 2, dtype=torch.int64))

@@ -43,8 +43,13 @@ def _built() -> None:
     library()
 
 
+def attributes_of(name: str, protected: int) -> dict[str, Any]:
+    values = {"protected": protected, "margin": 0.5}
+    return {attribute: values[attribute] for attribute in OPERATORS[name].attributes}
+
+
 @cache
-def _through_casts(name: str, ranks: tuple[int, ...], element: str, protected: int) -> Any:
+def _through_casts(name: str, ranks: tuple[int, ...], element: str, **attributes: Any) -> Any:
     """A session that casts float32 tokens to a type, runs the kernel and casts back."""
     import onnxruntime as ort
 
@@ -58,9 +63,7 @@ def _through_casts(name: str, ranks: tuple[int, ...], element: str, protected: i
         if sort == "T":
             nodes.append(make.make_node("Cast", [one], [f"{one}_cast"], to=kind))
     outputs = list(operator.outputs)
-    nodes.append(
-        make.make_node(name, given, ["typed", *outputs[1:]], domain=DOMAIN, protected=protected)
-    )
+    nodes.append(make.make_node(name, given, ["typed", *outputs[1:]], domain=DOMAIN, **attributes))
     nodes.append(make.make_node("Cast", ["typed"], [outputs[0]], to=onnx.TensorProto.FLOAT))
     for one, sort in operator.outputs.items():
         held = onnx.TensorProto.INT64 if sort == "tensor(int64)" else onnx.TensorProto.FLOAT
@@ -84,7 +87,9 @@ def test_every_type_of_tokens(element: str, name: str) -> None:
     size = torch.from_numpy(rng.integers(1, 9, (2, 40))).float()
     score = torch.from_numpy(rng.standard_normal((2, 40))).float()
     scored = name == "RedundantMerge"
-    session = _through_casts(name, (3, 2, 4, 2, 0) if scored else (3, 2, 4, 0), element, 1)
+    session = _through_casts(
+        name, (3, 2, 4, 2, 0) if scored else (3, 2, 4, 0), element, protected=1
+    )
     feeds = {"x": x, "size": size, "metric": metric, "keep": torch.tensor(27)}
     feeds |= {"score": score} if scored else {}
     y, total, kept, slot = session.run(None, {n: v.numpy() for n, v in feeds.items()})
@@ -99,6 +104,18 @@ def test_every_type_of_tokens(element: str, name: str) -> None:
     assert_allclose(total, expected[1], rtol=1e-6)
     unit = torch.finfo(TYPES[element]).eps if element != "float64" else 1e-7
     assert_allclose(y, expected[0].float(), rtol=unit, atol=unit)
+
+
+@pytest.mark.parametrize("element", list(TYPES))
+def test_energies_of_every_type(element: str) -> None:
+    """Tiles and vectors that are not full, more tokens than a block, padding."""
+    rng = np.random.default_rng(0)
+    drawn = rng.standard_normal((2, 3, 203, 21)) + rng.standard_normal((2, 3, 1, 21))
+    metric = torch.from_numpy(drawn).to(TYPES[element]).float()
+    size = torch.from_numpy(rng.integers(0, 4, (2, 203))).float()
+    session = _through_casts("TokenEnergy", (4, 2), element, margin=0.6, protected=2)
+    (score,) = session.run(None, {"metric": metric.numpy(), "size": size.numpy()})
+    assert_allclose(score, ops.token_energy(metric.double(), size, 0.6, 2), atol=1e-6)
 
 
 def test_tokens_beyond_the_sort_of_other_back_ends() -> None:
@@ -119,7 +136,7 @@ def test_tokens_beyond_the_sort_of_other_back_ends() -> None:
     assert_allclose(total.sum(1), size.sum(1))
 
 
-@pytest.mark.parametrize("name", ["BipartiteMerge", "RedundantMerge"])
+@pytest.mark.parametrize("name", ["BipartiteMerge", "RedundantMerge", "TokenEnergy"])
 def test_threads_change_nothing(name: str) -> None:
     import onnxruntime as ort
 
@@ -135,7 +152,10 @@ def test_threads_change_nothing(name: str) -> None:
     if name == "RedundantMerge":
         ranks = (3, 2, 4, 2, 0)
         feeds["score"] = rng.standard_normal((3, 301)).astype(np.float32)
-    made = model(name, ranks, "float32", (("protected", 1),))
+    if name == "TokenEnergy":
+        ranks = (4, 2)
+        feeds = {n: feeds[n] for n in OPERATORS[name].inputs}
+    made = model(name, ranks, "float32", tuple(attributes_of(name, 1).items()))
     results = [
         ort.InferenceSession(
             made.SerializeToString(), session_options(threads, library()),
@@ -154,6 +174,7 @@ KEEP = {"x": X, "score": SIZE, "keep": np.array(5)}
 PRUNE = {"x": X, "size": SIZE, "score": SIZE, "pruned": np.array(5), "keep": np.array(4)}
 DIVERSE = {"x": X, "size": SIZE, "keep": np.array(5)}
 REDUNDANT = {"x": X, "size": SIZE, "metric": METRIC, "score": SIZE, "keep": np.array(5)}
+ENERGY = {"metric": METRIC, "size": SIZE}
 HOSTILE: Sequence[tuple[str, dict[str, Any], int, str]] = [
     ("BipartiteMerge", MERGE | {"x": X[0]}, 1, r"x is \[B, N, C\], not \[6, 4\]"),
     ("BipartiteMerge", MERGE | {"keep": np.array(7)}, 1, "keep can be reached, not"),
@@ -176,6 +197,16 @@ HOSTILE: Sequence[tuple[str, dict[str, Any], int, str]] = [
     ("RedundantMerge", REDUNDANT | {"score": SIZE[:, :5]}, 1, r"score is \[B, N\], not \[2, 5\]"),
     ("RedundantMerge", REDUNDANT | {"metric": METRIC[:1]}, 1, "metric is .* of the same batch"),
     ("RedundantMerge", REDUNDANT, 6, "protected is less than the tokens, not"),
+    (
+        "TokenEnergy",
+        ENERGY | {"metric": METRIC[0]},
+        1,
+        r"metric is \[B, H, N, d\], not \[1, 6, 3\]",
+    ),
+    ("TokenEnergy", ENERGY | {"metric": METRIC[:, :0]}, 1, "metric has heads"),
+    ("TokenEnergy", ENERGY | {"size": SIZE[:, :5]}, 1, r"size is \[B, N\], not \[2, 5\]"),
+    ("TokenEnergy", ENERGY, 7, "protected is a number of the tokens, not"),
+    ("TokenEnergy", ENERGY, -1, "protected is a number of the tokens, not"),
     ("PruneMerge", PRUNE | {"pruned": np.array(3)}, 1, "pruned can be reached"),
     ("PruneMerge", PRUNE | {"keep": np.array(1)}, 1, "keep can be reached"),
 ]
@@ -186,7 +217,7 @@ def test_hostile_input_is_an_error(
     name: str, arguments: dict[str, Any], protected: int, said: str
 ) -> None:
     with pytest.raises(Exception, match=f"{name}: {said}"):
-        run("native", name, arguments, protected=protected)
+        run("native", name, arguments, **attributes_of(name, protected))
 
 
 def test_positions_out_of_range_are_an_error() -> None:
@@ -215,12 +246,13 @@ def test_nan_is_no_crash() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"), [("BipartiteMerge", MERGE), ("RedundantMerge", REDUNDANT)]
+    ("name", "arguments"),
+    [("BipartiteMerge", MERGE), ("RedundantMerge", REDUNDANT), ("TokenEnergy", ENERGY)],
 )
 def test_an_empty_batch_is_no_crash(name: str, arguments: dict[str, Any]) -> None:
     empty = {n: v[:0] if v.ndim else v for n, v in arguments.items()}
-    y, *_ = run("native", name, empty, protected=1)
-    assert y.shape == (0, 5, 4)
+    y, *_ = run("native", name, empty, **attributes_of(name, 1))
+    assert y.shape == ((0, 6) if name == "TokenEnergy" else (0, 5, 4))
 
 
 def test_the_library_is_found_by_its_sources(monkeypatch: pytest.MonkeyPatch) -> None:

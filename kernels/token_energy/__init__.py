@@ -1,0 +1,1 @@
+"""How much a token is like all the others (PiToMe's energy)."""

@@ -1,0 +1,117 @@
+// TokenEnergy on the CPU; see reference.py for what it computes.
+#include "cpu/activation.h"
+#include "cpu/merging.h"
+#include "cpu/tiles.h"
+
+namespace thresher {
+namespace {
+
+constexpr int64_t ENERGY_GRAIN = 24;  // rows that are worth a thread
+
+// f of a tile's cosines, summed up by row and lane.
+template <class W>
+struct Feelings {
+  const Targets<W>& targets;
+  const W margin;
+  Vector<W> sum[BLOCK_ROWS];
+
+  template <int64_t ROWS, int64_t PANELS>
+  THRESHER_INLINE void tile(int64_t row, int64_t at, const Tile<W, ROWS, PANELS>& cosine) {
+    for (int64_t p = 0; p < PANELS; ++p) {
+      const Vector<W> limit = load(targets.limit(at + p));
+      for (int64_t r = 0; r < ROWS; ++r) {
+        const Vector<W> felt = feel(cosine[p][r]);
+        sum[row + r] += limit > 0 ? felt : Vector<W>{};  // the lanes behind the last target are empty
+      }
+    }
+  }
+
+  THRESHER_INLINE Vector<W> feel(const Vector<W>& cosine) const {
+    W shifted[LANES];
+    store(shifted, cosine - margin);
+    for (int lane = 0; lane < LANES; ++lane)
+      shifted[lane] = exponential(shifted[lane] > 0 ? W(0) : shifted[lane]) - 1;
+    return cosine >= margin ? cosine : load(shifted);
+  }
+};
+
+template <class W>
+THRESHER_INLINE void block_energies(const W* rows, int64_t count, const Targets<W>& targets, W margin,
+                                    float* energy) {
+  Feelings<W> felt{targets, margin, {}};
+  use_products(rows, count, targets, felt);
+  for (int64_t row = 0; row < count; ++row)
+    energy[row] = static_cast<float>(lane_sum<W>(felt.sum[row]) / static_cast<W>(targets.count));
+}
+THRESHER_VECTORISED void energies(const float* rows, int64_t count, const Targets<float>& targets,
+                                  float margin, float* energy) {
+  block_energies(rows, count, targets, margin, energy);
+}
+THRESHER_VECTORISED void energies(const double* rows, int64_t count, const Targets<double>& targets,
+                                  double margin, float* energy) {
+  block_energies(rows, count, targets, margin, energy);
+}
+
+template <class T>
+struct TokenEnergy {
+  using W = Wide<T>;
+  static constexpr Signature signature{"TokenEnergy", {TOKENS, ort::FLOAT}, {ort::FLOAT}};
+  explicit TokenEnergy(const Attributes& given)
+      : margin(given.number("margin")), protect(given.integer("protected")) {}
+
+  void compute(const Context& context) const {
+    const Tensor<T> metric = context.input<T>(0);
+    const Tensor<float> sizes = context.input<float>(1);
+    demand(metric.shape.size() == 4, "metric is [B, H, N, d]", metric.shape);
+    const int64_t batch = metric.shape[0], tokens = metric.shape[2];
+    demand(sizes.shape == Shape{batch, tokens}, "size is [B, N]", sizes.shape);
+    demand(protect >= 0 && protect <= tokens, "protected is a number of the tokens, not", {protect});
+    const Keys<T> keys(metric, Stream<T>({nullptr, {batch, tokens, 0}}));
+    float* energy = context.output<float>(0, {batch, tokens});
+
+    Arena arena;
+    W* units = arena.take<W>(batch * tokens * keys.depth);
+    context.parallel(batch * tokens, KEY_GRAIN, [&](int64_t begin, int64_t end) {
+      for (int64_t at = begin; at < end; ++at)
+        unit_key(keys, at / tokens, at % tokens, units + at * keys.depth);
+    });
+    std::vector<Targets<W>> targets;
+    for (int64_t item = 0; item < batch; ++item)
+      targets.push_back(felt_by_all(arena, sizes.data + item * tokens,
+                                    units + item * tokens * keys.depth, tokens, keys.depth));
+    context.parallel(batch * tokens, ENERGY_GRAIN, [&](int64_t begin, int64_t end) {
+      while (begin < end) {
+        const int64_t item = begin / tokens;
+        const int64_t size = std::min({end - begin, (item + 1) * tokens - begin, BLOCK_ROWS});
+        if (targets[item].count > 0)
+          energies(units + begin * keys.depth, size, targets[item], W(margin), energy + begin);
+        else
+          std::fill_n(energy + begin, size, 0.0f);
+        begin += size;
+      }
+    });
+  }
+
+  // The tokens behind the prefix that are no padding.
+  Targets<W> felt_by_all(Arena& arena, const float* size, const W* units, int64_t tokens,
+                         int64_t depth) const {
+    const auto real = [](float one) { return one > 0; };
+    Targets<W> found(arena, std::count_if(size + protect, size + tokens, real), depth);
+    int64_t at = 0;
+    for (int64_t token = protect; token < tokens; ++token)
+      if (real(size[token])) found.set(at++, units + token * depth, false);
+    found.close();
+    return found;
+  }
+
+  const float margin;
+  const int64_t protect;
+};
+
+}  // namespace
+
+void add_token_energy(const Library& library) {
+  add<TokenEnergy, float, Half, BFloat16, double>(library);
+}
+
+}  // namespace thresher
