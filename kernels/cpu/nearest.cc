@@ -1,76 +1,54 @@
 #include "cpu/nearest.h"
 
-#include <cmath>
-
-#include "cpu/tile.h"
+#include "cpu/pairs.h"
 
 namespace thresher {
 namespace {
-
-constexpr int64_t TILE = 6;    // rows at once: with one panel their sums fill the registers of AVX2
-constexpr int64_t BLOCK = 96;  // rows that stay in the cache while the panels pass
 
 template <class W>
 using Mask = decltype(Vector<W>{} > Vector<W>{});
 template <class W>
 using Lane = std::remove_reference_t<decltype(Mask<W>{}[0])>;
 
+// The best so far of each row, by lane.
 template <class W>
-struct Running {  // best so far, by lane
-  Vector<W> value;
-  Mask<W> panel;
-};
+struct Best {
+  const Targets<W>& targets;
+  Vector<W> value[PAIR_ROWS];
+  Mask<W> panel[PAIR_ROWS];
 
-template <class W, int64_t ROWS, int64_t PANELS>
-THRESHER_INLINE void tile(const W* rows, const Targets<W>& targets, int64_t at, Running<W>* found) {
-  const int64_t depth = targets.depth;
-  const W* panel = targets.panel(at);
-  Vector<W> sum[PANELS][ROWS] = {};
-  add_products<ROWS, PANELS>(sum, rows, depth, depth,
-                             [&](int64_t channel, int64_t p) __attribute__((always_inline)) {
-                               return load(panel + (p * depth + channel) * LANES);
-                             });
-  for (int64_t p = 0; p < PANELS; ++p) {
-    const Vector<W> limit = load(targets.limit(at + p));
-    const Mask<W> here = Mask<W>{} + static_cast<Lane<W>>(at + p);
-    for (int64_t row = 0; row < ROWS; ++row) {
-      // NaN stays what it is, and is never better.
-      const Vector<W> capped = limit < sum[p][row] ? limit : sum[p][row];
-      const Mask<W> better = capped > found[row].value;
-      found[row].value = better ? capped : found[row].value;
-      found[row].panel = better ? here : found[row].panel;
+  template <int ROWS, int PANELS>
+  THRESHER_INLINE void tile(int64_t first, int64_t at, const Tile<W, ROWS, PANELS>& product) {
+    for (int64_t p = 0; p < PANELS; ++p) {
+      const Vector<W> limit = load(targets.limit(at + p));
+      const Mask<W> here = Mask<W>{} + static_cast<Lane<W>>(at + p);
+      for (int64_t r = 0; r < ROWS; ++r) {
+        const int64_t row = first + r;
+        // NaN stays what it is, and is never better.
+        const Vector<W> capped = limit < product[p][r] ? limit : product[p][r];
+        const Mask<W> better = capped > value[row];
+        value[row] = better ? capped : value[row];
+        panel[row] = better ? here : panel[row];
+      }
     }
   }
-}
-
-template <class W, int64_t PANELS>
-THRESHER_INLINE void against(const W* rows, int64_t count, const Targets<W>& targets, int64_t at,
-                             Running<W>* found) {
-  int64_t row = 0;
-  for (; row + TILE <= count; row += TILE)
-    tile<W, TILE, PANELS>(rows + row * targets.depth, targets, at, found + row);
-  for (; row < count; ++row)
-    tile<W, 1, PANELS>(rows + row * targets.depth, targets, at, found + row);
-}
+};
 
 template <class W>
 THRESHER_INLINE void block(const W* rows, int64_t count, const Targets<W>& targets, W* best,
                            int64_t* into) {
-  Running<W> found[BLOCK];
+  Best<W> found{targets, {}, {}};
   for (int64_t row = 0; row < count; ++row) {
-    found[row].value = Vector<W>{} - std::numeric_limits<W>::infinity();
-    found[row].panel = Mask<W>{};
+    found.value[row] = Vector<W>{} - std::numeric_limits<W>::infinity();
+    found.panel[row] = Mask<W>{};
   }
-  int64_t panel = 0;
-  if (many_registers())
-    for (; panel + 2 <= targets.panels; panel += 2) against<W, 2>(rows, count, targets, panel, found);
-  for (; panel < targets.panels; ++panel) against<W, 1>(rows, count, targets, panel, found);
+  use_products(rows, count, targets, found);
   for (int64_t row = 0; row < count; ++row) {
-    best[row] = found[row].value[0];
-    into[row] = found[row].panel[0] * LANES;
+    best[row] = found.value[row][0];
+    into[row] = found.panel[row][0] * LANES;
     for (int lane = 1; lane < LANES; ++lane) {
-      const W value = found[row].value[lane];
-      const int64_t target = found[row].panel[lane] * LANES + lane;
+      const W value = found.value[row][lane];
+      const int64_t target = found.panel[row][lane] * LANES + lane;
       if (value > best[row] || (value == best[row] && target < into[row])) {
         best[row] = value;
         into[row] = target;
@@ -82,8 +60,8 @@ THRESHER_INLINE void block(const W* rows, int64_t count, const Targets<W>& targe
 template <class W>
 THRESHER_INLINE void all(const W* rows, int64_t count, const Targets<W>& targets, W* best,
                          int64_t* into) {
-  for (int64_t at = 0; at < count; at += BLOCK) {
-    const int64_t size = count - at < BLOCK ? count - at : BLOCK;
+  for (int64_t at = 0; at < count; at += PAIR_ROWS) {
+    const int64_t size = count - at < PAIR_ROWS ? count - at : PAIR_ROWS;
     block(rows + at * targets.depth, size, targets, best + at, into + at);
   }
 }
@@ -98,8 +76,7 @@ THRESHER_INLINE void unit(W* row, int64_t depth, W least) {
   }
   W sum = lane_sum<W>(squares);
   for (; channel < depth; ++channel) sum += row[channel] * row[channel];
-  const W length = std::sqrt(sum);
-  const W inverse = 1 / (length > least ? length : least);
+  const W inverse = inverse_length(sum, least);
   for (channel = 0; channel < depth; ++channel) row[channel] *= inverse;
 }
 

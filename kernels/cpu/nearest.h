@@ -1,6 +1,7 @@
 // For each of many rows the most similar of many other rows, without the matrix of similarities.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "cpu/arena.h"
@@ -43,6 +44,13 @@ class Targets {
   W* data_;
   W* limit_;
 };
+
+// One over a length that is taken for `least` where it is less.
+template <class W>
+THRESHER_INLINE W inverse_length(W squares, W least) {
+  const W length = std::sqrt(squares);
+  return 1 / (length > least ? length : least);
+}
 
 // Divides a row by its length, or by `least` where that is more.
 void normalise(float* row, int64_t depth, float least);

@@ -1,7 +1,7 @@
 // TokenEnergy on the CPU; see reference.py for what it computes.
 #include "cpu/activation.h"
 #include "cpu/merging.h"
-#include "cpu/tiles.h"
+#include "cpu/pairs.h"
 
 namespace thresher {
 namespace {
@@ -13,9 +13,9 @@ template <class W>
 struct Feelings {
   const Targets<W>& targets;
   const W margin;
-  Vector<W> sum[BLOCK_ROWS];
+  Vector<W> sum[PAIR_ROWS];
 
-  template <int64_t ROWS, int64_t PANELS>
+  template <int ROWS, int PANELS>
   THRESHER_INLINE void tile(int64_t row, int64_t at, const Tile<W, ROWS, PANELS>& cosine) {
     for (int64_t p = 0; p < PANELS; ++p) {
       const Vector<W> limit = load(targets.limit(at + p));
@@ -82,7 +82,7 @@ struct TokenEnergy {
     context.parallel(batch * tokens, ENERGY_GRAIN, [&](int64_t begin, int64_t end) {
       while (begin < end) {
         const int64_t item = begin / tokens;
-        const int64_t size = std::min({end - begin, (item + 1) * tokens - begin, BLOCK_ROWS});
+        const int64_t size = std::min({end - begin, (item + 1) * tokens - begin, PAIR_ROWS});
         if (targets[item].count > 0)
           energies(units + begin * keys.depth, size, targets[item], W(margin), energy + begin);
         else
