@@ -30,6 +30,8 @@ def _slice(axes: Axes, node: fx.Node) -> None:
         if axis != dim:
             axes.variables.union(out[axis], variable)
     whole, part = axes.variables.size(source[dim]), axes.variables.size(out[dim])
+    if isinstance(start, int) and isinstance(whole, int) and -whole <= start < 0:
+        start += whole
     if whole == part:
         axes.variables.union(out[dim], source[dim])
     elif isinstance(start, int) and start > 0 and step == 1 and whole - part == start:
