@@ -19,6 +19,7 @@ from thresher.compiler.program import Program, Refusal, module_path
 
 aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
+_RESHAPES = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 _POINTWISE = (
     aten.add.Tensor,
     aten.mul.Tensor,
@@ -100,9 +101,8 @@ def _hindrance(sites: Sites, use: Use, gone: int) -> str | None:
         return None
     variable = variables[use.axis]
     if variable not in sites.offsets:
-        merged = sites.axes.variables.factors(variable) or ()
-        inside = any(factor in sites.offsets for factor in merged)
-        return use.why if inside and use.kind == "mix" else None
+        inside = use.kind == "mix" and _holds(sites, variable) and not _comes_apart(sites, use.node)
+        return use.why if inside else None
     left = sites.axes.variables.size(variable) - gone
     if use.kind == "read":
         return None if use.index < left else f"reads entry {use.index}, and {left} would be left"
@@ -111,6 +111,16 @@ def _hindrance(sites: Sites, use: Use, gone: int) -> str | None:
     if use.kind == "part" or (use.kind == "mix" and use.node.target not in _SUMS):
         return use.why
     return None
+
+
+def _holds(sites: Sites, variable: int) -> bool:
+    """Whether an axis is merged from several, latents among them."""
+    return any(part in sites.offsets for part in sites.axes.variables.factors(variable) or ())
+
+
+def _comes_apart(sites: Sites, node: fx.Node) -> bool:
+    """Whether a reshape gives an axis of latents back as it was before it was merged."""
+    return node.target in _RESHAPES and bool(sites.token_axes(node))
 
 
 def _before(sites: Sites, use: Use, left: int) -> bool:
