@@ -172,12 +172,12 @@ class _Slicing:
 
     def _check(self, node: fx.Node) -> None:
         """Lengths are as they have to be: shorter where latents are, and nowhere else."""
-        values = [item.meta.get("val") for item in (node, self.rewriter.map[node])]
-        if not all(isinstance(value, Tensor) for value in values):
+        before, after = node.meta.get("val"), self.rewriter.map[node].meta.get("val")
+        if not isinstance(before, Tensor) or not isinstance(after, Tensor):
             return
         tokens = self.sites.token_axes(node)
         factors = self.sites.axes.variables.factors
-        for axis, (old, new) in enumerate(zip(*(v.shape for v in values), strict=True)):
+        for axis, (old, new) in enumerate(zip(before.shape, after.shape, strict=True)):
             parts = factors(self.sites.axes.of(node)[axis]) or ()
             if any(part in self.sites.offsets for part in parts) or not isinstance(old, int):
                 continue

@@ -25,6 +25,7 @@ from thresher.compiler.lowering import to_onnx
 from thresher.compiler.program import Program, SourceInfo
 from thresher.compiler.recipe import load_recipe
 from thresher.compiler.trace import trace
+from thresher.passes.tokens.methods import Tome, TomeOptions
 from thresher.passes.tokens.tail_slice import TailSlice, TailSliceOptions
 
 CLOSE = 1e-6  # the oracle computes the same in another order
@@ -108,7 +109,7 @@ def _read(x: Tensor, how: str, before: int, latents: int) -> Tensor:
     if how == "end":
         return x[:, -latents:]
     if how == "split":
-        return x.split([before, latents], dim=1)[1]
+        return torch.split(x, [before, latents], dim=1)[1]
     tail = x[:, before:]
     if how == "three":
         return tail[:, :3]
@@ -275,6 +276,15 @@ def test_what_needs_every_latent_is_named(options: dict[str, Any], keep: int, sa
 def test_entries_that_stay_may_be_read() -> None:
     for how in ("three", "third"):
         assert run(traced(Encoder(read=how).eval(), torch.float32), tokens=3).applied == 1
+
+
+@pytest.mark.parametrize("latents", [LATENTS, 2 * PATCHES])
+@pytest.mark.parametrize("read", ["tail", "end"])
+def test_no_other_method_merges_latents(latents: int, read: str) -> None:
+    subject = traced(Encoder(latents, read=read).eval(), torch.float32)
+    result = Tome(TomeOptions(r=4))(subject, Context())
+    assert result.applied == 0
+    assert "as where latents are appended to patches" in result.refused[0].reason
 
 
 def test_counts_that_make_no_sense() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import sympy
 import torch
 from torch import fx
 
@@ -141,7 +140,9 @@ def _pieces(
 
 def _quotient(a: Size, b: Size) -> Size | None:
     """``a / b`` where that is whole for every value of the symbols."""
-    ratio = sympy.cancel(sympy.sympify(a) / b)
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b if a % b == 0 else None
+    ratio = (a / b).cancel()
     if ratio.is_Integer:
         return int(ratio)
     return None if ratio.is_number or ratio.as_numer_denom()[1] != 1 else ratio
