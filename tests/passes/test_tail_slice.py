@@ -115,6 +115,8 @@ def _read(x: Tensor, how: str, before: int, latents: int) -> Tensor:
         return tail[:, :3]
     if how == "third":
         return tail[:, 2]
+    if how == "mixed":  # without a transpose, as TiTok's first release has it
+        return tail.reshape(-1, WIDTH, latents).transpose(1, 2)
     return {
         "mean": tail.mean(1), "sum": tail.sum(1), "flat": tail.flatten(1), "tail": tail,
     }[how]  # fmt: skip
@@ -259,6 +261,8 @@ def test_groups_are_told_apart_by_name() -> None:
         ({"front": True}, 3, "cat_1 .* puts something after it"),
         ({"read": "last"}, 3, "select.* reads an entry counted from its end"),
         ({"read": "flat"}, 3, "linear.* multiplies it by a weight"),
+        ({"read": "mixed"}, 3, "reshapes it together with its neighbours"),
+        ({"read": "mixed", "latents": 8}, 3, "reshapes it together with its neighbours"),
         ({"read": "three"}, 2, "slice.* takes a part of it"),
         ({"read": "third"}, 2, "select.* reads entry 2, and 2 would be left"),
     ],
