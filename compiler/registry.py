@@ -37,6 +37,7 @@ BUILT_IN = {
     "sit": "thresher.passes.tokens.modules.slimming:Sit",
     "skip-tokens": "thresher.passes.depth.skip_tokens:SkipTokens",
     "sparsity": "thresher.passes.sparsity.skip:Sparsity",
+    "tail-slice": "thresher.passes.tokens.tail_slice:TailSlice",
     "tome": "thresher.passes.tokens.methods:Tome",
     "tomesd": "thresher.passes.tokens.tomesd:Tomesd",
     "topk-norm": "thresher.passes.tokens.methods:TopkNorm",

@@ -112,12 +112,23 @@ class Variables:
         merged = (key for key, whole in self._product.items() if self.find(whole) == root)
         return next((key for key in merged if key not in self._grids), None)
 
-    def declare_grid(self, parts: Sequence[int], whole: int) -> None:
-        """``whole`` is taken apart into ``parts``: merging them gives it back."""
-        key = tuple(self.find(p) for p in parts)
-        if key not in self._product:
-            self._product[key] = whole
-            self._grids.add(key)
+    def parts(self, v: int, sizes: Sequence[Size]) -> tuple[tuple[int, ...], bool]:
+        """Axes of these sizes that make up ``v``, and whether it is known to be merged from them."""
+        root, wanted = self.find(v), list(sizes)
+        if len(wanted) == 1:
+            return (root,), True
+        known = [
+            key
+            for key, whole in self._product.items()
+            if self.find(whole) == root and [self.size(part) for part in key] == wanted
+        ]
+        merged = next((key for key in known if key not in self._grids), None)
+        if merged is not None or known:
+            return merged or known[0], merged is not None
+        key = tuple(map(self.new, wanted))
+        self._product[key] = v
+        self._grids.add(key)
+        return key, False
 
     def close(self) -> None:
         """Restore congruence after unions: equal keys have equal values, and the inverse holds."""

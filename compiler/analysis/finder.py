@@ -11,7 +11,7 @@ from torch import fx
 from thresher.compiler.analysis.attention import SDPA, SOFTMAX, Attention
 from thresher.compiler.analysis.axes import Axes, hint_of, infer
 from thresher.compiler.analysis.flow import dataflow
-from thresher.compiler.analysis.readout import barriers, padding, prefix
+from thresher.compiler.analysis.readout import barriers, ends_in_latents, padding, prefix
 from thresher.compiler.analysis.residual import ADDS, NORMS, summands
 from thresher.compiler.analysis.sites import TOKEN_AXIS, Site, Sites
 from thresher.compiler.program import Program, Refusal, module_path
@@ -39,7 +39,7 @@ def find_sites(program: Program) -> Sites:
     first = found.sites[0]
     found.root = _stream_root(flow, first)
     prefix(found, flow)
-    if 2 * found.protected > hint_of(found.tokens):
+    if 2 * found.protected > hint_of(found.tokens) or ends_in_latents(program, found):
         found.refusals.append(Refusal(found.root.name, _long_prefix(found)))
         found.sites.clear()
         found.root = None

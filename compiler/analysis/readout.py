@@ -58,6 +58,17 @@ def _named_class_token(found: Sites, flow: nx.DiGraph[fx.Node]) -> int | None:
     return None
 
 
+def ends_in_latents(program: Program, found: Sites) -> bool:
+    """Whether learned tokens are appended to those of the data: they are what is read out."""
+    inputs = set(program.input_nodes())
+    for use in found.axes.uses:
+        if use.kind == "part" and found.axes.of(use.node)[use.axis] in found.offsets:
+            *_, last = use.node.all_input_nodes
+            if depends_on_values(use.operand, inputs) and not depends_on_values(last, inputs):
+                return True
+    return False
+
+
 def _variable(axes: Axes, use: Use) -> int:
     variables = axes.of(use.operand)
     return variables[use.axis] if use.axis < len(variables) else -1
@@ -131,12 +142,12 @@ def padding(program: Program, flow: nx.DiGraph[fx.Node], first: Attention) -> fx
     inputs = set(program.input_nodes())
     if mask is None or not (nx.ancestors(flow, mask) | {mask}) & inputs:
         return None
-    if mask.meta["val"].dim() != 4 or not _depends_on_values(mask, inputs):
+    if mask.meta["val"].dim() != 4 or not depends_on_values(mask, inputs):
         return None  # without a batch it says nothing of any one item
     return mask
 
 
-def _depends_on_values(mask: fx.Node, inputs: set[fx.Node]) -> bool:
+def depends_on_values(mask: fx.Node, inputs: set[fx.Node]) -> bool:
     """Whether a mask is computed from an input's values and not only from its sizes."""
     frontier, seen = [mask], set()
     while frontier:

@@ -37,8 +37,12 @@ class Lengths:
             operand = node.args[0]
             assert isinstance(operand, fx.Node)
             axis = mapped[1] % operand.meta["val"].dim()
-            if axis in axes and axis in self.sites.token_axes(operand):
-                return (*mapped[:3], _TO_END, *mapped[4:])
+            source = self.sites.token_axes(operand)
+            if axis in axes and axis in source:
+                start = mapped[2]
+                if isinstance(start, int) and start < 0:  # counted from the end that moves
+                    start = source[axis] - axes[axis]
+                return (*mapped[:2], start, _TO_END, *mapped[4:])
         if node.target is aten.split_with_sizes.default and isinstance(mapped[1][0], int):
             operand = node.args[0]
             assert isinstance(operand, fx.Node)

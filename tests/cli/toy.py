@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from tests.compiler.toys import WIDTH, Block, Toy
+from tests.families.latents import Tokenizer
 from thresher.models.spec import ModelSpec
 
 SIDE, PATCH, CLASSES = 24, 4, ("ant", "bee", "cat", "dog")
@@ -78,13 +80,18 @@ def convolutions() -> nn.Module:
     return _told(Convolutions)
 
 
-def _told(kind: type[nn.Module], seed: int = 0) -> nn.Module:
+def tokenizer() -> nn.Module:
+    """A 1-D image tokenizer with 12 latents."""
+    return _told(Tokenizer, outputs=Tokenizer.outputs)
+
+
+def _told(kind: type[nn.Module], seed: int = 0, outputs: Sequence[str] = ("logits",)) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind()
     spec = ModelSpec(
         example={"x": torch.zeros(2, 3, SIDE, SIDE)},
-        outputs=["logits"],
+        outputs=list(outputs),
         preprocessing=PREPROCESSING,
         labels=CLASSES,
         licence="Apache-2.0",

@@ -95,3 +95,50 @@ def test_elementwise_broadcast_ties_axes() -> None:
 
     program, axes = axes_of(Table(), 2, 6, 8)
     assert axes.of(node(program, "p_table"))[1] == axes.of(program.input_nodes()[0])[1]
+
+
+def test_a_pointwise_convolution_keeps_places_and_a_wider_one_does_not() -> None:
+    weight, wide = torch.randn(4, 8, 1), torch.randn(4, 8, 3)
+    for function, same in (
+        (lambda x: torch.nn.functional.conv1d(x, weight), True),
+        (lambda x: torch.nn.functional.conv1d(x, weight, stride=1, padding=1)[..., 1:-1], False),
+        (lambda x: torch.nn.functional.conv1d(x, wide, padding=1), False),
+    ):
+        program, axes = axes_of(Fn(function), 2, 8, 5)
+        source, result = program.input_nodes()[0], program.output_nodes()[0]
+        assert (axes.of(result)[2] == axes.of(source)[2]) is same
+        mixed = {u.axis for u in axes.uses if u.operand is source and u.kind == "mix"}
+        assert mixed == ({1} if same else {1, 2})
+
+
+def test_a_slice_counted_from_the_end_is_a_suffix() -> None:
+    program, axes = axes_of(Fn(lambda x: x[:, -3:] * 2.0), 2, 5, 8)
+    source, result = program.input_nodes()[0], program.output_nodes()[0]
+    assert axes.variables.offsets(axes.of(source)[1])[axes.of(result)[1]] == -2
+
+
+def test_a_norm_over_channels_leaves_tokens_alone() -> None:
+    program, axes = axes_of(Fn(lambda x: torch.nn.functional.normalize(x, dim=-1)), 2, 5, 8)
+    source, result = program.input_nodes()[0], program.output_nodes()[0]
+    assert axes.of(result) == axes.of(source)
+    assert {u.axis for u in axes.uses if u.operand is source and u.kind == "mix"} == {2}
+
+
+def test_one_reshape_may_merge_some_axes_and_split_others() -> None:
+    """As attention with weights does: ``[N, B H, d] -> [N B, H d] -> [N, B, H d]``."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        batch = x.shape[0]
+        folded = x.transpose(0, 1).reshape(5, batch * 2, 4)
+        return (folded * 2.0).reshape(5 * batch, 8).reshape(5, batch, 8).transpose(0, 1)
+
+    program, axes = axes_of(Fn(function), 2, 5, 8)
+    source, result = program.input_nodes()[0], program.output_nodes()[0]
+    assert axes.of(result)[1] == axes.of(source)[1]
+    assert not any(u.axis == 1 and u.operand is source and u.kind == "mix" for u in axes.uses)
+
+
+def test_a_reshape_across_axes_mixes_them() -> None:
+    program, axes = axes_of(Fn(lambda x: x.reshape(-1, 8, 5)), 2, 5, 8)
+    source = program.input_nodes()[0]
+    assert {u.axis for u in axes.uses if u.operand is source and u.kind == "mix"} == {1, 2}

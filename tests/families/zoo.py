@@ -11,9 +11,10 @@ from __future__ import annotations
 from .cct import COMPACT
 from .entry import Entry
 from .hf_zoo import HUGGING_FACE
+from .latents import LATENT
 from .timm_zoo import TIMM
 
-ENTRIES: tuple[Entry, ...] = (*TIMM, COMPACT, *HUGGING_FACE)
+ENTRIES: tuple[Entry, ...] = (*TIMM, COMPACT, *LATENT, *HUGGING_FACE)
 BY_NAME: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
 REDUCIBLE: tuple[Entry, ...] = tuple(entry for entry in ENTRIES if entry.refused is None)
 REFUSED: tuple[Entry, ...] = tuple(entry for entry in ENTRIES if entry.refused is not None)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from thresher.compiler.analysis.axes import Axes, hint_of, size_of, tensor_operands
+from thresher.compiler.analysis.axes import Axes, Size, hint_of, size_of, tensor_operands
 from thresher.compiler.analysis.rules.operands import (
     Rule,
     argument_of,
@@ -15,9 +15,9 @@ from thresher.compiler.analysis.rules.operands import (
     note_mix,
     note_use,
     operand_of,
-    unify,
 )
 
+TOGETHER = "reshapes it together with its neighbours"
 WHOLE = 2**31  # slice ends at or beyond this mean "to the end"
 
 
@@ -30,6 +30,8 @@ def _slice(axes: Axes, node: fx.Node) -> None:
         if axis != dim:
             axes.variables.union(out[axis], variable)
     whole, part = axes.variables.size(source[dim]), axes.variables.size(out[dim])
+    if isinstance(start, int) and isinstance(whole, int) and -whole <= start < 0:
+        start += whole
     if whole == part:
         axes.variables.union(out[dim], source[dim])
     elif isinstance(start, int) and start > 0 and step == 1 and whole - part == start:
@@ -84,32 +86,66 @@ def _cat(axes: Axes, node: fx.Node) -> None:
 
 
 def _view(axes: Axes, node: fx.Node) -> None:
+    """Runs of axes are taken apart into the pieces that both shapes are made of, and merged from them."""
     operand = operand_of(node)
     ins, outs = operand.meta["val"].shape, node.meta["val"].shape
     source, out = axes.of(operand), axes.tensors(node)[0]
     for left, right in _groups(ins, outs):
-        if len(left) == 1 and len(right) == 1:
-            axes.variables.union(source[left[0]], out[right[0]])
-        elif len(right) == 1:
-            size = size_of(outs[right[0]])
-            axes.variables.union(
-                out[right[0]], axes.variables.product([source[i] for i in left], size)
-            )
-        elif len(left) == 1:
-            _split_axis(axes, node, operand, left[0], [out[j] for j in right])
-        else:
-            note_mix(axes, node, operand, left, "reshapes it together with its neighbours")
+        sizes = [size_of(ins[i]) for i in left], [size_of(outs[j]) for j in right]
+        apart = _pieces(*sizes)
+        if apart is None:
+            note_mix(axes, node, operand, left, TOGETHER)
+            continue
+        pieces: list[int] = []
+        new = False
+        for axis, parts in zip(left, apart[0], strict=True):
+            found, known = axes.variables.parts(source[axis], parts)
+            pieces += found
+            new = new or not known
+            if len(parts) > 1:
+                note_mix(axes, node, operand, [axis], "splits it into a grid")
+        if new and len(left) > 1:
+            note_mix(axes, node, operand, left, TOGETHER)
+        for axis, size, parts in zip(right, sizes[1], apart[1], strict=True):
+            mine, pieces = pieces[: len(parts)], pieces[len(parts) :]
+            whole = mine[0] if len(mine) == 1 else axes.variables.product(mine, size)
+            axes.variables.union(out[axis], whole)
 
 
-def _split_axis(axes: Axes, node: fx.Node, operand: fx.Node, axis: int, out: list[int]) -> None:
-    whole = axes.of(operand)[axis]
-    known = axes.variables.factors(whole)
-    sizes = [axes.variables.size(v) for v in out]
-    if known is not None and [axes.variables.size(v) for v in known] == sizes:
-        unify(axes, out, known)
-    else:
-        axes.variables.declare_grid(out, whole)
-        note_mix(axes, node, operand, [axis], "splits it into a grid")
+def _pieces(
+    left: Sequence[Size], right: Sequence[Size]
+) -> tuple[list[list[Size]], list[list[Size]]] | None:
+    """The fewest pieces, from the left, that axes of both runs are products of, by axis; None if there are none."""
+    if len(left) == 1 or len(right) == 1:
+        (whole, parts) = (left, right) if len(left) == 1 else (right, left)
+        one, each = [list(parts)], [[part] for part in parts]
+        return (one, each) if whole is left else (each, one)
+    apart: tuple[list[list[Size]], list[list[Size]]] = ([[]], [[]])
+    rest = [list(left), list(right)]
+    while rest[0] and rest[1]:
+        a, b = rest[0][0], rest[1][0]
+        short = 0 if _quotient(b, a) is not None else 1
+        more = _quotient((a, b)[1 - short], (a, b)[short])
+        if more is None:
+            return None
+        for side in (0, 1):
+            apart[side][-1].append((a, b)[short])
+        rest[1 - short][0] = more
+        for side in (0, 1):
+            if side == short or more == 1:
+                rest[side].pop(0)
+                apart[side].append([])
+    return [p for p in apart[0] if p], [p for p in apart[1] if p]
+
+
+def _quotient(a: Size, b: Size) -> Size | None:
+    """``a / b`` where that is whole for every value of the symbols."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b if a % b == 0 else None
+    ratio = (a / b).cancel()
+    if ratio.is_Integer:
+        return int(ratio)
+    return None if ratio.is_number or ratio.as_numer_denom()[1] != 1 else ratio
 
 
 def _groups(

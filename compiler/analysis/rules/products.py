@@ -8,6 +8,7 @@ from thresher.compiler.analysis.axes import Axes, size_of
 from thresher.compiler.analysis.rules.operands import (
     Rule,
     argument_of,
+    dims_of,
     note_mix,
     note_use,
     operand_of,
@@ -80,9 +81,25 @@ def _attention(axes: Axes, node: fx.Node) -> None:
 def _convolution(axes: Axes, node: fx.Node) -> None:
     operand = operand_of(node)
     out, source = axes.tensors(node)[0], axes.of(operand)
+    mixed = range(1, len(source))
     if len(out) == len(source):
         axes.variables.union(out[0], source[0])
-    note_mix(axes, node, operand, range(1, len(source)), "is a convolution over it")
+    if _is_pointwise(node):
+        unify(axes, out[2:], source[2:])
+        mixed = range(1, 2)
+    note_mix(axes, node, operand, mixed, "is a convolution over it")
+
+
+def _is_pointwise(node: fx.Node) -> bool:
+    """Whether a convolution is a linear at each place: kernel and stride one, no padding."""
+    weight = node.args[1]
+    if not isinstance(weight, fx.Node):
+        return False  # pooling: its kernel is a list
+    steps = [
+        *dims_of(argument_of(node, 3, "stride", 1)),
+        *map(size_of, weight.meta["val"].shape[2:]),
+    ]
+    return set(steps) == {1} and set(dims_of(argument_of(node, 4, "padding", 0))) == {0}
 
 
 def _embedding(axes: Axes, node: fx.Node) -> None:

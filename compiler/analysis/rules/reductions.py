@@ -16,13 +16,15 @@ from thresher.compiler.analysis.rules.operands import (
 )
 
 
-def _reduce(kind: str, why: str) -> Rule:
+def _reduce(kind: str, why: str, first: int = 1) -> Rule:
+    """``first``: place of the ``dim`` argument, before ``keepdim``."""
+
     def rule(axes: Axes, node: fx.Node) -> None:
         operand = operand_of(node)
         source = axes.of(operand)
-        given = dims_of(argument_of(node, 1, "dim"))
+        given = dims_of(argument_of(node, first, "dim"))
         dims = {d % len(source) for d in given} if given else set(range(len(source)))
-        keep = bool(argument_of(node, 2, "keepdim", False))
+        keep = bool(argument_of(node, first + 1, "keepdim", False))
         for axis in dims:
             note_use(axes, node, operand, axis, kind, why=why)
         rest = [v for axis, v in enumerate(source) if axis not in dims]
@@ -52,11 +54,25 @@ def _index(axes: Axes, node: fx.Node) -> None:
     unify(axes, out[rank:], source[len(used) :])
 
 
-_REDUCED = ("sum", "amax", "amin", "var", "std", "prod", "any", "all", "argmax", "max", "min")
+_REDUCED = (
+    "sum",
+    "amax",
+    "amin",
+    "var",
+    "std",
+    "prod",
+    "any",
+    "all",
+    "argmax",
+    "argmin",
+    "max",
+    "min",
+)
 
 
 REDUCTIONS: dict[str, Rule] = {
     **dict.fromkeys(_REDUCED, _reduce("mix", "reduces over it")),
+    "linalg_vector_norm": _reduce("mix", "reduces over it", 2),
     "mean": _reduce("mean", "averages it"),
     "index": _index,
 }
