@@ -27,10 +27,12 @@ THRESHER_VECTORISED void attend(Wide<T>* to, Wide<T>* query, Wide<T>* wide, cons
     to[token] = sum * scale + bias[token * bias_stride];
     most = to[token] > most ? to[token] : most;
   }
+  change_all(to, tokens, [most](const Vector<W>& x) __attribute__((always_inline)) {
+    return exponential(x - most);
+  });
   Vector<W> parts = {};
   int64_t token = 0;
-  for (token = 0; token < tokens; ++token) to[token] = exponential(to[token] - most);
-  for (token = 0; token + LANES <= tokens; token += LANES) {
+  for (; token + LANES <= tokens; token += LANES) {
     const Vector<W> part = load(to + token);
     parts += part;
   }

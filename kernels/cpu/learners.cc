@@ -11,7 +11,7 @@ constexpr int64_t WORTH = int64_t{1} << 22;  // multiplications that are worth a
 
 template <Activation KIND, class W>
 THRESHER_VECTORISED void bend(W* row, int64_t width) {
-  for (int64_t i = 0; i < width; ++i) row[i] = activated<KIND>(row[i]);
+  activate_all<KIND>(row, width);
 }
 template <class W>
 auto bender(Activation kind) {

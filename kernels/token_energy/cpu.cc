@@ -27,11 +27,9 @@ struct Feelings {
   }
 
   THRESHER_INLINE Vector<W> feel(const Vector<W>& cosine) const {
-    W shifted[LANES];
-    store(shifted, cosine - margin);
-    for (int lane = 0; lane < LANES; ++lane)
-      shifted[lane] = exponential(shifted[lane] > 0 ? W(0) : shifted[lane]) - 1;
-    return cosine >= margin ? cosine : load(shifted);
+    const Vector<W> shifted = cosine - margin;
+    const Vector<W> power = exponential(shifted > 0 ? Vector<W>{} : shifted);
+    return cosine >= margin ? cosine : power - 1;
   }
 };
 
