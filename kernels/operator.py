@@ -129,19 +129,20 @@ class Operator:
             attributes=own + plugin,
         )
 
-    def variant(self, attributes: Mapping[str, Any]) -> str:
-        """What tells this body from others of the operator in one model: the values of the attributes, if
-        the body hangs on them.  ONNX calls it the overload of a function; kernels go by the name alone.
+    def kind(self, attributes: Mapping[str, Any]) -> str:
+        """What tells this body from others of the operator: its name, and where the body hangs on the
+        attributes, their values too.
         """
         if isinstance(self.body, str):
-            return ""
-        return "_".join(str(attributes[name]) for name in self.attributes)
+            return self.name
+        return "_".join([self.name, *(str(attributes[name]) for name in self.attributes)])
 
     def function(
         self,
         opset: int = 20,
         outputs: int | None = None,
         attributes: Mapping[str, Any] | None = None,
+        name: str | None = None,
     ) -> onnx.FunctionProto:
         """The body as a model-local function.
 
@@ -149,26 +150,25 @@ class Operator:
             opset: must be the model's own.
             outputs: how many of the outputs, from the first on, are wanted; statements that only
                 the others need are left out, as ONNX Runtime would run them for nobody.
-            attributes: of the nodes that call it; only a body that is a function reads them, and
-                the function is then the overload of this :meth:`variant`.
+            attributes: of the nodes that call it; only a body that is a function reads them.
+            name: of the function, by default the operator's.
         """
         import onnx.parser
 
         names = f" <{', '.join(self.attributes)}>" if self.attributes else ""
         wanted = list(self.outputs)[:outputs]
         body = self.body if isinstance(self.body, str) else self.body(**(attributes or {}))
+        called = name or self.name
         text = (
-            f'<domain: "{DOMAIN}", opset_import: ["": {opset}]> {self.name}{names}'
+            f'<domain: "{DOMAIN}", opset_import: ["": {opset}]> {called}{names}'
             f" ({', '.join(self.inputs)}) => ({', '.join(wanted)}) {{ {body} }}"
         )
         function = onnx.parser.parse_function(text)
-        if attributes is not None:
-            function.overload = self.variant(attributes)
         live, nodes = set(wanted), []
         for node in reversed(function.node):
             if live.intersection(node.output):
                 live.update(reads(node))
-                node.name = f"{self.name}/{node.output[0]}"
+                node.name = f"{called}/{node.output[0]}"
                 nodes.append(node)
         del function.node[:]
         function.node.extend(reversed(nodes))

@@ -33,6 +33,7 @@ __all__ = [
     "VERSION",
     "WITH_CUDA",
     "Operator",
+    "called",
 ]
 
 OPERATORS: dict[str, Operator] = {
@@ -65,3 +66,7 @@ BY_TORCH_NAME = {operator.torch_name: operator for operator in reversed(OPERATOR
 WITH_CUDA = {name: operator for name, operator in OPERATORS.items() if operator.cuda}
 """Those with CUDA kernels, which TensorRT takes as plugins."""
 
+
+def called(kind: str) -> Operator:
+    """The operator that a lowered model holds under this name; see :meth:`Operator.kind`."""
+    return OPERATORS[kind.partition("_")[0]]

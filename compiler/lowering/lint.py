@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from thresher.compiler.errors import RefusedError
-from thresher.kernels.registry import DOMAIN, OPERATORS
+from thresher.kernels.registry import DOMAIN, called
 
 _SIZED = "its output length depends on the data, which TensorRT refuses"
 FORBIDDEN = {"NonZero": _SIZED, "Compress": _SIZED, "Unique": _SIZED}
@@ -21,7 +21,7 @@ def problems(model: ir.Model) -> Iterator[str]:
     owners += [
         (f" in the body of {f.name}", f)
         for f in model.functions.values()
-        if f.domain != DOMAIN or OPERATORS[f.name].portable
+        if f.domain != DOMAIN or called(f.name).portable
     ]
     for owner, graph in owners:
         for node in ir.traversal.RecursiveGraphIterator(graph):

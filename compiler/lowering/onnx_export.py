@@ -21,7 +21,7 @@ from thresher.compiler.lowering.precision import HALF
 from thresher.compiler.lowering.prepare import LOWERING, prepare
 from thresher.compiler.lowering.table import translations
 from thresher.compiler.program import Program
-from thresher.kernels.registry import DOMAIN, OPERATORS, OUTPUTS, VERSION
+from thresher.kernels.registry import DOMAIN, OPERATORS, OUTPUTS, VERSION, called
 
 OPSET = 20
 PRECISIONS = ("fp32", *HALF)
@@ -108,22 +108,33 @@ def _named(size: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str 
 
 
 def _add_functions(model: ir.Model) -> None:
-    """Append the bodies of the operators that the graph calls, without outputs that nobody reads."""
-    used: dict[tuple[str, str], list[ir.Node]] = {}
+    """Append the bodies of the operators that the graph calls, without outputs that nobody reads.
+
+    An operator with one body goes by its own name, which native kernels are found by; several bodies need
+    names of their own, as not every back end knows the overloads of a function.
+    """
+    used: dict[str, dict[str, list[ir.Node]]] = {}
     for node in model.graph:
         if node.domain == DOMAIN:
-            node.overload = OPERATORS[node.op_type].variant(_attributes(node))
-            used.setdefault((node.op_type, node.overload), []).append(node)
-    for (name, _), nodes in sorted(used.items()):
-        count = max(_read(node) for node in nodes)
-        for node in nodes:
-            node.resize_outputs(count)
-            node.attributes.add(ir.AttrInt64(OUTPUTS, count))
-        written = OPERATORS[name].function(OPSET, count, _attributes(nodes[0]))
-        function = ir.serde.deserialize_function(written)
-        model.functions[function.identifier()] = function
+            kind = OPERATORS[node.op_type].kind(_attributes(node))
+            used.setdefault(node.op_type, {}).setdefault(kind, []).append(node)
+    for operator, kinds in sorted(used.items()):
+        for kind, nodes in sorted(kinds.items()):
+            _add_function(model, operator if len(kinds) == 1 else kind, nodes)
     if used:
         model.graph.opset_imports[DOMAIN] = VERSION
+
+
+def _add_function(model: ir.Model, name: str, nodes: list[ir.Node]) -> None:
+    """One body and the nodes that call it."""
+    count, attributes = max(_read(node) for node in nodes), _attributes(nodes[0])
+    for node in nodes:
+        node.op_type = name
+        node.resize_outputs(count)
+        node.attributes.add(ir.AttrInt64(OUTPUTS, count))
+    written = called(name).function(OPSET, count, attributes, name)
+    function = ir.serde.deserialize_function(written)
+    model.functions[function.identifier()] = function
 
 
 def _attributes(node: ir.Node) -> dict[str, Any]:

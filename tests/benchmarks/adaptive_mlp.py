@@ -44,10 +44,7 @@ def weights() -> dict[str, np.ndarray]:
 def adaptive(tokens: int) -> bytes:
     """One node with its body; inputs x and k."""
     operator = OPERATORS["AdaptiveMLP"]
-    node = make.make_node(
-        operator.name, list(operator.inputs), ["y"], domain=DOMAIN,
-        overload=operator.variant(KIND), **KIND,
-    )  # fmt: skip
+    node = make.make_node(operator.name, list(operator.inputs), ["y"], domain=DOMAIN, **KIND)
     return _model([node], weights(), tokens, [operator.function(OPSET, attributes=KIND)], k=True)
 
 

@@ -90,7 +90,6 @@ def model(
         [f"{n}_bf16" if n in narrow else n for n in operator.inputs],
         [n for n, _ in wanted],
         domain=DOMAIN,
-        overload=operator.variant(dict(attributes)),
         **dict(attributes),
         **PLUGIN,
     )

@@ -17,7 +17,7 @@ import thresher.kernels.ops  # noqa: F401
 from tests.kernels import triton_back_end
 from tests.kernels.back_ends import run
 from tests.kernels.cases import Array
-from thresher.kernels.registry import OPERATORS, Operator
+from thresher.kernels.registry import OPERATORS, Operator, called
 
 PLAIN, GATED = OPERATORS["AdaptiveMLP"], OPERATORS["AdaptiveGatedMLP"]
 ours = torch.ops.thresher
@@ -206,9 +206,12 @@ def test_what_does_not_fit_is_refused() -> None:
         ours.adaptive_gated_mlp(x, k, w1, b1, v[..., :2], c, w2, "relu")
 
 
-def test_each_kind_is_an_overload_with_a_body_of_its_own() -> None:
-    kinds = {n: {"learners": n, "activation": "relu"} for n in (2, 4)}
-    for count, attributes in kinds.items():
-        written = PLAIN.function(attributes=attributes)
-        assert (written.name, written.overload) == ("AdaptiveMLP", f"{count}_relu")
+def test_each_kind_has_a_body_of_its_own() -> None:
+    for count in (2, 4):
+        attributes = {"learners": count, "activation": "relu"}
+        kind = PLAIN.kind(attributes)
+        assert kind == f"AdaptiveMLP_{count}_relu"
+        assert called(kind) is called(PLAIN.name) is PLAIN
+        written = PLAIN.function(attributes=attributes, name=kind)
+        assert written.name == kind
         assert sum(node.op_type == "Relu" for node in written.node) == count
