@@ -13,7 +13,10 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -37,6 +40,9 @@ class Kind:
     variable: str  # of the environment; names another compiler
     needs: str  # to be installed
     flags: tuple[str, ...]
+    apart: bool = (
+        False  # whether files are compiled side by side; otherwise the compiler sees to that
+    )
 
     @property
     def name(self) -> str:
@@ -62,6 +68,7 @@ CPU = Kind(
         "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden",
         "-Wall", "-Wextra", "-Wno-psabi",  # vectors never cross the border of the library
     ),
+    apart=True,
 )  # fmt: skip
 SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
              "-DTHRESHER_SANITIZED")  # fmt: skip
@@ -124,22 +131,36 @@ class Library:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix="partial-") as folder:
             made = Path(folder) / kind.name
-            command = [
-                found, *kind.flags, *self.extra, f"-I{HERE}", "-o", str(made),
-                *map(str, kind.files()),
-            ]  # fmt: skip
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                reason = next(
-                    (line for line in done.stderr.splitlines() if "error" in line.lower()),
-                    f"exit code {done.returncode}",
-                )
-                raise KernelError(f"{found} could not compile the kernels: {reason}")
+            command = [found, *kind.flags, *self.extra, f"-I{HERE}"]
+            parts = kind.files()
+            if kind.apart:
+                parts = [Path(folder, f"{i}.o") for i in range(len(parts))]
+                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                    compiling = partial(_compile, [*command, "-c"])
+                    list(pool.map(compiling, parts, [[file] for file in kind.files()]))
+            _compile(command, made, parts)
             place.mkdir(exist_ok=True)
             Path(folder, CHECKSUM).write_text(_checksum(made) + "\n")
             Path(folder, CHECKSUM).replace(place / CHECKSUM)
             made.replace(self.file)
         return self.file
+
+
+def _compile(command: Sequence[str], made: Path, files: Sequence[Path]) -> None:
+    """Make one file of others.
+
+    Raises:
+        KernelError: the compiler fails.
+    """
+    done = subprocess.run(
+        [*command, "-o", str(made), *map(str, files)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        reason = next(
+            (line for line in done.stderr.splitlines() if "error" in line.lower()),
+            f"exit code {done.returncode}",
+        )
+        raise KernelError(f"{command[0]} could not compile the kernels: {reason}")
 
 
 def wanted() -> Path | None:

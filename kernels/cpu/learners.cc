@@ -6,7 +6,7 @@
 namespace thresher {
 namespace {
 
-constexpr int64_t PART = 512;                // tokens
+constexpr int64_t PART = 512;                // tokens that one block of columns passes at once
 constexpr int64_t WORTH = int64_t{1} << 22;  // multiplications that are worth a thread
 
 template <Activation KIND, class W>
@@ -54,24 +54,40 @@ class Run {
   const W* open(const W* x, Activation activation) {
     W* hidden = arena_.take<W>(choice_.rows() * of_.hidden);
     W* factor = of_.v ? arena_.take<W>(choice_.rows() * of_.hidden) : nullptr;
-    const auto bent = bender<W>(activation);
+    Products list;
+    std::vector<const T*> biases;
     const int64_t blocks = blocks_of(of_.hidden), tasks = parts() * blocks;
-    const int64_t matrices = of_.v ? 2 : 1;
-    context_.parallel(tasks, grain(tasks, matrices), [&](int64_t begin, int64_t end) {
-      std::vector<Multiplication<T>> products;
-      for (int64_t task = begin; task < end; ++task)
-        for (int64_t learner = 0; learner < of_.count; ++learner) {
-          first(products, task / blocks, learner, task % blocks, x, of_.w1, of_.b1, hidden);
-          if (of_.v) first(products, task / blocks, learner, task % blocks, x, of_.v, of_.c, factor);
-        }
-      multiply(products.data(), static_cast<int64_t>(products.size()));
-      for (size_t i = 0; i < products.size(); i += static_cast<size_t>(matrices))
-        for (int64_t row = 0; row < products[i].rows; ++row) {
-          const int64_t width = products[i].matrix.width;
-          W* values = products[i].y + row * of_.hidden;
+    for (int64_t task = 0; task < tasks; ++task) {
+      for (int64_t learner = 0; learner < of_.count; ++learner) {
+        const Group& group = choice_.groups[task / blocks * of_.count + learner];
+        if (group.count == 0) continue;
+        const auto add = [&](const T* matrices, const T* bias, W* to) {
+          const Columns<T> matrix(matrices + learner * of_.width * of_.hidden, of_.width,
+                                  of_.hidden, task % blocks);
+          list.all.push_back({x + group.first * of_.width, group.count, matrix,
+                              to + group.before * of_.hidden + task % blocks * BLOCK, of_.hidden,
+                              nullptr});
+          biases.push_back(bias + learner * of_.hidden + task % blocks * BLOCK);
+        };
+        add(of_.w1, of_.b1, hidden);
+        if (of_.v) add(of_.v, of_.c, factor);
+      }
+      list.close();
+    }
+    const auto bent = bender<W>(activation);
+    const size_t step = of_.v ? 2 : 1;
+    context_.parallel(tasks, grain(tasks, of_.v ? 2 : 1), [&](int64_t begin, int64_t end) {
+      for (size_t i = list.ends[begin]; i < list.ends[end]; ++i)
+        for (int64_t row = 0; row < list.all[i].rows; ++row)
+          widen_row(list.all[i].y + row * of_.hidden, biases[i], list.all[i].matrix.width);
+      list.multiply(begin, end);
+      for (size_t i = list.ends[begin]; i < list.ends[end]; i += step)
+        for (int64_t row = 0; row < list.all[i].rows; ++row) {
+          const int64_t width = list.all[i].matrix.width;
+          W* values = list.all[i].y + row * of_.hidden;
           bent(values, width);
-          if (!of_.v) continue;
-          const W* factors = products[i + 1].y + row * of_.hidden;
+          if (step == 1) continue;
+          const W* factors = list.all[i + 1].y + row * of_.hidden;
           for (int64_t column = 0; column < width; ++column) values[column] *= factors[column];
         }
     });
@@ -80,64 +96,60 @@ class Run {
 
   // The sums of all learners of a token.
   void close(const W* hidden, T* y) {
-    const int64_t tokens = choice_.parts.back();
     W* sums = nullptr;
     if constexpr (std::is_same_v<T, W>)
       sums = y;
     else
-      sums = arena_.take<W>(tokens * of_.width);
+      sums = arena_.take<W>(choice_.parts.back() * of_.width);
+    Products list;
     const int64_t blocks = blocks_of(of_.width), tasks = parts() * blocks;
+    for (int64_t task = 0; task < tasks; ++task) {
+      for (int64_t learner = 0; learner < of_.count; ++learner) {
+        const Group& group = choice_.groups[task / blocks * of_.count + learner];
+        if (group.count == 0) continue;
+        const Columns<T> matrix(of_.w2 + learner * of_.width * of_.hidden, of_.hidden, of_.width,
+                                task % blocks);
+        list.all.push_back({hidden + group.before * of_.hidden, group.count, matrix,
+                            sums + task % blocks * BLOCK, of_.width,
+                            choice_.tokens.data() + group.first});
+      }
+      list.close();
+    }
     context_.parallel(tasks, grain(tasks, 1), [&](int64_t begin, int64_t end) {
-      std::vector<Multiplication<T>> products;
-      for (int64_t task = begin; task < end; ++task)
-        second(products, task / blocks, task % blocks, hidden, sums);
-      multiply(products.data(), static_cast<int64_t>(products.size()));
+      each_row(begin, end, blocks, [&](int64_t at, int64_t width) {
+        std::fill_n(sums + at, width, W(0));
+      });
+      list.multiply(begin, end);
       if constexpr (!std::is_same_v<T, W>)
-        for (int64_t task = begin; task < end; ++task)
-          each_row(task / blocks, task % blocks, [&](int64_t at, int64_t width) {
-            end_sum<T>(y + at, sums + at, width);
-          });
+        each_row(begin, end, blocks, [&](int64_t at, int64_t width) {
+          end_sum<T>(y + at, sums + at, width);
+        });
     });
   }
 
  private:
+  // The products of some tasks, one task after another; made before threads are, which must not throw.
+  struct Products {
+    std::vector<Multiplication<T>> all;
+    std::vector<size_t> ends{0};  // of the tasks before
+
+    void close() { ends.push_back(all.size()); }
+    void multiply(int64_t begin, int64_t end) const {
+      thresher::multiply(all.data() + ends[begin], static_cast<int64_t>(ends[end] - ends[begin]));
+    }
+  };
+
   int64_t parts() const { return static_cast<int64_t>(choice_.parts.size()) - 1; }
 
-  // A bias, and the product that is added to it, for one group and one block of columns.
-  void first(std::vector<Multiplication<T>>& products, int64_t part, int64_t learner, int64_t block,
-             const W* x, const T* matrices, const T* biases, W* to) const {
-    const Group& group = choice_.groups[part * of_.count + learner];
-    if (group.count == 0) return;
-    const Columns<T> matrix(matrices + learner * of_.width * of_.hidden, of_.width, of_.hidden,
-                            block);
-    W* values = to + group.before * of_.hidden + block * BLOCK;
-    for (int64_t row = 0; row < group.count; ++row)
-      widen_row(values + row * of_.hidden, biases + learner * of_.hidden + block * BLOCK,
-                matrix.width);
-    products.push_back(
-        {x + group.first * of_.width, group.count, matrix, values, of_.hidden, nullptr});
-  }
-
-  // Zeros, and the products of all learners that are added to them, for one part and one block.
-  void second(std::vector<Multiplication<T>>& products, int64_t part, int64_t block, const W* hidden,
-              W* sums) const {
-    each_row(part, block, [&](int64_t at, int64_t width) { std::fill_n(sums + at, width, W(0)); });
-    for (int64_t learner = 0; learner < of_.count; ++learner) {
-      const Group& group = choice_.groups[part * of_.count + learner];
-      if (group.count == 0) continue;
-      const Columns<T> matrix(of_.w2 + learner * of_.width * of_.hidden, of_.hidden, of_.width,
-                              block);
-      products.push_back({hidden + group.before * of_.hidden, group.count, matrix,
-                          sums + block * BLOCK, of_.width, choice_.tokens.data() + group.first});
-    }
-  }
-
-  // Calls body(place, width) for the columns of a block in all rows of a part.
+  // Calls body(place, width) for every row of y in some tasks, each a part of the tokens and a block of columns.
   template <class Body>
-  void each_row(int64_t part, int64_t block, const Body& body) const {
-    const int64_t width = std::min(BLOCK, of_.width - block * BLOCK);
-    for (int64_t token = choice_.parts[part]; token < choice_.parts[part + 1]; ++token)
-      body(token * of_.width + block * BLOCK, width);
+  void each_row(int64_t begin, int64_t end, int64_t blocks, const Body& body) const {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t from = task % blocks * BLOCK, width = std::min(BLOCK, of_.width - from);
+      const int64_t part = task / blocks;
+      for (int64_t token = choice_.parts[part]; token < choice_.parts[part + 1]; ++token)
+        body(token * of_.width + from, width);
+    }
   }
 
   // How many of the tasks that share the products of all rows are worth a thread.
