@@ -9,9 +9,11 @@ items held out) and nothing about quality.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tests.benchmarks.adaptive import Trained, Trainer
 from tests.benchmarks.common import Study, parser
@@ -32,7 +34,7 @@ def vision_transformer(name: str) -> Program:
     import timm
 
     torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False).eval()
+    model: Any = timm.create_model(name, pretrained=False).eval()
     size = model.pretrained_cfg["input_size"]
     return trace(
         model,
@@ -45,9 +47,9 @@ def vision_transformer(name: str) -> Program:
 def noise(program: Program) -> Dataset:
     """Normal numbers in the shape of the model's input, the same for the same item."""
     (spec,) = program.inputs
-    shape = [int(size) for size in spec.shape[1:]]
+    shape = tuple(int(str(size)) for size in spec.shape[1:])
 
-    def read(chosen: Sequence[int]) -> dict[str, object]:
+    def read(chosen: Sequence[int]) -> dict[str, NDArray[Any]]:
         images = [np.random.default_rng(i).standard_normal(shape, np.float32) for i in chosen]
         return {spec.name: np.stack(images)}
 
