@@ -62,9 +62,9 @@ def test_a_node_of_an_inserted_step_names_what_inserted_it(monkeypatch: pytest.M
     reduced = optimize(traced(Toy()), load_recipe("tome", ["r=2"]))
     monkeypatch.setattr(TensorRtRtx, "can_take", lambda self, node, opset: topk(node.op_type))
     found = outlook(reduced, backend("tensorrt-rtx"), "fp32", ["x=1..4x9x16"])
-    assert {(one.about, one.op) for one in found.troubles} == {("node", "TopK")}
-    remedy = found.troubles[0].remedy
-    assert remedy.startswith(
+    nodes = [one for one in found.troubles if one.about != "package"]  # which may be missing here
+    assert {(one.about, one.op) for one in nodes} == {("node", "TopK")}
+    assert nodes[0].remedy.startswith(
         "leave out the body of thresher::BipartiteMerge, or take the target cpu"
     )
 
