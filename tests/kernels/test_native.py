@@ -349,7 +349,8 @@ def test_no_access_out_of_bounds_and_no_undefined_behaviour(
     ]
     if not all(Path(file).is_absolute() for file in preload):
         pytest.skip(f"{compiler} has no AddressSanitizer")
-    Library(libraries.SANITIZED).build(compiler)
+    sanitized = Library(libraries.SANITIZED)
+    sanitized.find() or sanitized.build(compiler)
     tests = [f"tests/kernels/test_{name}.py" for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "not slow", *tests, "-k", chosen],
