@@ -40,9 +40,7 @@ class Kind:
     variable: str  # of the environment; names another compiler
     needs: str  # to be installed
     flags: tuple[str, ...]
-    apart: bool = (
-        False  # whether files are compiled side by side; otherwise the compiler sees to that
-    )
+    apart: bool = False  # whether files are compiled one by one, side by side
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <string>
 
 #include "cpu/numeric.h"
 
@@ -84,11 +85,10 @@ THRESHER_INLINE void change_all(W* values, int64_t count, const Function& functi
   std::memcpy(values + i, rest, bytes);
 }
 
-template <Activation KIND, class W>
-THRESHER_INLINE void activate_all(W* values, int64_t count) {
-  change_all(values, count, [](const Vector<W>& x) __attribute__((always_inline)) {
-    return activated<KIND, W>(x);
-  });
-}
+// By the names in activations.py; throws an Error for another.
+Activation activation_called(const std::string& name);
+
+void activate(Activation kind, float* values, int64_t count);
+void activate(Activation kind, double* values, int64_t count);
 
 }  // namespace thresher

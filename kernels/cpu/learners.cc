@@ -9,25 +9,35 @@ namespace {
 constexpr int64_t PART = 512;                // tokens that one block of columns passes at once
 constexpr int64_t WORTH = int64_t{1} << 22;  // multiplications that are worth a thread
 
-template <Activation KIND, class W>
-THRESHER_VECTORISED void bend(W* row, int64_t width) {
-  activate_all<KIND>(row, width);
-}
-template <class W>
-auto bender(Activation kind) {
-  switch (kind) {
-    case Activation::SILU: return bend<Activation::SILU, W>;
-    case Activation::GELU: return bend<Activation::GELU, W>;
-    case Activation::GELU_TANH: return bend<Activation::GELU_TANH, W>;
-    case Activation::QUICK_GELU: return bend<Activation::QUICK_GELU, W>;
-    case Activation::RELU: return bend<Activation::RELU, W>;
-    default: return bend<Activation::IDENTITY, W>;
+// Weights of all learners; v and c are null without a second factor.
+template <class T>
+struct Learners {
+  Learners(const Context& context, bool gated, int64_t count, int64_t width)
+      : v(nullptr), c(nullptr), count(count), width(width) {
+    const Tensor<T> up = context.input<T>(2), bias = context.input<T>(3);
+    demand(up.shape.size() == 3 && up.shape[0] == count && up.shape[1] == width,
+           "w1 is [L, D, H] of x [B, N, D] and L learners", up.shape);
+    hidden = up.shape[2];
+    demand(bias.shape == Shape{count, hidden}, "b1 is [L, H] for w1 [L, D, H]", bias.shape);
+    w1 = up.data, b1 = bias.data;
+    if (gated) {
+      const Tensor<T> factor = context.input<T>(4), shift = context.input<T>(5);
+      demand(factor.shape == up.shape, "v is shaped as w1", factor.shape);
+      demand(shift.shape == bias.shape, "c is shaped as b1", shift.shape);
+      v = factor.data, c = shift.data;
+    }
+    const Tensor<T> down = context.input<T>(gated ? 6 : 4);
+    demand(down.shape == Shape{count, hidden, width}, "w2 is [L, H, D] for w1 [L, D, H]", down.shape);
+    w2 = down.data;
   }
-}
+
+  const T *w1, *b1, *v, *c, *w2;
+  int64_t count, width, hidden;
+};
 
 template <class T>
 THRESHER_VECTORISED void widen_row(Wide<T>* to, const T* from, int64_t width) {
-  for (int64_t i = 0; i < width; ++i) to[i] = widen(from[i]);
+  begin_sum<T>(to, 1, from, width);
 }
 
 template <class T>
@@ -74,7 +84,6 @@ class Run {
       }
       list.close();
     }
-    const auto bent = bender<W>(activation);
     const size_t step = of_.v ? 2 : 1;
     context_.parallel(tasks, grain(tasks, of_.v ? 2 : 1), [&](int64_t begin, int64_t end) {
       for (size_t i = list.ends[begin]; i < list.ends[end]; ++i)
@@ -85,7 +94,7 @@ class Run {
         for (int64_t row = 0; row < list.all[i].rows; ++row) {
           const int64_t width = list.all[i].matrix.width;
           W* values = list.all[i].y + row * of_.hidden;
-          bent(values, width);
+          activate(activation, values, width);
           if (step == 1) continue;
           const W* factors = list.all[i + 1].y + row * of_.hidden;
           for (int64_t column = 0; column < width; ++column) values[column] *= factors[column];
@@ -201,55 +210,25 @@ Choice Choice::by_mask(const Bool* run, int64_t tokens, int64_t learners) {
   return choice;
 }
 
-Activation activation_called(const std::string& name) {
-  if (name == "gelu") return Activation::GELU;
-  if (name == "gelu_tanh") return Activation::GELU_TANH;
-  if (name == "identity") return Activation::IDENTITY;
-  if (name == "quick_gelu") return Activation::QUICK_GELU;
-  if (name == "relu") return Activation::RELU;
-  if (name == "silu") return Activation::SILU;
-  throw Error("no activation " + name);
-}
+LearnersNode::LearnersNode(const Attributes& given, const char* count_name, bool gated)
+    : count(given.integer(count_name)), activation_(activation_called(given.text("activation"))),
+      gated_(gated) {}
 
 template <class T>
-Learners<T>::Learners(const Context& context, bool gated, int64_t count, int64_t width)
-    : v(nullptr), c(nullptr), count(count), width(width) {
-  const Tensor<T> up = context.input<T>(2), bias = context.input<T>(3);
-  demand(up.shape.size() == 3 && up.shape[0] == count && up.shape[1] == width,
-         "w1 is [L, D, H] of x [B, N, D] and L learners", up.shape);
-  hidden = up.shape[2];
-  demand(bias.shape == Shape{count, hidden}, "b1 is [L, H] for w1 [L, D, H]", bias.shape);
-  w1 = up.data, b1 = bias.data;
-  if (gated) {
-    const Tensor<T> factor = context.input<T>(4), shift = context.input<T>(5);
-    demand(factor.shape == up.shape, "v is shaped as w1", factor.shape);
-    demand(shift.shape == bias.shape, "c is shaped as b1", shift.shape);
-    v = factor.data, c = shift.data;
-  }
-  const Tensor<T> down = context.input<T>(gated ? 6 : 4);
-  demand(down.shape == Shape{count, hidden, width}, "w2 is [L, H, D] for w1 [L, D, H]", down.shape);
-  w2 = down.data;
-}
-
-template <class T>
-void Learners<T>::in_large_pages(const std::array<LargePages, 3>& pages) const {
-  const T* matrices[] = {w1, v, w2};
-  for (size_t i = 0; i < pages.size(); ++i)
+void LearnersNode::run(const Context& context, const Choice& choice) const {
+  const Tensor<T> x = context.input<T>(0);
+  const Learners<T> learners(context, gated_, count, x.shape[2]);
+  const T* matrices[] = {learners.w1, learners.v, learners.w2};
+  for (int i = 0; i < 3; ++i)  // a block of columns touches every row, each in a page of its own
     if (matrices[i])
-      pages[i].hold(matrices[i], sizeof(T) * static_cast<size_t>(count * width * hidden));
-}
-
-template <class T>
-void run_learners(const Context& context, const Learners<T>& learners, Activation activation,
-                  const Choice& choice, const T* x, T* y) {
+      pages_[i].hold(matrices[i], sizeof(T) * static_cast<size_t>(count * learners.width * learners.hidden));
+  T* y = context.output<T>(0, x.shape);
   Run<T> run(context, learners, choice);
-  run.close(run.open(run.gather(x), activation), y);
+  run.close(run.open(run.gather(x.data), activation_), y);
 }
 
-#define THRESHER_INSTANTIATE(T)                                                               \
-  template struct Learners<T>;                                                                \
-  template void run_learners<T>(const Context&, const Learners<T>&, Activation, const Choice&, \
-                                const T*, T*)
+#define THRESHER_INSTANTIATE(T) \
+  template void LearnersNode::run<T>(const Context&, const Choice&) const
 THRESHER_INSTANTIATE(float);
 THRESHER_INSTANTIATE(Half);
 THRESHER_INSTANTIATE(BFloat16);

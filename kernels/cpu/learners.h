@@ -33,28 +33,24 @@ struct Choice {
   void add(int64_t first, int64_t count) { groups.push_back({first, count, rows()}); }
 };
 
-// Weights of all learners: w1 [L, D, H], b1 [L, H] and w2 [L, H, D]; v and c, shaped as w1 and b1, make a
-// second factor and are null without one.
-template <class T>
-struct Learners {
-  // Of a node's inputs from the third on: w1, b1, v and c where there are any, w2.  Throws an Error where
-  // there are not `count` learners for tokens of this width.
-  Learners(const Context& context, bool gated, int64_t count, int64_t width);
+// A node whose inputs are tokens x [B, N, D], a choice, and the weights of all learners: w1 [L, D, H], b1 [L, H]
+// and w2 [L, H, D]; before w2, if it is gated, v and c, shaped as w1 and b1, which make a second factor.
+//
+//   y[t] = sum over the learners n of token t of (act(x[t] w1[n] + b1[n]) * (x[t] v[n] + c[n])) w2[n]
+class LearnersNode {
+ public:
+  // `count_name` is the attribute that tells how many learners there are.
+  LearnersNode(const Attributes& given, const char* count_name, bool gated);
 
-  // Blocks of columns are read across all rows, each of which lies in a page of its own.
-  void in_large_pages(const std::array<LargePages, 3>& pages) const;
+  template <class T>
+  void run(const Context& context, const Choice& choice) const;
 
-  const T *w1, *b1, *v, *c, *w2;
-  int64_t count, width, hidden;
+  const int64_t count;
+
+ private:
+  const Activation activation_;
+  const bool gated_;
+  LargePages pages_[3];
 };
-
-// By the names in activations.py.
-Activation activation_called(const std::string& name);
-
-// y[t] = sum over the learners n of token t of (act(x[t] w1[n] + b1[n]) * (x[t] v[n] + c[n])) w2[n]
-// for tokens x and y [tokens, D].
-template <class T>
-void run_learners(const Context& context, const Learners<T>& learners, Activation activation,
-                  const Choice& choice, const T* x, T* y);
 
 }  // namespace thresher

@@ -27,27 +27,9 @@ struct Keys {
 // The mean over the heads as a unit vector; the sum has the same direction.
 template <class T>
 THRESHER_VECTORISED static void unit_key(const Keys<T>& keys, int64_t item, int64_t token, Wide<T>* to) {
-  using W = Wide<T>;
-  const int64_t stride = keys.tokens * keys.depth, depth = keys.depth;
-  const T* from = keys.data + item * keys.heads * stride + token * depth;
-  Vector<W> squares = {};
-  int64_t channel = 0;
-  for (; channel + LANES <= depth; channel += LANES) {
-    Vector<W> sum = load_wide(from + channel);
-    for (int64_t head = 1; head < keys.heads; ++head)
-      sum += load_wide(from + head * stride + channel);
-    store(to + channel, sum);
-    squares += sum * sum;
-  }
-  W total = lane_sum<W>(squares);
-  for (; channel < depth; ++channel) {
-    W sum = widen(from[channel]);
-    for (int64_t head = 1; head < keys.heads; ++head) sum += widen(from[head * stride + channel]);
-    to[channel] = sum;
-    total += sum * sum;
-  }
-  const W inverse = inverse_length(total, static_cast<W>(EPSILON * static_cast<double>(keys.heads)));
-  for (channel = 0; channel < depth; ++channel) to[channel] *= inverse;
+  const int64_t stride = keys.tokens * keys.depth;
+  unit_sum(to, keys.data + item * keys.heads * stride + token * keys.depth, keys.heads, stride, keys.depth,
+           static_cast<Wide<T>>(EPSILON * static_cast<double>(keys.heads)));
 }
 
 // Who joins whom, for one item of the batch; -1 is nobody.

@@ -66,28 +66,7 @@ THRESHER_INLINE void all(const W* rows, int64_t count, const Targets<W>& targets
   }
 }
 
-template <class W>
-THRESHER_INLINE void unit(W* row, int64_t depth, W least) {
-  Vector<W> squares = {};
-  int64_t channel = 0;
-  for (; channel + LANES <= depth; channel += LANES) {
-    const Vector<W> part = load(row + channel);
-    squares += part * part;
-  }
-  W sum = lane_sum<W>(squares);
-  for (; channel < depth; ++channel) sum += row[channel] * row[channel];
-  const W inverse = inverse_length(sum, least);
-  for (channel = 0; channel < depth; ++channel) row[channel] *= inverse;
-}
-
 }  // namespace
-
-THRESHER_VECTORISED void normalise(float* row, int64_t depth, float least) {
-  unit(row, depth, least);
-}
-THRESHER_VECTORISED void normalise(double* row, int64_t depth, double least) {
-  unit(row, depth, least);
-}
 
 THRESHER_VECTORISED void nearest(const float* rows, int64_t count, const Targets<float>& targets,
                                  float* best, int64_t* into) {

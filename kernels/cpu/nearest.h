@@ -45,16 +45,30 @@ class Targets {
   W* limit_;
 };
 
-// One over a length that is taken for `least` where it is less.
-template <class W>
-THRESHER_INLINE W inverse_length(W squares, W least) {
-  const W length = std::sqrt(squares);
-  return 1 / (length > least ? length : least);
+// The sum of `count` rows `stride` apart, of `width` elements, divided by its length, or by `least` where
+// that is more; inlined into what is compiled for several instruction sets.
+template <class T>
+THRESHER_INLINE void unit_sum(Wide<T>* to, const T* from, int64_t count, int64_t stride, int64_t width,
+                              Wide<T> least) {
+  using W = Wide<T>;
+  Vector<W> squares = {};
+  int64_t i = 0;
+  for (; i + LANES <= width; i += LANES) {
+    Vector<W> sum = load_wide(from + i);
+    for (int64_t row = 1; row < count; ++row) sum += load_wide(from + row * stride + i);
+    store(to + i, sum);
+    squares += sum * sum;
+  }
+  W total = lane_sum<W>(squares);
+  for (; i < width; ++i) {
+    W sum = widen(from[i]);
+    for (int64_t row = 1; row < count; ++row) sum += widen(from[row * stride + i]);
+    to[i] = sum;
+    total += sum * sum;
+  }
+  const W length = std::sqrt(total), inverse = 1 / (length > least ? length : least);
+  for (i = 0; i < width; ++i) to[i] *= inverse;
 }
-
-// Divides a row by its length, or by `least` where that is more.
-void normalise(float* row, int64_t depth, float least);
-void normalise(double* row, int64_t depth, double least);
 
 // For `rows` consecutive rows of `depth` values: the largest product with a target, and which target
 // that is; of equal ones the first.  There must be a target.

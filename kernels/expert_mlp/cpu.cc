@@ -9,24 +9,16 @@ struct Experts {
   static constexpr Signature signature{
       "ExpertMLP", {TOKENS, ort::BOOL, TOKENS, TOKENS, TOKENS}, {TOKENS}};
 
-  explicit Experts(const Attributes& given)
-      : experts(given.integer("experts")), activation(activation_called(given.text("activation"))) {}
+  explicit Experts(const Attributes& given) : node(given, "experts", false) {}
 
   void compute(const Context& context) const {
-    const Tensor<T> given = context.input<T>(0);
-    const Stream<T> x(given);
+    const Stream<T> x(context.input<T>(0));
     const Tensor<Bool> run = context.input<Bool>(1);
-    demand(run.shape == Shape{x.batch, x.tokens, experts}, "run is [B, N, E]", run.shape);
-    const Learners<T> weights(context, false, experts, x.width);
-    weights.in_large_pages(pages);
-    T* y = context.output<T>(0, given.shape);
-    run_learners(context, weights, activation,
-                 Choice::by_mask(run.data, x.batch * x.tokens, experts), x.data, y);
+    demand(run.shape == Shape{x.batch, x.tokens, node.count}, "run is [B, N, E]", run.shape);
+    node.run<T>(context, Choice::by_mask(run.data, x.batch * x.tokens, node.count));
   }
 
-  const int64_t experts;
-  const Activation activation;
-  std::array<LargePages, 3> pages;
+  const LearnersNode node;
 };
 
 }  // namespace

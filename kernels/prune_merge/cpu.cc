@@ -12,8 +12,7 @@ constexpr int64_t MATCH_GRAIN = 12;
 // A row of tokens as a unit vector.
 template <class T>
 THRESHER_VECTORISED void unit_row(Wide<T>* to, const T* from, int64_t width) {
-  begin_sum<T>(to, 1, from, width);
-  normalise(to, width, static_cast<Wide<T>>(EPSILON));
+  unit_sum(to, from, 1, 0, width, static_cast<Wide<T>>(EPSILON));
 }
 
 // The plain mean of a staying token and the real ones that join it.

@@ -16,8 +16,7 @@ int64_t padded(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
 
 template <class T>
 THRESHER_VECTORISED void unit_row(const T* from, int64_t width, Wide<T>* to) {
-  begin_sum<T>(to, 1, from, width);
-  normalise(to, width, static_cast<Wide<T>>(EPSILON));
+  unit_sum(to, from, 1, 0, width, static_cast<Wide<T>>(EPSILON));
   std::fill(to + width, to + padded(width), Wide<T>(0));
 }
 

@@ -13,11 +13,6 @@ constexpr const char* const NAMES[][2] = {{"SparseSwiGLU", "SparseSwiGLUBf16"},
                                           {"SparseReGLU", "SparseReGLUBf16"}};
 constexpr int64_t GRAIN = 1 << 13;  // activations that are worth a thread of their own
 
-template <Activation KIND, class W>
-THRESHER_VECTORISED void activate(W* values, int64_t count) {
-  activate_all<KIND>(values, count);
-}
-
 // Weights of type S, or of the type T of the tokens.
 template <Activation KIND, class S = void>
 struct Gated {
@@ -107,7 +102,7 @@ struct Gated {
 
     static void activate_all(const Context& context, W* values, int64_t count) {
       context.parallel(count, GRAIN, [&](int64_t begin, int64_t end) {
-        activate<KIND>(values + begin, end - begin);
+        activate(KIND, values + begin, end - begin);
       });
     }
 

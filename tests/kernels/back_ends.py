@@ -140,3 +140,39 @@ def run(back_end: str, name: str, arguments: dict[str, Array], **attributes: Any
     compiled = _openvino(*signature)
     result = compiled(arguments)
     return [np.array(result[n]) for n in OPERATORS[name].outputs]
+
+
+@cache
+def through_casts(name: str, element: str, threads: int = 2, **attributes: Any) -> Any:
+    """A session that casts float32 tokens to a type, runs the native kernel and casts its first output back."""
+    import onnxruntime as ort
+
+    make, protos = onnx.helper, onnx.TensorProto
+    kind = protos.DataType.Value(
+        {"float64": "DOUBLE", "float32": "FLOAT"}.get(element, element.upper())
+    )
+    operator = OPERATORS[name]
+    held = {"tensor(int64)": protos.INT64, "tensor(bool)": protos.BOOL}
+    inputs, outputs = (
+        [
+            make.make_tensor_value_info(n, held.get(sort, protos.FLOAT), None)
+            for n, sort in of.items()
+        ]
+        for of in (operator.inputs, operator.outputs)
+    )
+    typed = {n for n, sort in operator.inputs.items() if sort == "T"}
+    given = [f"{n}_cast" if n in typed else n for n in operator.inputs]
+    first, *rest = operator.outputs
+    nodes = [
+        make.make_node("Cast", [n], [f"{n}_cast"], to=kind) for n in operator.inputs if n in typed
+    ]
+    nodes.append(make.make_node(name, given, ["typed", *rest], domain=DOMAIN, **attributes))
+    nodes.append(make.make_node("Cast", ["typed"], [first], to=protos.FLOAT))
+    opsets = [make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)]
+    graph = make.make_graph(nodes, name, inputs, outputs)
+    made = make.make_model(graph, opset_imports=opsets, ir_version=10)
+    return ort.InferenceSession(
+        made.SerializeToString(),
+        session_options(threads, library()),
+        providers=["CPUExecutionProvider"],
+    )

@@ -6,18 +6,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.helper as make
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 import thresher.kernels.ops  # noqa: F401
-from tests.kernels.back_ends import OPSET, library, run
+from tests.kernels.back_ends import library, run, through_casts
 from tests.kernels.cases import Array
 from thresher.kernels.activations import ACTIVATIONS
-from thresher.kernels.registry import DOMAIN, OPERATORS, VERSION
-from thresher.runtime.backends.onnx_runtime import CPU, session_options
+from thresher.kernels.registry import OPERATORS
 
 NAMES = ("AdaptiveMLP", "AdaptiveGatedMLP", "ExpertMLP")
 TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -122,41 +119,15 @@ def test_activations_over_their_whole_range() -> None:
         assert_array_equal(y[0, :, 0], [np.nan, np.inf], err_msg=name)
 
 
-def _session(name: str, kind: int, given: dict[str, Any], threads: int) -> Any:
-    """Casts float32 inputs to a type, runs the kernel and casts back."""
-    import onnxruntime as ort
-
-    operator, nodes, inputs, read = OPERATORS[name], [], [], []
-    held = {"tensor(int64)": onnx.TensorProto.INT64, "tensor(bool)": onnx.TensorProto.BOOL}
-    for one, sort in operator.inputs.items():
-        inputs.append(
-            make.make_tensor_value_info(one, held.get(sort, onnx.TensorProto.FLOAT), None)
-        )
-        read.append(f"{one}_cast" if sort == "T" else one)
-        if sort == "T":
-            nodes.append(make.make_node("Cast", [one], [f"{one}_cast"], to=kind))
-    nodes.append(make.make_node(name, read, ["typed"], domain=DOMAIN, **given))
-    nodes.append(make.make_node("Cast", ["typed"], ["y"], to=onnx.TensorProto.FLOAT))
-    graph = make.make_graph(
-        nodes, name, inputs, [make.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)]
-    )
-    opsets = [make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)]
-    made = make.make_model(graph, opset_imports=opsets, ir_version=10)
-    return ort.InferenceSession(
-        made.SerializeToString(), session_options(threads, library()), providers=[CPU]
-    )
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("element", list(TYPES))
 def test_every_type_of_tokens(name: str, element: str) -> None:
-    kind = onnx.TensorProto.DataType.Value({"float64": "DOUBLE"}.get(element, element.upper()))
     arguments = operands(name, 33, 40, 50, 3)
     rounded = {
         n: torch.from_numpy(v).to(TYPES[element]).float().numpy() if v.dtype == np.float32 else v
         for n, v in arguments.items()
     }
-    (y,) = _session(name, kind, attributes(name, arguments), 2).run(None, rounded)
+    (y,) = through_casts(name, element, **attributes(name, arguments)).run(None, rounded)
     unit = max(torch.finfo(TYPES[element]).eps, 1e-7)
     assert_allclose(y, expected(name, rounded), rtol=unit, atol=unit)
 
@@ -164,13 +135,13 @@ def test_every_type_of_tokens(name: str, element: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_threads_and_neighbours_change_nothing(name: str) -> None:
     arguments = operands(name, 160, 96, 128, 3)
-    several = partial(_session, name, onnx.TensorProto.FLOAT, attributes(name, arguments))
-    (one,), (four,) = (several(threads).run(None, arguments) for threads in (1, 4))
+    several = partial(through_casts, name, "float32", **attributes(name, arguments))
+    (one,), (four,) = (several(threads=threads).run(None, arguments) for threads in (1, 4))
     assert_array_equal(one, four)
     half = {
         n: v[:1] if v.shape[0] == 2 and n in ("x", "k", "run") else v for n, v in arguments.items()
     }
-    assert_array_equal(several(1).run(None, half)[0], one[:1])
+    assert_array_equal(several(threads=1).run(None, half)[0], one[:1])
 
 
 @pytest.mark.parametrize(
@@ -191,11 +162,11 @@ def test_hostile_shapes_are_an_error(name: str, spoilt: dict[str, Any], said: st
     arguments = operands(name)
     given = attributes(name, arguments)
     arguments |= {n: np.zeros(shape, arguments[n].dtype) for n, shape in spoilt.items()}
-    session = _session(name, onnx.TensorProto.FLOAT, given, 1)
+    session = through_casts(name, "float32", **given)
     with pytest.raises(Exception, match=f"{name}: {said}"):
         session.run(None, arguments)
 
 
 def test_an_unknown_activation_is_an_error() -> None:
     with pytest.raises(Exception, match="AdaptiveMLP: no activation tanh"):
-        _session("AdaptiveMLP", onnx.TensorProto.FLOAT, {"learners": 2, "activation": "tanh"}, 1)
+        through_casts("AdaptiveMLP", "float32", learners=2, activation="tanh")

@@ -7,20 +7,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.helper as make
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 import thresher.kernels.ops  # noqa: F401
 from tests.cli.toy import ToyViT
-from tests.kernels.back_ends import OPSET, copied, library, model, run
+from tests.kernels.back_ends import copied, library, model, run, through_casts
 from thresher.compiler.errors import MissingRequirementError
 from thresher.compiler.pipeline import optimize
 from thresher.compiler.program import Program, SourceInfo
@@ -28,7 +25,7 @@ from thresher.compiler.recipe import load_recipe
 from thresher.compiler.trace import trace
 from thresher.kernels import native as libraries
 from thresher.kernels.native import KernelError, Library
-from thresher.kernels.registry import DOMAIN, OPERATORS, VERSION
+from thresher.kernels.registry import OPERATORS
 from thresher.runtime import Engine, export
 from thresher.runtime.backends.cpu import try_kernels
 from thresher.runtime.backends.onnx_runtime import session_options
@@ -48,34 +45,6 @@ def attributes_of(name: str, protected: int) -> dict[str, Any]:
     return {attribute: values[attribute] for attribute in OPERATORS[name].attributes}
 
 
-@cache
-def _through_casts(name: str, ranks: tuple[int, ...], element: str, **attributes: Any) -> Any:
-    """A session that casts float32 tokens to a type, runs the kernel and casts back."""
-    import onnxruntime as ort
-
-    kind = onnx.TensorProto.DataType.Value({"float64": "DOUBLE"}.get(element, element.upper()))
-    operator, nodes, inputs = OPERATORS[name], [], []
-    given, results = [], []
-    for (one, sort), rank in zip(operator.inputs.items(), ranks, strict=True):
-        held = onnx.TensorProto.INT64 if sort == "tensor(int64)" else onnx.TensorProto.FLOAT
-        inputs.append(make.make_tensor_value_info(one, held, [None] * rank))
-        given.append(f"{one}_cast" if sort == "T" else one)
-        if sort == "T":
-            nodes.append(make.make_node("Cast", [one], [f"{one}_cast"], to=kind))
-    outputs = list(operator.outputs)
-    nodes.append(make.make_node(name, given, ["typed", *outputs[1:]], domain=DOMAIN, **attributes))
-    nodes.append(make.make_node("Cast", ["typed"], [outputs[0]], to=onnx.TensorProto.FLOAT))
-    for one, sort in operator.outputs.items():
-        held = onnx.TensorProto.INT64 if sort == "tensor(int64)" else onnx.TensorProto.FLOAT
-        results.append(make.make_tensor_value_info(one, held, [None] * (3 if one == "y" else 2)))
-    opsets = [make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)]
-    graph = make.make_graph(nodes, name, inputs, results)
-    model = make.make_model(graph, opset_imports=opsets, ir_version=10)
-    return ort.InferenceSession(
-        model.SerializeToString(), session_options(2, library()), providers=["CPUExecutionProvider"]
-    )
-
-
 @pytest.mark.parametrize("name", ["BipartiteMerge", "RedundantMerge"])
 @pytest.mark.parametrize("element", list(TYPES))
 def test_every_type_of_tokens(element: str, name: str) -> None:
@@ -87,9 +56,7 @@ def test_every_type_of_tokens(element: str, name: str) -> None:
     size = torch.from_numpy(rng.integers(1, 9, (2, 40))).float()
     score = torch.from_numpy(rng.standard_normal((2, 40))).float()
     scored = name == "RedundantMerge"
-    session = _through_casts(
-        name, (3, 2, 4, 2, 0) if scored else (3, 2, 4, 0), element, protected=1
-    )
+    session = through_casts(name, element, protected=1)
     feeds = {"x": x, "size": size, "metric": metric, "keep": torch.tensor(27)}
     feeds |= {"score": score} if scored else {}
     y, total, kept, slot = session.run(None, {n: v.numpy() for n, v in feeds.items()})
@@ -113,7 +80,7 @@ def test_energies_of_every_type(element: str) -> None:
     drawn = rng.standard_normal((2, 3, 203, 21)) + rng.standard_normal((2, 3, 1, 21))
     metric = torch.from_numpy(drawn).to(TYPES[element]).float()
     size = torch.from_numpy(rng.integers(0, 4, (2, 203))).float()
-    session = _through_casts("TokenEnergy", (4, 2), element, margin=0.6, protected=2)
+    session = through_casts("TokenEnergy", element, margin=0.6, protected=2)
     (score,) = session.run(None, {"metric": metric.numpy(), "size": size.numpy()})
     assert_allclose(score, ops.token_energy(metric.double(), size, 0.6, 2), atol=1e-6)
 
