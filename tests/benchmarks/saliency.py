@@ -1,6 +1,6 @@
 """Token reduction on a DINOv2-S saliency model: global feature, dense map, and speed at 518 px.
 
-python -m tests.benchmarks.saliency [--parts probe map speed] [--limit 100] [--json FILE]
+python -m tests.benchmarks.saliency [--parts probe map speed] [--map-size 224] [--limit 100] [--json FILE]
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from thresher.runtime.runner import Runnable
 
 TRAIN, TEST, SCENES = 3000, 1000, 200
 PROBE_SIZE, MAP_SIZE = 112, 224
-NEAR = 7.0  # pixels that the maximum of the map may lie beside the object
+NEAR = 7.0 / MAP_SIZE  # of the map's side, that its maximum may lie beside the object
+LONGEST = 90 / MAP_SIZE  # of the side, an object at most
+BATCH_PIXELS = 20 * MAP_SIZE**2
 PARTS = ("probe", "map", "speed")
 
 
@@ -82,10 +84,10 @@ def overlap(found: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
 
 
 def points(found: NDArray[np.float32], mask: NDArray[np.bool_]) -> bool:
-    """Whether the highest pixel lies within 7 pixels of the object."""
+    """Whether the highest pixel lies on the object or within 3 % of the map's side of it."""
     row, column = np.unravel_index(found.argmax(), found.shape)
     rows, columns = np.nonzero(mask)
-    return bool(np.hypot(rows - row, columns - column).min() <= NEAR)
+    return bool(np.hypot(rows - row, columns - column).min() <= NEAR * found.shape[0])
 
 
 def localisation(runnable: Runnable, scenes: Sequence[Scene]) -> list[Metric]:
@@ -98,18 +100,19 @@ def localisation(runnable: Runnable, scenes: Sequence[Scene]) -> list[Metric]:
     ]
 
 
-def _maps(
-    runnable: Runnable, scenes: Sequence[Scene], batch: int = 20
-) -> Iterator[NDArray[np.float32]]:
+def _maps(runnable: Runnable, scenes: Sequence[Scene]) -> Iterator[NDArray[np.float32]]:
+    size = scenes[0].image.shape[-1]
+    batch = max(1, BATCH_PIXELS // size**2)
     for start in range(0, len(scenes), batch):
         images = np.stack([scene.image for scene in scenes[start : start + batch]])
-        values = zoo.pixels(torch.from_numpy(images), MAP_SIZE).numpy()
+        values = zoo.pixels(torch.from_numpy(images), size).numpy()
         yield from runnable.run({"pixel_values": values})["map"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parser(__doc__, limit=TEST)
     options.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
+    options.add_argument("--map-size", type=int, default=MAP_SIZE, help="pixels, of the map")
     args = options.parse_args(argv)
     studies: list[Study] = []
     if "probe" in args.parts:
@@ -126,11 +129,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         )
     if "map" in args.parts:
-        scenes = cut_outs(min(SCENES, args.limit), MAP_SIZE)
+        side = args.map_size
+        scenes = cut_outs(min(SCENES, args.limit), side, longest=round(LONGEST * side))
         studies.append(
             study(
-                f"DINOv2-S saliency model, {MAP_SIZE} px, dense map, {len(scenes)} cut-outs",
-                zoo.saliency(MAP_SIZE),
+                f"DINOv2-S saliency model, {side} px, dense map, {len(scenes)} cut-outs",
+                zoo.saliency(side),
                 lambda runnable: localisation(runnable, scenes),
                 args,
                 batch=1,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from tests.benchmarks.common import parser, say, study
 from tests.benchmarks.data import RATE, Clip, librivox, two_cities
 from tests.benchmarks.report import finish
-from tests.benchmarks.zoo_whisper import Whisper, whisper
+from tests.benchmarks.zoo_whisper import LONGEST, Whisper, whisper
 from thresher.runtime.paired import Metric
 from thresher.runtime.runner import Runnable
 
 CUT = 29 * RATE  # between two words of the long clip
 SPOKEN = {"mr": "mister"}
+Transcribe = Callable[[Whisper, Runnable, Clip], str]
 
 
 def words(text: str) -> list[str]:
@@ -58,20 +59,21 @@ def word_errors(said: Sequence[str], meant: Sequence[str]) -> NDArray[np.int64]:
     return errors
 
 
-def transcribe(parts: Whisper, runnable: Runnable, clip: Clip) -> str:
+def in_windows(parts: Whisper, runnable: Runnable, clip: Clip) -> str:
     """Transcript; a clip beyond 30 s in two windows."""
-    windows = [clip.samples] if clip.seconds <= 30 else np.split(clip.samples, [CUT])
-    heard = [runnable.run({"input_features": parts.features(w)})["hidden"] for w in windows]
-    return " ".join(parts.text(hidden) for hidden in heard)
+    windows = [clip.samples] if clip.seconds <= LONGEST else np.split(clip.samples, [CUT])
+    return " ".join(parts.hear(runnable, samples) for samples in windows)
 
 
-def score(parts: Whisper, runnable: Runnable, clips: Sequence[Clip]) -> list[Metric]:
+def score(
+    parts: Whisper, runnable: Runnable, clips: Sequence[Clip], transcribe: Transcribe = in_windows
+) -> list[Metric]:
     """Word error rates of the short clips together and of the long one."""
     start = time.perf_counter()
     errors = [word_errors(words(transcribe(parts, runnable, c)), words(c.words)) for c in clips]
     say(f"  {len(clips)} clips in {time.perf_counter() - start:.1f} s")
-    short = [found for clip, found in zip(clips, errors, strict=True) if clip.seconds <= 30]
-    long = [found for clip, found in zip(clips, errors, strict=True) if clip.seconds > 30]
+    short = [found for clip, found in zip(clips, errors, strict=True) if clip.seconds <= LONGEST]
+    long = [found for clip, found in zip(clips, errors, strict=True) if clip.seconds > LONGEST]
     return [
         Metric(name, np.concatenate(group), larger_is_better=False)
         for name, group in (("WER LibriVox", short), ("WER Two Cities", long))

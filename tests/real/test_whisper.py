@@ -1,9 +1,12 @@
-"""Whisper tiny.en: word errors of five clips, with fewer tokens for the decoder to attend to."""
+"""Whisper tiny.en: word errors of five clips, with fewer tokens for the decoder to attend to, and of fewer seconds."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from tests.benchmarks.data import RATE
+from tests.benchmarks.short_clips import LONGEST, in_pieces, pieces
 from tests.benchmarks.whisper import score, word_errors, words
 from tests.real.needs import packages
 from thresher.compiler.variants import reduced
@@ -19,6 +22,17 @@ def test_word_errors_are_the_fewest() -> None:
     assert word_errors(["a", "b"], ["b"]).sum() == 1
 
 
+def test_pieces_are_cut_where_it_is_quiet_and_lose_nothing() -> None:
+    samples = np.random.default_rng(0).standard_normal(12 * RATE).astype(np.float32)
+    for pause in (3.0, 7.2):
+        samples[int((pause - 0.2) * RATE) : int((pause + 0.2) * RATE)] *= 1e-3
+    found = pieces(samples)
+    np.testing.assert_array_equal(np.concatenate(found), samples)
+    assert max(map(len, found)) <= LONGEST * RATE
+    cuts = np.cumsum([len(piece) for piece in found])[:2] / RATE
+    np.testing.assert_allclose(cuts, [3.0, 7.2], atol=0.2)
+
+
 @pytest.mark.slow
 def test_clips_are_understood_with_and_without_merging() -> None:
     with packages("transformers", "safetensors"):
@@ -32,3 +46,15 @@ def test_clips_are_understood_with_and_without_merging() -> None:
     assert case.program is not None, case.refused
     (merged,) = score(parts, ProgramRunner(case.program, threads=1), clips)
     assert merged.items.sum() <= 6
+
+
+@pytest.mark.slow
+def test_an_encoder_of_fewer_seconds_understands_short_clips_as_well() -> None:
+    with packages("transformers", "safetensors"):
+        from tests.benchmarks.data import librivox
+        from tests.benchmarks.zoo_whisper import encoder, whisper
+
+        clips, parts = librivox(), whisper()
+    (dense,) = score(parts, ProgramRunner(parts.encoder, threads=1), clips, in_pieces)
+    (short,) = score(parts, ProgramRunner(encoder(8), threads=1), clips, in_pieces)
+    assert short.items.sum() <= dense.items.sum()
