@@ -92,6 +92,8 @@ def profile(
 ) -> Profile:
     """Measure candidates against the first of them, interleaved.
 
+    Candidates whose inputs have other sizes get random ones of their own, which is said.
+
     Args:
         candidates: engines, engine folders, Programs (exported to ``target`` first, so that like is
             compared with like) or a ProgramRunner for eager torch.
@@ -109,7 +111,7 @@ def profile(
         clock: seconds; for tests.
 
     Raises:
-        UsageError: nothing to compare, unlike inputs, or a batch size that a model does not take.
+        UsageError: nothing to compare, inputs of other names, or a batch size that a model does not take.
     """
     if not candidates or not batches:
         raise UsageError("there is nothing to profile: name one engine or more, and a batch size")
@@ -131,12 +133,13 @@ def profile(
             for timing in _time(runs, described, batch, plan, sizes, progress, clock)
         )
         found = _blocks(runs, names, batches[0], threads, sizes) if blocks else ()
+        other = tuple(_other_sizes(runs, names, batches[0], sizes))
         where = conditions(threads, load)
         left = tuple(_left_early(runs, names))
     changes = tuple(compare_blocks(found[0], other) for other in found[1:])
     judged = [t for t in timings if t.speedup is not None]
     met = min_speedup is None or all(_meets(t, min_speedup) for t in judged)
-    said = (*_sentences(described, timings, where, changes, min_speedup), *left)
+    said = (*_sentences(described, timings, where, changes, min_speedup), *other, *left)
     return Profile(
         described, timings, where, plan, said, min_speedup, met, blocks=found, changes=changes
     )
@@ -152,8 +155,7 @@ def _time(
     clock: Clock,
 ) -> list[Timing]:
     """All candidates at one batch size."""
-    feeds = batch_inputs(runs[0], batch, sizes)
-    calls = [_call(run, feeds) for run in runs]
+    calls = [_call(run, batch_inputs(run, batch, sizes)) for run in runs]
     warmth = [warm_up(call, plan, clock) for call in calls]
     times = interleave(
         calls, warmth, plan, clock, lambda done, total: progress(f"batch {batch}", done, total)
@@ -261,6 +263,20 @@ def _sentences(
     if random:
         said.append(f"random weights in {', '.join(random)}: times hold, quality means nothing")
     return said
+
+
+def _other_sizes(
+    runs: Sequence[Runnable], names: Sequence[str], batch: int, sizes: Mapping[str, int] | None
+) -> Iterator[str]:
+    """Inputs that were not of the first candidate's size."""
+    first = batch_inputs(runs[0], batch, sizes)
+    for run, name in zip(runs[1:], names[1:], strict=True):
+        for key, array in batch_inputs(run, batch, sizes).items():
+            if array.shape != first[key].shape:
+                yield (
+                    f"{name} was given {key!r} of {list(array.shape)}, {names[0]}"
+                    f" of {list(first[key].shape)}"
+                )
 
 
 def _left_early(runs: Sequence[Runnable], names: Sequence[str]) -> Iterator[str]:

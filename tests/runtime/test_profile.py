@@ -110,6 +110,18 @@ def test_unlike_models_are_refused(lab: Lab) -> None:
         lab.profile()
 
 
+def test_a_model_of_another_size_gets_inputs_of_its_own(lab: Lab) -> None:
+    given = list[tuple[int, ...]]()
+    long, short = lab.runnable("long", lambda i: 0.4), lab.runnable("short", lambda i: 0.1)
+    short.inputs = (short.inputs[0].model_copy(update={"shape": ("batch", 4)}),)
+    run = short.run
+    short.run = lambda inputs: (given.append(inputs["x"].shape), run(inputs))[1]
+    found = lab.profile(long, short, batches=[2])
+    assert set(given) == {(2, 4)}
+    assert found.timing("short", 2).speedup.median == pytest.approx(4)  # type: ignore[union-attr]
+    assert found.sentences[-1] == "short was given 'x' of [2, 4], long of [2, 10]"
+
+
 def test_a_fixed_batch_is_named(lab: Lab) -> None:
     fixed = lab.runnable("fixed", lambda i: 0.1)
     fixed.inputs = (fixed.inputs[0].model_copy(update={"shape": (4, 10)}),)
