@@ -133,13 +133,13 @@ def profile(
             for timing in _time(runs, described, batch, plan, sizes, progress, clock)
         )
         found = _blocks(runs, names, batches[0], threads, sizes) if blocks else ()
-        other = tuple(_other_sizes(runs, names, batches[0], sizes))
+        sizes_of_others = tuple(_other_sizes(runs, names, batches[0], sizes))
         where = conditions(threads, load)
         left = tuple(_left_early(runs, names))
     changes = tuple(compare_blocks(found[0], other) for other in found[1:])
     judged = [t for t in timings if t.speedup is not None]
     met = min_speedup is None or all(_meets(t, min_speedup) for t in judged)
-    said = (*_sentences(described, timings, where, changes, min_speedup), *other, *left)
+    said = (*_sentences(described, timings, where, changes, min_speedup), *sizes_of_others, *left)
     return Profile(
         described, timings, where, plan, said, min_speedup, met, blocks=found, changes=changes
     )

@@ -8,7 +8,7 @@ convention of ToMe, EViT and DiffRate.  Softmax, norms and activations are left 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -21,11 +21,10 @@ from torch.export.graph_signature import InputKind
 from thresher.compiler.analysis.attention import SDPA
 from thresher.compiler.analysis.axes import hint_of, size_of
 from thresher.compiler.analysis.flow import dataflow
+from thresher.compiler.analysis.macs import rule_of
 from thresher.compiler.analysis.sites import Sites
 from thresher.compiler.program import Program, provenance, stored_tensors
 
-aten = torch.ops.aten
-Shape = Sequence[int]
 SHARE = "share"  # a pass notes on a node which part of the work that depends on data is expected
 
 
@@ -72,117 +71,6 @@ def _size_at(value: int | torch.SymInt, sizes: Mapping[str, int]) -> int:
     return int(expression.subs(known)) if whole else hint_of(value)
 
 
-def _linear(args: list[Shape], out: Shape) -> int:
-    return prod(out) * args[1][-1]
-
-
-def _matmul(args: list[Shape], out: Shape) -> int:
-    return prod(out) * args[0][-1]
-
-
-def _convolution(args: list[Shape], out: Shape) -> int:
-    return prod(out) * prod(args[1][1:])
-
-
-def _attention(args: list[Shape], out: Shape) -> int:
-    queries, keys = args[0], args[1]
-    return prod(out[:-1]) * keys[-2] * (queries[-1] + out[-1])
-
-
-def _bipartite_merge(args: list[Shape], out: Shape) -> int:
-    """Similarity of every source to every destination, plus the merge of r rows."""
-    (batch, tokens, width), dim = args[0], args[2][-1]
-    removed = tokens - out[1]
-    return batch * ((tokens // 2) ** 2 * dim + removed * removed * width)
-
-
-def _adaptive(args: list[Shape], out: Shape, share: float) -> int:
-    """The share is that of the learners that run, whose matrices are the operands of rank 3."""
-    learners = sum(prod(shape) for shape in args[2:] if len(shape) == 3)
-    return round(share * prod(args[0][:-1]) * learners)
-
-
-def _class_attention(args: list[Shape], out: Shape) -> int:
-    return prod(args[1])
-
-
-def _prune_merge(args: list[Shape], out: Shape) -> int:
-    """Similarity of every joining token to every one that stays, plus the merge of their rows."""
-    (batch, _, width), (pruned,) = args[0], args[3]
-    joining = pruned - out[1]
-    return batch * joining * (out[1] + joining) * width
-
-
-def _keep_tokens(args: list[Shape], out: Shape) -> int:
-    return prod(args[0]) - prod(out)
-
-
-def _sparse_linear(args: list[Shape], out: Shape, share: float) -> int:
-    """The share is that of the inputs which few tokens need; many need all."""
-    tokens, (most,) = prod(out[:-1]), args[3]
-    return round((share if tokens <= most else 1) * tokens * prod(args[1]))
-
-
-def _sparse_gated_ffn(args: list[Shape], out: Shape, share: float) -> int:
-    """The gate is dense; the share is that of the neurons which few tokens need."""
-    tokens, (most,) = prod(out[:-1]), args[6]
-    gate, up, down = map(prod, args[1:4])
-    return tokens * gate + round((share if tokens <= most else 1) * tokens * (up + down))
-
-
-def _select_diverse(args: list[Shape], out: Shape) -> int:
-    """Similarity of all pairs; the prefix, which is left out, is counted."""
-    batch, tokens, width = args[0]
-    return batch * tokens * tokens * width
-
-
-def _soft_merge(args: list[Shape], out: Shape) -> int:
-    """Every mean over all tokens; the prefix, which is left out, is counted."""
-    return prod(args[2]) * args[1][-1]
-
-
-def _token_energy(args: list[Shape], out: Shape) -> int:
-    """Cosine of every token to every one behind the prefix."""
-    (*_, tokens, dim), (protected,) = args[0], args[3]
-    return prod(out) * (tokens - protected) * dim
-
-
-def _redundant_merge(args: list[Shape], out: Shape) -> int:
-    """Similarity of every source to every target, plus the merge of their rows."""
-    (batch, tokens, width), dim = args[0], args[2][-1]
-    removed = tokens - out[1]
-    return batch * removed * removed * (dim + width)
-
-
-_MACS: dict[object, Callable[[list[Shape], Shape], int]] = {
-    aten.linear.default: _linear,
-    aten.matmul.default: _matmul,
-    aten.bmm.default: _matmul,
-    aten.mm.default: _matmul,
-    aten.conv1d.default: _convolution,
-    aten.conv2d.default: _convolution,
-    aten.convolution.default: _convolution,
-    SDPA: _attention,
-}
-_OURS = {
-    "thresher::bipartite_merge": _bipartite_merge,
-    "thresher::class_attention": _class_attention,
-    "thresher::keep_tokens": _keep_tokens,
-    "thresher::prune_merge": _prune_merge,
-    "thresher::redundant_merge": _redundant_merge,
-    "thresher::select_diverse": _select_diverse,
-    "thresher::soft_merge": _soft_merge,
-    "thresher::token_energy": _token_energy,
-}
-_BY_DATA: dict[str, Callable[[list[Shape], Shape, float], int]] = {
-    "thresher::adaptive_gated_mlp": _adaptive,
-    "thresher::adaptive_mlp": _adaptive,
-    "thresher::expert_mlp": _adaptive,
-    "thresher::sparse_gated_ffn": _sparse_gated_ffn,
-    "thresher::sparse_linear": _sparse_linear,
-}
-
-
 @dataclass(frozen=True)
 class NodeCost:
     """MACs and bytes moved (operands read, results written) by one node."""
@@ -200,15 +88,9 @@ def node_cost(node: fx.Node, batch: int = 1, sizes: Mapping[str, int] | None = N
     values = [n.meta.get("val") for n in node.all_input_nodes]
     result = node.meta.get("val")
     results = list(result) if isinstance(result, (tuple, list)) else [result]
-    schema = getattr(node.target, "_schema", None)
-    name = schema.name if schema is not None else ""
-    shapes: list[Shape] = [_operand(a, batch, sizes) for a in node.args]
-    out = shape_of(results[0], batch, sizes)
-    if name in _BY_DATA:
-        macs = _BY_DATA[name](shapes, out, provenance(node).get(SHARE, 1.0))
-    else:
-        rule = _MACS.get(node.target) or _OURS.get(name)
-        macs = rule(shapes, out) if rule else 0
+    shapes = [_operand(a, batch, sizes) for a in node.args]
+    rule = rule_of(node.target, provenance(node).get(SHARE, 1.0))
+    macs = rule(shapes, shape_of(results[0], batch, sizes)) if rule else 0
     moved = sum(
         prod(shape_of(v, batch, sizes)) * v.element_size()
         for v in [*values, *results]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.compiler.toys import TOKENS, WIDTH, Block, Toy, traced
 from thresher.compiler.analysis.cost import cost_model, node_cost, total_macs
@@ -64,3 +69,44 @@ def test_the_energy_of_all_pairs_is_counted() -> None:
     depth = energies[0].args[0].meta["val"].shape[-1]
     assert [node_cost(node, 5).macs for node in energies] == [5 * pair * depth for pair in pairs]
     assert result.details["inserted_macs"] > depth * sum(pairs)
+
+
+def counted_by_torch(module: nn.Module, *inputs: torch.Tensor) -> int:
+    """Multiply-accumulates that torch itself counts while it runs."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return int(counter.get_total_flops()) // 2
+
+
+@given(
+    st.sampled_from([1, 2, 3]),
+    st.booleans(),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.integers(0, 1),
+    st.sampled_from([1, 2]),
+)
+@settings(max_examples=12, deadline=None)
+def test_convolutions_cost_what_torch_counts(
+    rank: int, transposed: bool, kernel: int, stride: int, padding: int, groups: int
+) -> None:
+    kinds: Any = (
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+        if transposed
+        else (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    )
+    module = kinds[rank - 1](4, 6, kernel, stride, padding, groups=groups)
+    x = torch.zeros(2, 4, *[5, 6, 7][:rank])
+    exported = torch.export.export(module, (x,))
+    for program in (exported, exported.run_decompositions()):
+        assert total_macs(program.graph) == counted_by_torch(module, x)
+
+
+def test_products_with_something_added_cost_what_torch_counts() -> None:
+    class Sums(nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            single = torch.addmm(a[0], a[0], b[0])
+            return torch.baddbmm(a, a, b) + single
+
+    a, b = torch.zeros(2, 3, 4), torch.zeros(2, 4, 4)
+    assert total_macs(torch.export.export(Sums(), (a, b)).graph) == counted_by_torch(Sums(), a, b)

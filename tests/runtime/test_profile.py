@@ -115,7 +115,12 @@ def test_a_model_of_another_size_gets_inputs_of_its_own(lab: Lab) -> None:
     long, short = lab.runnable("long", lambda i: 0.4), lab.runnable("short", lambda i: 0.1)
     short.inputs = (short.inputs[0].model_copy(update={"shape": ("batch", 4)}),)
     run = short.run
-    short.run = lambda inputs: (given.append(inputs["x"].shape), run(inputs))[1]
+
+    def watched(inputs: Mapping[str, Any]) -> Any:
+        given.append(inputs["x"].shape)
+        return run(inputs)
+
+    short.run = watched
     found = lab.profile(long, short, batches=[2])
     assert set(given) == {(2, 4)}
     assert found.timing("short", 2).speedup.median == pytest.approx(4)  # type: ignore[union-attr]
