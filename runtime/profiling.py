@@ -155,7 +155,8 @@ def _time(
     clock: Clock,
 ) -> list[Timing]:
     """All candidates at one batch size."""
-    calls = [_call(run, batch_inputs(run, batch, sizes)) for run in runs]
+    feeds = [batch_inputs(run, batch, sizes) for run in runs]
+    calls = [_call(run, own) for run, own in zip(runs, feeds, strict=True)]
     warmth = [warm_up(call, plan, clock) for call in calls]
     times = interleave(
         calls, warmth, plan, clock, lambda done, total: progress(f"batch {batch}", done, total)
@@ -165,7 +166,8 @@ def _time(
     for index, (candidate, values) in enumerate(zip(described, times, strict=True)):
         latency = spread(values)
         ratio = paired_ratio(times[0], values) if index else None
-        ideal = ideal_ratio(base, candidate) if index else None
+        alike = _shapes(feeds[index]) == _shapes(feeds[0])
+        ideal = ideal_ratio(base, candidate, alike=alike) if index else None
         made.append(
             Timing(
                 candidate.name,
@@ -196,12 +198,13 @@ def batch_inputs(run: Runnable, batch: int, sizes: Mapping[str, int] | None) -> 
     return with_own_past(run, drawn)
 
 
-def ideal_ratio(base: Candidate, candidate: Candidate) -> float | None:
+def ideal_ratio(base: Candidate, candidate: Candidate, *, alike: bool = True) -> float | None:
     """Multiply-accumulates of the baseline over those of the candidate, where both are known.
 
-    A baseline without a prediction stands for the dense model if it reduces nothing.
+    A baseline without a prediction stands for the dense model if it reduces nothing and its inputs
+    are ``alike``.
     """
-    dense = base.macs or (None if base.reduced else candidate.dense_macs)
+    dense = base.macs or (candidate.dense_macs if alike and not base.reduced else None)
     return dense / candidate.macs if dense and candidate.macs else None
 
 
@@ -269,14 +272,15 @@ def _other_sizes(
     runs: Sequence[Runnable], names: Sequence[str], batch: int, sizes: Mapping[str, int] | None
 ) -> Iterator[str]:
     """Inputs that were not of the first candidate's size."""
-    first = batch_inputs(runs[0], batch, sizes)
-    for run, name in zip(runs[1:], names[1:], strict=True):
-        for key, array in batch_inputs(run, batch, sizes).items():
-            if array.shape != first[key].shape:
-                yield (
-                    f"{name} was given {key!r} of {list(array.shape)}, {names[0]}"
-                    f" of {list(first[key].shape)}"
-                )
+    first, *others = (_shapes(batch_inputs(run, batch, sizes)) for run in runs)
+    for name, shapes in zip(names[1:], others, strict=True):
+        for key, shape in shapes.items():
+            if shape != first[key]:
+                yield f"{name} was given {key!r} of {shape}, {names[0]} of {first[key]}"
+
+
+def _shapes(feeds: Mapping[str, Array]) -> dict[str, list[int]]:
+    return {key: list(array.shape) for key, array in feeds.items()}
 
 
 def _left_early(runs: Sequence[Runnable], names: Sequence[str]) -> Iterator[str]:

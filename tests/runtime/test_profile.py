@@ -151,6 +151,8 @@ def test_the_ideal_is_a_ratio_of_macs() -> None:
     assert ideal_ratio(candidate(), reduced) == pytest.approx(2)
     assert ideal_ratio(candidate(reduced=True), reduced) is None
     assert ideal_ratio(candidate(macs=800), candidate()) is None
+    assert ideal_ratio(candidate(), reduced, alike=False) is None
+    assert ideal_ratio(candidate(macs=800), reduced, alike=False) == pytest.approx(1.6)
 
 
 @pytest.fixture(scope="module")
