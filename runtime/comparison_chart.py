@@ -1,4 +1,7 @@
-"""A comparison as one picture: quality against measured time, a line for each method."""
+"""A comparison as one picture: quality against measured time, a line for each method.
+
+Rows called ``METHOD@SETTING`` are one method at settings of its own.
+"""
 
 from __future__ import annotations
 
@@ -42,15 +45,12 @@ def _draw(panel: Any, found: Comparison, index: int) -> None:
     panel.axhspan(low, high, color=LIGHT.line, alpha=0.35, lw=0, label="± its standard error")
     _point(panel, dense, index, {"color": LIGHT.text, "marker": "*", "markersize": 10})
     drawn = [row for row in found.rows[1:] if row.time is not None]
-    methods = list(dict.fromkeys(row.method for row in drawn))
     styles = _styles()
-    for method in methods:
-        rows = [row for row in drawn if row.method == method]
+    for method, rows in _lines(drawn).items():
         style: dict[str, Any] = {"color": CONTROL_COLOUR, "ls": "--", "marker": "x"}
         if not rows[0].control:
             colour, marker = next(styles)
             style = {"color": colour, "ls": "-", "marker": marker}
-        rows.sort(key=lambda row: row.time.latency.median if row.time else 0.0)
         at = [(_milliseconds(row), scale * row.scores[index].value) for row in rows]
         panel.plot(*zip(*at, strict=True), lw=1.3, markersize=5, label=method, **style)
         for row in rows:
@@ -61,6 +61,14 @@ def _draw(panel: Any, found: Comparison, index: int) -> None:
     if score.percent:
         panel.yaxis.set_major_formatter("{x:g}%")
     panel.legend(frameon=False, fontsize=8, labelcolor=LIGHT.text, loc="lower right")
+
+
+def _lines(rows: list[Row]) -> dict[str, list[Row]]:
+    """Rows of each method, in the order of the table, from fast to slow."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.method.partition("@")[0], []).append(row)
+    return {name: sorted(own, key=_milliseconds) for name, own in found.items()}
 
 
 def _styles() -> Iterator[tuple[str, str]]:

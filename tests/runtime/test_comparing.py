@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from thresher.runtime.comparing import Comparison, Row, Score, judged
-from thresher.runtime.comparison_chart import _styles, comparison_chart
+from thresher.runtime.comparison_chart import _lines, _styles, comparison_chart
 from thresher.runtime.comparison_report import Report
 from thresher.runtime.conditions import conditions
 from thresher.runtime.measure import Warmth
@@ -136,3 +136,14 @@ def test_the_chart_has_a_panel_for_each_metric(found: Comparison) -> None:
 
 def test_no_two_methods_of_a_chart_look_alike() -> None:
     assert len(set(islice(_styles(), 36))) == 36
+
+
+def test_settings_of_a_method_are_one_line_of_a_chart() -> None:
+    rows = [
+        row("acm@0.6", None, 0.1, 1.1),
+        row("tome", 0.5, 0.2, 1.9),
+        row("acm@0.4", None, 0.3, 1.2),
+    ]
+    found = _lines(rows)
+    assert list(found) == ["acm", "tome"]
+    assert [each.method for each in found["acm"]] == ["acm@0.4", "acm@0.6"]
