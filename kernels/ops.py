@@ -107,18 +107,18 @@ _register(_restore.restore_tokens, _restore.fake, "(Tensor x, Tensor slot, Tenso
 _register(
     _adaptive_mlp.adaptive_mlp,
     _adaptive_mlp.fake,
-    "(Tensor x, Tensor k, Tensor w1, Tensor b1, Tensor w2, str activation) -> Tensor",
+    "(Tensor x, Tensor k, Tensor w1, Tensor b1, Tensor w2, Tensor b2, str activation) -> Tensor",
 )
 _register(
     _adaptive_gated_mlp.adaptive_gated_mlp,
     _adaptive_gated_mlp.fake,
-    "(Tensor x, Tensor k, Tensor w1, Tensor b1, Tensor v, Tensor c, Tensor w2, str activation)"
-    " -> Tensor",
+    "(Tensor x, Tensor k, Tensor w1, Tensor b1, Tensor v, Tensor c, Tensor w2, Tensor b2,"
+    " str activation) -> Tensor",
 )
 _register(
     _expert_mlp.expert_mlp,
     _expert_mlp.fake,
-    "(Tensor x, Tensor run, Tensor w1, Tensor b1, Tensor w2, str activation) -> Tensor",
+    "(Tensor x, Tensor run, Tensor w1, Tensor b1, Tensor w2, Tensor b2, str activation) -> Tensor",
 )
 _register(
     _diverse.select_diverse,

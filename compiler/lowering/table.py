@@ -91,21 +91,21 @@ def _restore_tokens(x: Any, slot: Any, aside: Any) -> Any:
     return _operator("RestoreTokens")(x, slot, aside)
 
 
-def _adaptive_mlp(x: Any, k: Any, w1: Any, b1: Any, w2: Any, activation: str) -> Any:
+def _adaptive_mlp(x: Any, k: Any, w1: Any, b1: Any, w2: Any, b2: Any, activation: str) -> Any:
     learners = int(w1.shape[0])
-    return _operator("AdaptiveMLP")(x, k, w1, b1, w2, learners=learners, activation=activation)
+    return _operator("AdaptiveMLP")(x, k, w1, b1, w2, b2, learners=learners, activation=activation)
 
 
 def _adaptive_gated_mlp(
-    x: Any, k: Any, w1: Any, b1: Any, v: Any, c: Any, w2: Any, activation: str
+    x: Any, k: Any, w1: Any, b1: Any, v: Any, c: Any, w2: Any, b2: Any, activation: str
 ) -> Any:
     layer, learners = _operator("AdaptiveGatedMLP"), int(w1.shape[0])
-    return layer(x, k, w1, b1, v, c, w2, learners=learners, activation=activation)
+    return layer(x, k, w1, b1, v, c, w2, b2, learners=learners, activation=activation)
 
 
-def _expert_mlp(x: Any, run: Any, w1: Any, b1: Any, w2: Any, activation: str) -> Any:
+def _expert_mlp(x: Any, run: Any, w1: Any, b1: Any, w2: Any, b2: Any, activation: str) -> Any:
     experts = int(w1.shape[0])
-    return _operator("ExpertMLP")(x, run, w1, b1, w2, experts=experts, activation=activation)
+    return _operator("ExpertMLP")(x, run, w1, b1, w2, b2, experts=experts, activation=activation)
 
 
 def _sparse_linear(

@@ -89,10 +89,8 @@ def _module(
     rewriter.at(site.down, **{SHARE: share, SITE: site.path})
     ours = torch.ops.thresher
     layer = ours.adaptive_gated_mlp if module.gated else ours.adaptive_mlp
-    operands = [weights[name] for name in module.operands]
-    y = rewriter.emit(layer.default, x, k, *operands, module.activation)
-    rewriter.at(site.down)
-    return rewriter.emit(aten.add.Tensor, y, weights["bias"])
+    operands = [weights[name] for name in module.trained()]
+    return rewriter.emit(layer.default, x, k, *operands, module.activation)
 
 
 def _unread(sites: Sequence[Site]) -> frozenset[str]:

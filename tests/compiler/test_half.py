@@ -64,6 +64,7 @@ class Operators(nn.Module):
         index = torch.arange(TOKENS).expand(x.shape[0], -1)
         w, few = self.weight, 10**6
         learners, biases = self.learners, self.biases
+        down = learners, biases[0]
         merged = ops.bipartite_merge(tokens(), column().abs(), heads(), 7, 1, True)
         kept = ops.keep_tokens(tokens(), column(), 7, 1, True)
         pruned = ops.prune_merge(tokens(), column().abs(), column(), 8, 7, 1)
@@ -82,11 +83,11 @@ class Operators(nn.Module):
             ops.gather_tokens(tokens(), index),
             ops.gather_tokens(index, index),
             ops.restore_tokens(kept[0], kept[1], tokens()),
-            ops.adaptive_mlp(tokens(), index, learners, biases, learners, "gelu"),
-            ops.expert_mlp(tokens(), tokens()[..., :2] > 0, learners, biases, learners, "gelu"),
+            ops.adaptive_mlp(tokens(), index, learners, biases, *down, "gelu"),
+            ops.expert_mlp(tokens(), tokens()[..., :2] > 0, learners, biases, *down, "gelu"),
             ops.sparse_linear(tokens(), w, self.threshold, few),
             ops.sparse_gated_ffn(tokens(), w, w, w, self.threshold, "silu", few),
-            ops.adaptive_gated_mlp(tokens(), index, *(learners, biases) * 2, learners, "silu"),
+            ops.adaptive_gated_mlp(tokens(), index, *(learners, biases) * 2, *down, "silu"),
         ]
         return [each.float() if each.is_floating_point() else each for each in found]
 
