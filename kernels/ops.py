@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thresher.kernels.adaptive_gate import reference as _adaptive_gate
 from thresher.kernels.adaptive_gated_mlp import reference as _adaptive_gated_mlp
 from thresher.kernels.adaptive_mlp import reference as _adaptive_mlp
 from thresher.kernels.bipartite_merge import reference as _merge
@@ -104,6 +105,11 @@ _register(
 )
 _register(_gather.gather_tokens, _gather.fake, "(Tensor x, Tensor index) -> Tensor")
 _register(_restore.restore_tokens, _restore.fake, "(Tensor x, Tensor slot, Tensor aside) -> Tensor")
+_register(
+    _adaptive_gate.adaptive_gate,
+    _adaptive_gate.fake,
+    "(Tensor x, Tensor gate, Tensor bias) -> Tensor",
+)
 _register(
     _adaptive_mlp.adaptive_mlp,
     _adaptive_mlp.fake,

@@ -91,6 +91,10 @@ def _restore_tokens(x: Any, slot: Any, aside: Any) -> Any:
     return _operator("RestoreTokens")(x, slot, aside)
 
 
+def _adaptive_gate(x: Any, gate: Any, bias: Any) -> Any:
+    return _operator("AdaptiveGate")(x, gate, bias)
+
+
 def _adaptive_mlp(x: Any, k: Any, w1: Any, b1: Any, w2: Any, b2: Any, activation: str) -> Any:
     learners = int(w1.shape[0])
     return _operator("AdaptiveMLP")(x, k, w1, b1, w2, b2, learners=learners, activation=activation)
@@ -130,6 +134,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     ours = torch.ops.thresher
     return {
+        ours.adaptive_gate.default: _adaptive_gate,
         ours.adaptive_mlp.default: _adaptive_mlp,
         ours.adaptive_gated_mlp.default: _adaptive_gated_mlp,
         ours.expert_mlp.default: _expert_mlp,

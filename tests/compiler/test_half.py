@@ -45,6 +45,7 @@ class Operators(nn.Module):
         self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH) / WIDTH)
         self.learners = nn.Parameter(torch.randn(2, WIDTH, WIDTH) / WIDTH)
         self.biases = nn.Parameter(torch.randn(2, WIDTH))
+        self.gate = nn.Parameter(torch.randn(3, WIDTH))
         self.threshold = nn.Parameter(torch.full((WIDTH,), 0.1))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -83,6 +84,7 @@ class Operators(nn.Module):
             ops.gather_tokens(tokens(), index),
             ops.gather_tokens(index, index),
             ops.restore_tokens(kept[0], kept[1], tokens()),
+            ops.adaptive_gate(tokens(), self.gate, self.gate[:, 0]),
             ops.adaptive_mlp(tokens(), index, learners, biases, *down, "gelu"),
             ops.expert_mlp(tokens(), tokens()[..., :2] > 0, learners, biases, *down, "gelu"),
             ops.sparse_linear(tokens(), w, self.threshold, few),
@@ -218,6 +220,7 @@ def test_bfloat16_is_what_the_reference_evaluator_computes(seeing: Program) -> N
 
 
 RANKS = {
+    "adaptive_gate": (3, 2, 1),
     "bipartite_merge": (3, 2, 4, 1),
     "redundant_merge": (3, 2, 4, 2, 1),
     "token_energy": (4, 2),
