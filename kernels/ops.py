@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thresher.kernels.adaptive_gate import reference as _adaptive_gate
 from thresher.kernels.adaptive_gated_mlp import reference as _adaptive_gated_mlp
 from thresher.kernels.adaptive_mlp import reference as _adaptive_mlp
 from thresher.kernels.bipartite_merge import reference as _merge
@@ -105,20 +106,25 @@ _register(
 _register(_gather.gather_tokens, _gather.fake, "(Tensor x, Tensor index) -> Tensor")
 _register(_restore.restore_tokens, _restore.fake, "(Tensor x, Tensor slot, Tensor aside) -> Tensor")
 _register(
+    _adaptive_gate.adaptive_gate,
+    _adaptive_gate.fake,
+    "(Tensor x, Tensor gate, Tensor bias) -> Tensor",
+)
+_register(
     _adaptive_mlp.adaptive_mlp,
     _adaptive_mlp.fake,
-    "(Tensor x, Tensor k, Tensor w1, Tensor b1, Tensor w2, str activation) -> Tensor",
+    "(Tensor x, Tensor k, Tensor w1, Tensor b1, Tensor w2, Tensor b2, str activation) -> Tensor",
 )
 _register(
     _adaptive_gated_mlp.adaptive_gated_mlp,
     _adaptive_gated_mlp.fake,
-    "(Tensor x, Tensor k, Tensor w1, Tensor b1, Tensor v, Tensor c, Tensor w2, str activation)"
-    " -> Tensor",
+    "(Tensor x, Tensor k, Tensor w1, Tensor b1, Tensor v, Tensor c, Tensor w2, Tensor b2,"
+    " str activation) -> Tensor",
 )
 _register(
     _expert_mlp.expert_mlp,
     _expert_mlp.fake,
-    "(Tensor x, Tensor run, Tensor w1, Tensor b1, Tensor w2, str activation) -> Tensor",
+    "(Tensor x, Tensor run, Tensor w1, Tensor b1, Tensor w2, Tensor b2, str activation) -> Tensor",
 )
 _register(
     _diverse.select_diverse,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from thresher.kernels.adaptive_gate.function import OPERATOR as _ADAPTIVE_GATE
 from thresher.kernels.adaptive_gated_mlp.function import OPERATOR as _ADAPTIVE_GATED_MLP
 from thresher.kernels.adaptive_mlp.function import OPERATOR as _ADAPTIVE_MLP
 from thresher.kernels.bipartite_merge.function import BY_INDEX as _BIPARTITE_MERGE
@@ -51,6 +52,7 @@ OPERATORS: dict[str, Operator] = {
         _TOKEN_ENERGY,
         _REDUNDANT_MERGE,
         _SOFT_MERGE,
+        _ADAPTIVE_GATE,
         _ADAPTIVE_MLP,
         _ADAPTIVE_GATED_MLP,
         _EXPERT_MLP,

@@ -66,6 +66,10 @@ def _bipartite_merge(args: Sequence[Shape], out: Shape) -> int:
     return batch * ((tokens // 2) ** 2 * dim + removed * removed * width)
 
 
+def _gate(args: Sequence[Shape], out: Shape) -> int:
+    return prod(out) * prod(args[1])
+
+
 def _adaptive(args: Sequence[Shape], out: Shape, share: float) -> int:
     """The share is that of the learners that run, whose matrices are the operands of rank 3."""
     learners = sum(prod(shape) for shape in args[2:] if len(shape) == 3)
@@ -141,6 +145,7 @@ _MACS: dict[object, Rule] = {
     SDPA: _attention,
 }
 _OURS = {
+    "thresher::adaptive_gate": _gate,
     "thresher::bipartite_merge": _bipartite_merge,
     "thresher::class_attention": _class_attention,
     "thresher::keep_tokens": _keep_tokens,

@@ -91,21 +91,25 @@ def _restore_tokens(x: Any, slot: Any, aside: Any) -> Any:
     return _operator("RestoreTokens")(x, slot, aside)
 
 
-def _adaptive_mlp(x: Any, k: Any, w1: Any, b1: Any, w2: Any, activation: str) -> Any:
+def _adaptive_gate(x: Any, gate: Any, bias: Any) -> Any:
+    return _operator("AdaptiveGate")(x, gate, bias)
+
+
+def _adaptive_mlp(x: Any, k: Any, w1: Any, b1: Any, w2: Any, b2: Any, activation: str) -> Any:
     learners = int(w1.shape[0])
-    return _operator("AdaptiveMLP")(x, k, w1, b1, w2, learners=learners, activation=activation)
+    return _operator("AdaptiveMLP")(x, k, w1, b1, w2, b2, learners=learners, activation=activation)
 
 
 def _adaptive_gated_mlp(
-    x: Any, k: Any, w1: Any, b1: Any, v: Any, c: Any, w2: Any, activation: str
+    x: Any, k: Any, w1: Any, b1: Any, v: Any, c: Any, w2: Any, b2: Any, activation: str
 ) -> Any:
     layer, learners = _operator("AdaptiveGatedMLP"), int(w1.shape[0])
-    return layer(x, k, w1, b1, v, c, w2, learners=learners, activation=activation)
+    return layer(x, k, w1, b1, v, c, w2, b2, learners=learners, activation=activation)
 
 
-def _expert_mlp(x: Any, run: Any, w1: Any, b1: Any, w2: Any, activation: str) -> Any:
+def _expert_mlp(x: Any, run: Any, w1: Any, b1: Any, w2: Any, b2: Any, activation: str) -> Any:
     experts = int(w1.shape[0])
-    return _operator("ExpertMLP")(x, run, w1, b1, w2, experts=experts, activation=activation)
+    return _operator("ExpertMLP")(x, run, w1, b1, w2, b2, experts=experts, activation=activation)
 
 
 def _sparse_linear(
@@ -130,6 +134,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     ours = torch.ops.thresher
     return {
+        ours.adaptive_gate.default: _adaptive_gate,
         ours.adaptive_mlp.default: _adaptive_mlp,
         ours.adaptive_gated_mlp.default: _adaptive_gated_mlp,
         ours.expert_mlp.default: _expert_mlp,

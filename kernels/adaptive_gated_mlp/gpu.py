@@ -10,13 +10,21 @@ from thresher.kernels.gpu.shapes import demand
 
 
 def adaptive_gated_mlp(
-    x: Tensor, k: Tensor, w1: Tensor, b1: Tensor, v: Tensor, c: Tensor, w2: Tensor, activation: str
+    x: Tensor,
+    k: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    v: Tensor,
+    c: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    activation: str,
 ) -> Tensor:
     """The definition's result, for float16, bfloat16 and float32.
 
     Raises:
         ValueError: shapes that do not fit, or an unknown activation.
     """
-    check(x, k, w1, b1, v, c, w2, activation)
+    check(x, k, w1, b1, v, c, w2, b2, activation)
     demand("adaptive_gated_mlp", "k", k, x.shape[:2])
-    return run_learners(x, k, (w1, b1), (v, c), w2, activation)
+    return run_learners(x, k, (w1, b1), (v, c), (w2, b2), activation)

@@ -80,7 +80,8 @@ _BACK = """
     idle_pads = Concat <axis = 0> (v0, v0, idle, v0)
     everyone = Pad (all0, idle_pads)
     back = Gather (everyone, place)
-    y = Reshape (back, shape)
+    summed = Reshape (back, shape)
+    y = Add (summed, b2)
 """
 
 
@@ -102,7 +103,15 @@ def operator(name: str, torch_name: str, factor: str, **opened: str) -> Operator
     return Operator(
         name=name,
         torch_name=torch_name,
-        inputs={"x": "T", "k": "tensor(int64)", "w1": "T", "b1": "T", **opened, "w2": "T"},
+        inputs={
+            "x": "T",
+            "k": "tensor(int64)",
+            "w1": "T",
+            "b1": "T",
+            **opened,
+            "w2": "T",
+            "b2": "T",
+        },
         outputs={"y": "T"},
         shapes={"y": "x0 x1 x2"},
         attributes={"learners": int, "activation": str},

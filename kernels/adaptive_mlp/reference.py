@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from thresher.kernels.activations import ACTIVATIONS
+from thresher.kernels.learners import add_where, demand, fake_of
 
 
 def adaptive_mlp(
-    x: Tensor, k: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, activation: str
+    x: Tensor, k: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str
 ) -> Tensor:
-    """``y[b, t] = sum over n < k[b, t] of act(x[b, t] w1[n] + b1[n]) w2[n]``.
+    """``y[b, t] = b2 + sum over n < k[b, t] of act(x[b, t] w1[n] + b1[n]) w2[n]``.
 
     Args:
         x: ``[B, N, D]`` tokens.
@@ -19,43 +20,27 @@ def adaptive_mlp(
         w1: ``[L, D, H]``, dtype of x.
         b1: ``[L, H]``, dtype of x.
         w2: ``[L, H, D]``, dtype of x.
+        b2: ``[D]``, dtype of x; all that a token without learners gets.
         activation: a name among :data:`~thresher.kernels.activations.ACTIVATIONS`.
 
     Returns:
-        ``[B, N, D]``, dtype of x; an output bias is the caller's.
+        ``[B, N, D]``, dtype of x.
 
     Raises:
         ValueError: shapes that do not fit, or an unknown activation.
     """
-    check(x, k, w1, b1, w2, activation)
-    act, y = ACTIVATIONS[activation], torch.zeros_like(x)
+    check(x, k, w1, b1, w2, b2, activation)
+    act, y = ACTIVATIONS[activation], torch.zeros_like(x) + b2
     for n in range(w1.shape[0]):
         y = add_where(y, k > n, act(x @ w1[n] + b1[n]) @ w2[n])
     return y
 
 
-def add_where(y: Tensor, runs: Tensor, one: Tensor) -> Tensor:
-    """One learner's results ``[B, N, D]`` added where ``runs [B, N]``."""
-    return y + torch.where(runs[..., None], one, torch.zeros_like(one))
-
-
-def check(x: Tensor, k: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, activation: str) -> None:
+def check(
+    x: Tensor, k: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str
+) -> None:
     """Refuse what does not fit together."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"adaptive_mlp: no activation {activation!r}, only {', '.join(ACTIVATIONS)}"
-        )
-    learners, width, hidden = w1.shape
-    fits = b1.shape == (learners, hidden) and w2.shape == (learners, hidden, width)
-    if x.dim() != 3 or k.dim() != 2 or x.shape[2] != width or not fits:
-        shapes = ", ".join(str(list(given.shape)) for given in (x, k, w1, b1, w2))
-        raise ValueError(
-            "adaptive_mlp wants x [B, N, D], k [B, N], w1 [L, D, H], b1 [L, H] and w2 [L, H, D],"
-            f" not {shapes}"
-        )
+    demand("adaptive_mlp", "k [B, N]", k.dim() == 2, (x, k, w1, b1, w2, b2), activation)
 
 
-def fake(x: Tensor, k: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, activation: str) -> Tensor:
-    """Shape and dtype of the result."""
-    check(x, k, w1, b1, w2, activation)
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+fake = fake_of(check)

@@ -81,7 +81,7 @@ THRESHER_INLINE void change_all(W* values, int64_t count, const Function& functi
   W rest[LANES] = {};
   const size_t bytes = static_cast<size_t>(count - i) * sizeof(W);
   std::memcpy(rest, values + i, bytes);
-  store<W>(rest, function(load<W>(rest)));
+  store<W>(rest, function(load(rest)));
   std::memcpy(values + i, rest, bytes);
 }
 

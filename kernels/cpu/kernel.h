@@ -133,7 +133,7 @@ constexpr ort::Element TOKENS = static_cast<ort::Element>(0);  // stands for the
 
 struct Signature {
   const char* name;
-  std::array<ort::Element, 7> inputs;
+  std::array<ort::Element, 8> inputs;
   std::array<ort::Element, 4> outputs;  // those after the first may be left out by a model
   size_t input_count, output_count;
 

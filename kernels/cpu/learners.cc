@@ -28,10 +28,12 @@ struct Learners {
     }
     const Tensor<T> down = context.input<T>(gated ? 6 : 4);
     demand(down.shape == Shape{count, hidden, width}, "w2 is [L, H, D] for w1 [L, D, H]", down.shape);
-    w2 = down.data;
+    const Tensor<T> begin = context.input<T>(gated ? 7 : 5);
+    demand(begin.shape == Shape{width}, "b2 is [D] of x [B, N, D]", begin.shape);
+    w2 = down.data, b2 = begin.data;
   }
 
-  const T *w1, *b1, *v, *c, *w2;
+  const T *w1, *b1, *v, *c, *w2, *b2;
   int64_t count, width, hidden;
 };
 
@@ -103,7 +105,7 @@ class Run {
     return hidden;
   }
 
-  // The sums of all learners of a token.
+  // The output bias and the sums of all learners of a token.
   void close(const W* hidden, T* y) {
     W* sums = nullptr;
     if constexpr (std::is_same_v<T, W>)
@@ -125,12 +127,12 @@ class Run {
       list.close();
     }
     context_.parallel(tasks, grain(tasks, 1), [&](int64_t begin, int64_t end) {
-      each_row(begin, end, blocks, [&](int64_t at, int64_t width) {
-        std::fill_n(sums + at, width, W(0));
+      each_row(begin, end, blocks, [&](int64_t at, int64_t from, int64_t width) {
+        widen_row(sums + at, of_.b2 + from, width);
       });
       list.multiply(begin, end);
       if constexpr (!std::is_same_v<T, W>)
-        each_row(begin, end, blocks, [&](int64_t at, int64_t width) {
+        each_row(begin, end, blocks, [&](int64_t at, int64_t, int64_t width) {
           end_sum<T>(y + at, sums + at, width);
         });
     });
@@ -150,14 +152,15 @@ class Run {
 
   int64_t parts() const { return static_cast<int64_t>(choice_.parts.size()) - 1; }
 
-  // Calls body(place, width) for every row of y in some tasks, each a part of the tokens and a block of columns.
+  // Calls body(place, column, width) for every row of y in some tasks, each a part of the tokens and a block of
+  // columns.
   template <class Body>
   void each_row(int64_t begin, int64_t end, int64_t blocks, const Body& body) const {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t from = task % blocks * BLOCK, width = std::min(BLOCK, of_.width - from);
       const int64_t part = task / blocks;
       for (int64_t token = choice_.parts[part]; token < choice_.parts[part + 1]; ++token)
-        body(token * of_.width + from, width);
+        body(token * of_.width + from, from, width);
     }
   }
 

@@ -33,10 +33,11 @@ struct Choice {
   void add(int64_t first, int64_t count) { groups.push_back({first, count, rows()}); }
 };
 
-// A node whose inputs are tokens x [B, N, D], a choice, and the weights of all learners: w1 [L, D, H], b1 [L, H]
-// and w2 [L, H, D]; before w2, if it is gated, v and c, shaped as w1 and b1, which make a second factor.
+// A node whose inputs are tokens x [B, N, D], a choice, and the weights of all learners: w1 [L, D, H], b1 [L, H],
+// w2 [L, H, D], and an output bias b2 [D]; before w2, if it is gated, v and c, shaped as w1 and b1, which make
+// a second factor.
 //
-//   y[t] = sum over the learners n of token t of (act(x[t] w1[n] + b1[n]) * (x[t] v[n] + c[n])) w2[n]
+//   y[t] = b2 + sum over the learners n of token t of (act(x[t] w1[n] + b1[n]) * (x[t] v[n] + c[n])) w2[n]
 class LearnersNode {
  public:
   // `count_name` is the attribute that tells how many learners there are.

@@ -3,6 +3,7 @@
 
 namespace thresher {
 
+void add_adaptive_gate(const Library& library);
 void add_adaptive_mlp(const Library& library);
 void add_bipartite_merge(const Library& library);
 void add_class_attention(const Library& library);
@@ -26,6 +27,7 @@ ort::CustomOpDomain* domain(const Api& api) {
     api.check(api.get<ort::Status* (*)(const char*, ort::CustomOpDomain**)>(
         ort::CREATE_CUSTOM_OP_DOMAIN)("thresher", &domain));
     const Library library(api, domain);
+    add_adaptive_gate(library);
     add_adaptive_mlp(library);
     add_bipartite_merge(library);
     add_class_attention(library);

@@ -93,40 +93,42 @@ THRESHER_INLINE Half narrow<Half>(float x) {
 
 constexpr int LANES = 16;
 // GCC's and Clang's vectors: arithmetic by lane, comparisons give masks, `mask ? a : b` chooses.
-template <class W>
+template <class W, int COUNT>
 struct VectorOf {
-  typedef W type __attribute__((vector_size(LANES * sizeof(W)), aligned(alignof(W)), may_alias));
+  typedef W type __attribute__((vector_size(COUNT * sizeof(W)), aligned(alignof(W)), may_alias));
 };
-template <class W>
-using Vector = typename VectorOf<W>::type;
+template <class W, int COUNT = LANES>
+using Vector = typename VectorOf<W, COUNT>::type;
 
-template <class W>
-THRESHER_INLINE Vector<W> load(const W* from) {
-  return *reinterpret_cast<const Vector<W>*>(from);
+template <int COUNT = LANES, class W>
+THRESHER_INLINE Vector<W, COUNT> load(const W* from) {
+  return *reinterpret_cast<const Vector<W, COUNT>*>(from);
 }
 template <class W>
 THRESHER_INLINE void store(W* to, const Vector<W>& v) {
   *reinterpret_cast<Vector<W>*>(to) = v;
 }
-// LANES elements of any type, widened.
-THRESHER_INLINE Vector<float> load_wide(const float* from) { return load(from); }
-THRESHER_INLINE Vector<double> load_wide(const double* from) { return load(from); }
-template <class T>
-THRESHER_INLINE Vector<float> load_wide(const T* from) {
-  Vector<uint32_t> bits = __builtin_convertvector(
-      load(reinterpret_cast<const uint16_t*>(from)), Vector<uint32_t>);
-  if constexpr (ELEMENT<T> == ort::BFLOAT16) return bits_as<Vector<float>>(bits << 16);
-  const Vector<uint32_t> magnitude = bits & 0x7fffu;  // as in widen(Half)
-  const Vector<float> scaled = bits_as<Vector<float>>(magnitude << 13) * 0x1p112f;
-  const Vector<uint32_t> special = magnitude >= 0x7c00u ? Vector<uint32_t>{} + 0x7f800000u
-                                                        : Vector<uint32_t>{};
-  return bits_as<Vector<float>>(bits_as<Vector<uint32_t>>(scaled) | special |
-                                (bits & 0x8000u) << 16);
+// So many elements of any type, widened.
+template <int COUNT = LANES, class T>
+THRESHER_INLINE Vector<Wide<T>, COUNT> load_wide(const T* from) {
+  if constexpr (sizeof(T) == sizeof(Wide<T>)) {
+    return load<COUNT>(from);
+  } else {
+    using Bits = Vector<uint32_t, COUNT>;
+    using Floats = Vector<float, COUNT>;
+    const Bits bits =
+        __builtin_convertvector(load<COUNT>(reinterpret_cast<const uint16_t*>(from)), Bits);
+    if constexpr (ELEMENT<T> == ort::BFLOAT16) return bits_as<Floats>(bits << 16);
+    const Bits magnitude = bits & 0x7fffu;  // as in widen(Half)
+    const Floats scaled = bits_as<Floats>(magnitude << 13) * 0x1p112f;
+    const Bits special = magnitude >= 0x7c00u ? Bits{} + 0x7f800000u : Bits{};
+    return bits_as<Floats>(bits_as<Bits>(scaled) | special | (bits & 0x8000u) << 16);
+  }
 }
-template <class W>
-THRESHER_INLINE W lane_sum(const Vector<W>& v) {
+template <class W, int COUNT = LANES>
+THRESHER_INLINE W lane_sum(const Vector<W, COUNT>& v) {
   W sum = 0;
-  for (int lane = 0; lane < LANES; ++lane) sum += v[lane];
+  for (int lane = 0; lane < COUNT; ++lane) sum += v[lane];
   return sum;
 }
 

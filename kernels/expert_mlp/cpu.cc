@@ -7,14 +7,14 @@ namespace {
 template <class T>
 struct Experts {
   static constexpr Signature signature{
-      "ExpertMLP", {TOKENS, ort::BOOL, TOKENS, TOKENS, TOKENS}, {TOKENS}};
+      "ExpertMLP", {TOKENS, ort::BOOL, TOKENS, TOKENS, TOKENS, TOKENS}, {TOKENS}};
 
   explicit Experts(const Attributes& given) : node(given, "experts", false) {}
 
   void compute(const Context& context) const {
     const Stream<T> x(context.input<T>(0));
     const Tensor<Bool> run = context.input<Bool>(1);
-    demand(run.shape == Shape{x.batch, x.tokens, node.count}, "run is [B, N, E]", run.shape);
+    demand(run.shape == Shape{x.batch, x.tokens, node.count}, "run is [B, N, L]", run.shape);
     node.run<T>(context, Choice::by_mask(run.data, x.batch * x.tokens, node.count));
   }
 

@@ -50,10 +50,8 @@ _SORT = """
     numbers_of_all = Reshape (numbers_each, last)
     orders = ScatterND (numbers_of_all, at, numbers_of_all)
 
-    zero = Constant <value = float {{0}}> ()
-    typed_zero = CastLike (zero, x)
     rows_shape = Shape (rows)
-    sum0 = Expand (typed_zero, rows_shape)
+    sum0 = Expand (b2, rows_shape)
 """
 
 # The rows that chose expert e, and what it adds to them.
@@ -90,7 +88,7 @@ def body(experts: int = 4, activation: str = "gelu") -> str:
 OPERATOR = Operator(
     name="ExpertMLP",
     torch_name="expert_mlp",
-    inputs={"x": "T", "run": "tensor(bool)", "w1": "T", "b1": "T", "w2": "T"},
+    inputs={"x": "T", "run": "tensor(bool)", "w1": "T", "b1": "T", "w2": "T", "b2": "T"},
     outputs={"y": "T"},
     shapes={"y": "x0 x1 x2"},
     attributes={"experts": int, "activation": str},

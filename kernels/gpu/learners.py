@@ -25,16 +25,16 @@ def run_learners(
     k: Tensor,
     bent: tuple[Tensor, Tensor],
     factor: tuple[Tensor, Tensor] | None,
-    down: Tensor,
+    down: tuple[Tensor, Tensor],
     activation: str,
 ) -> Tensor:
-    """``y[t] = sum over n < k[t] of act(x[t] w[n] + b[n]) down[n]``, with a factor ``x[t] v[n] + c[n]`` if given.
+    """``y[t] = d + sum over n < k[t] of act(x[t] w[n] + b[n]) u[n]``, with a factor ``x[t] v[n] + c[n]`` if given.
 
     Args:
         x: ``[B, N, D]``.
         k: ``[B, N]`` int64.
-        bent, factor: ``[L, D, H]`` and ``[L, H]``.
-        down: ``[L, H, D]``.
+        bent, factor: w and b, v and c: ``[L, D, H]`` and ``[L, H]``.
+        down: u ``[L, H, D]`` and d ``[D]``.
         activation: a name among :data:`~thresher.kernels.activations.ACTIVATIONS`.
 
     Returns:
@@ -46,7 +46,7 @@ def run_learners(
     if not tokens:
         return y.reshape(x.shape)
     order, runs = sort_by_count(k.reshape(tokens), learners)
-    weights = [t.contiguous() for t in (*bent, *(factor or bent), down)]
+    weights = [t.contiguous() for t in (*bent, *(factor or bent), *down)]
     inner = x.new_empty(tokens, learners * hidden)
     large = LARGE_GATED if factor else LARGE
     high, across, depth, warps = large if tokens >= MANY and x.element_size() == 2 else SMALL
@@ -56,7 +56,7 @@ def run_learners(
         activation, factor is not None, high, across, depth, num_warps=warps,
     )  # fmt: skip
     _summed[(height, blocks(width, across))](
-        inner, order, runs, weights[4], y, tokens, learners * hidden, width, hidden,
+        inner, order, runs, *weights[4:], y, tokens, learners * hidden, width, hidden,
         high, across, depth, num_warps=warps,
     )  # fmt: skip
     return y.reshape(x.shape)
@@ -169,7 +169,7 @@ def _hidden(
 
 @triton.jit(do_not_specialize=["tokens"])
 def _summed(
-    inner, order, runs, down, y, tokens, across, width, hidden,
+    inner, order, runs, down, bias, y, tokens, across, width, hidden,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Results of a block of sorted tokens, from as many learners as its first token runs."""
@@ -178,7 +178,8 @@ def _summed(
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     there, wanted = row < tokens, column < width
     mine = tl.load(runs + row, mask=there, other=0)
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    begin = tl.load(bias + column, mask=wanted, other=0.0).to(tl.float32)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32) + begin[None, :]
     for learner in range(0, tl.load(runs + first)):
         runs_it = mine > learner
         for start in range(0, hidden, DEPTH):

@@ -17,7 +17,6 @@ from thresher.passes.adaptive.learners import Learners
 from thresher.passes.adaptive.runs import SITE
 from thresher.passes.adaptive.sites import Site
 
-aten = torch.ops.aten
 Weights = Mapping[str, fx.Node]
 Write = Callable[
     [Rewriter, Site, fx.Node, Weights], fx.Node
@@ -84,15 +83,13 @@ def put_in_place(
 def _module(
     rewriter: Rewriter, site: Site, x: fx.Node, weights: Weights, module: Learners, share: float
 ) -> fx.Node:
-    logits = rewriter.emit(aten.linear.default, x, weights["gate"], weights["gate_bias"])
-    k = rewriter.emit(aten.argmax.default, logits, -1)
-    rewriter.at(site.down, **{SHARE: share, SITE: site.path})
     ours = torch.ops.thresher
+    gate = (weights[name] for name in module.gates())
+    k = rewriter.emit(ours.adaptive_gate.default, x, *gate)
+    rewriter.at(site.down, **{SHARE: share, SITE: site.path})
     layer = ours.adaptive_gated_mlp if module.gated else ours.adaptive_mlp
-    operands = [weights[name] for name in module.operands]
-    y = rewriter.emit(layer.default, x, k, *operands, module.activation)
-    rewriter.at(site.down)
-    return rewriter.emit(aten.add.Tensor, y, weights["bias"])
+    operands = [weights[name] for name in module.trained()]
+    return rewriter.emit(layer.default, x, k, *operands, module.activation)
 
 
 def _unread(sites: Sequence[Site]) -> frozenset[str]:

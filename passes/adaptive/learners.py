@@ -87,11 +87,6 @@ class Learners(nn.Module):
         return hasattr(self, "v")
 
     @property
-    def operands(self) -> tuple[str, ...]:
-        """Weights of the operator, in its order."""
-        return ("w1", "b1", "v", "c", "w2") if self.gated else ("w1", "b1", "w2")
-
-    @property
     def count(self) -> int:
         """Learners L."""
         return self.w1.shape[0]
@@ -102,7 +97,7 @@ class Learners(nn.Module):
         return (3 if self.gated else 2) * self.w1[0].numel()
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """All parameters but those of the gate, by name."""
+        """All parameters but those of the gate, by name, in the operator's order."""
         return {n: p for n, p in self.named_parameters() if not n.startswith("gate")}
 
     def gates(self) -> dict[str, nn.Parameter]:

@@ -130,11 +130,7 @@ def insert(program: Program, ffns: Sequence[FFN], found: Routed, made_by: str) -
 
     One constant holds tau for all of them.
     """
-    weights = [
-        {**{name: dict(m.experts.named_parameters())[name] for name in ("w1", "b1", "w2", "bias")},
-         **m.router()}
-        for m in found.mixtures
-    ]  # fmt: skip
+    weights = [{**m.experts.trained(), **m.router()} for m in found.mixtures]
     writes = [
         partial(_network, mixture=mixture, share=share)
         for mixture, share in zip(found.mixtures, found.shares, strict=True)
@@ -152,11 +148,9 @@ def _network(
     told = rewriter.emit(aten.abs.default, outer)
     run = rewriter.inline(running, told, weights[TAU])
     rewriter.at(site.down, **{SHARE: share})
-    operands = [weights[name] for name in ("w1", "b1", "w2")]
+    operands = [weights[name] for name in mixture.experts.trained()]
     layer = torch.ops.thresher.expert_mlp.default
-    y = rewriter.emit(layer, x, run, *operands, mixture.experts.activation)
-    rewriter.at(site.down)
-    return rewriter.emit(aten.add.Tensor, y, weights["bias"])
+    return rewriter.emit(layer, x, run, *operands, mixture.experts.activation)
 
 
 def _budget(job: Job[FFN, ExpertsOptions], mixtures: Sequence[Mixture]) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import torch
 from torch import fx
 
 from thresher.compiler.analysis import ffn as networks
@@ -63,7 +62,7 @@ def _inputs(graph: fx.Graph, ffns: list[FFN], stored: Names) -> Iterator[Input]:
     attentions = {n: i for i, n in enumerate(n for n in graph.nodes if n.target is SDPA)}
     groups: dict[tuple[fx.Node, str, int], list[fx.Node]] = {}
     for node in graph.nodes:
-        if node.target is not LINEAR or operand(node, 1) not in stored or _gates(node):
+        if node.target is not LINEAR or operand(node, 1) not in stored:
             continue
         if node in ups:
             kind, layer = "up", ups[node]
@@ -110,11 +109,6 @@ def _reaches(linear: fx.Node, attentions: dict[fx.Node, int], *, backward: bool)
                 seen.add(near)
                 stack.append(near)
     return None
-
-
-def _gates(linear: fx.Node) -> bool:
-    """Whether a linear is the gate of an adaptive module, which only chooses."""
-    return any(user.target is torch.ops.aten.argmax.default for user in linear.users)
 
 
 def _ours(node: fx.Node) -> bool:

@@ -38,7 +38,8 @@ def weights() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     up = rng.standard_normal((LEARNERS, WIDTH, HIDDEN), np.float32) / WIDTH**0.5
     down = rng.standard_normal((LEARNERS, HIDDEN, WIDTH), np.float32) / HIDDEN**0.5
-    return {"w1": up, "b1": np.zeros((LEARNERS, HIDDEN), np.float32), "w2": down}
+    biases = {"b1": np.zeros((LEARNERS, HIDDEN), np.float32), "b2": np.ones(WIDTH, np.float32)}
+    return {"w1": up, "w2": down, **biases}
 
 
 def adaptive(tokens: int) -> bytes:
@@ -50,19 +51,18 @@ def adaptive(tokens: int) -> bytes:
 
 def dense(tokens: int) -> bytes:
     """The same learners one after another, for every token."""
-    nodes, held = list[onnx.NodeProto](), dict[str, np.ndarray]()
+    nodes, of_all = list[onnx.NodeProto](), weights()
+    held = {"b2": of_all.pop("b2")}
     for n in range(LEARNERS):
-        held |= {f"{name}_{n}": array[n] for name, array in weights().items()}
+        held |= {f"{name}_{n}": array[n] for name, array in of_all.items()}
+        before, total = f"total{n - 1}" if n else "b2", "y" if n == LEARNERS - 1 else f"total{n}"
         nodes += [
             make.make_node("MatMul", ["x", f"w1_{n}"], [f"product{n}"]),
             make.make_node("Add", [f"product{n}", f"b1_{n}"], [f"sum{n}"]),
             make.make_node("Gelu", [f"sum{n}"], [f"hidden{n}"]),
             make.make_node("MatMul", [f"hidden{n}", f"w2_{n}"], [f"out{n}"]),
+            make.make_node("Add", [before, f"out{n}"], [total]),
         ]
-        if n:
-            total = "y" if n == LEARNERS - 1 else f"total{n}"
-            before = "out0" if n == 1 else f"total{n - 1}"
-            nodes.append(make.make_node("Add", [before, f"out{n}"], [total]))
     return _model(nodes, held, tokens, [], k=False)
 
 

@@ -45,6 +45,7 @@ class Operators(nn.Module):
         self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH) / WIDTH)
         self.learners = nn.Parameter(torch.randn(2, WIDTH, WIDTH) / WIDTH)
         self.biases = nn.Parameter(torch.randn(2, WIDTH))
+        self.gate = nn.Parameter(torch.randn(3, WIDTH))
         self.threshold = nn.Parameter(torch.full((WIDTH,), 0.1))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -64,6 +65,7 @@ class Operators(nn.Module):
         index = torch.arange(TOKENS).expand(x.shape[0], -1)
         w, few = self.weight, 10**6
         learners, biases = self.learners, self.biases
+        down = learners, biases[0]
         merged = ops.bipartite_merge(tokens(), column().abs(), heads(), 7, 1, True)
         kept = ops.keep_tokens(tokens(), column(), 7, 1, True)
         pruned = ops.prune_merge(tokens(), column().abs(), column(), 8, 7, 1)
@@ -82,11 +84,12 @@ class Operators(nn.Module):
             ops.gather_tokens(tokens(), index),
             ops.gather_tokens(index, index),
             ops.restore_tokens(kept[0], kept[1], tokens()),
-            ops.adaptive_mlp(tokens(), index, learners, biases, learners, "gelu"),
-            ops.expert_mlp(tokens(), tokens()[..., :2] > 0, learners, biases, learners, "gelu"),
+            ops.adaptive_gate(tokens(), self.gate, self.gate[:, 0]),
+            ops.adaptive_mlp(tokens(), index, learners, biases, *down, "gelu"),
+            ops.expert_mlp(tokens(), tokens()[..., :2] > 0, learners, biases, *down, "gelu"),
             ops.sparse_linear(tokens(), w, self.threshold, few),
             ops.sparse_gated_ffn(tokens(), w, w, w, self.threshold, "silu", few),
-            ops.adaptive_gated_mlp(tokens(), index, *(learners, biases) * 2, learners, "silu"),
+            ops.adaptive_gated_mlp(tokens(), index, *(learners, biases) * 2, *down, "silu"),
         ]
         return [each.float() if each.is_floating_point() else each for each in found]
 
@@ -217,6 +220,7 @@ def test_bfloat16_is_what_the_reference_evaluator_computes(seeing: Program) -> N
 
 
 RANKS = {
+    "adaptive_gate": (3, 2, 1),
     "bipartite_merge": (3, 2, 4, 1),
     "redundant_merge": (3, 2, 4, 2, 1),
     "token_energy": (4, 2),

@@ -77,13 +77,14 @@ def learners(setting: Setting, batch: int, share: float) -> Row:
     width = 32 if setting.dry else WIDTH
     x = torch.randn(batch, 197, width, **where(setting))
     w1, w2 = matrix(setting, width, LEARNERS * width), matrix(setting, LEARNERS * width, width)
-    b1 = torch.randn(LEARNERS * width, **where(setting))
+    b1, b2 = (torch.randn(size, **where(setting)) for size in (LEARNERS * width, width))
     k = torch.full((batch, 197), LEARNERS * share, device=setting.device)
     k = (k + 2 * torch.rand_like(k) - 1).round().clamp(0, LEARNERS).long()
     parts: tuple[torch.Tensor, ...] = (
         w1.view(width, LEARNERS, width).transpose(0, 1),
         b1.view(LEARNERS, width),
         w2.view(LEARNERS, width, width),
+        b2,
     )
     parts = tuple(part.contiguous() for part in parts)
     up, down = w1.T.contiguous(), w2.T.contiguous()
@@ -91,7 +92,7 @@ def learners(setting: Setting, batch: int, share: float) -> Row:
     return row(
         setting, f"adaptive_mlp {LEARNERS}x{width}, {share:.0%} of the learners", batch,
         LEARNERS / float(k.float().mean()),
-        [lambda: F.linear(F.gelu(F.linear(x, up, b1)), down)],
+        [lambda: F.linear(F.gelu(F.linear(x, up, b1)), down, b2)],
         [partial(adaptive, x, k, *parts, "gelu")],
     )  # fmt: skip
 

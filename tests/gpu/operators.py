@@ -103,6 +103,6 @@ def cases(setting: Setting, batch: int, tokens: int) -> Iterator[tuple[Any, tupl
     yield gather_tokens, (x, index)
     learners = make(4, WIDTH, WIDTH) / WIDTH**0.5  # half of which run
     k = torch.randint(0, 5, (batch, tokens), device=setting.device)
-    yield adaptive_mlp, (x, k, learners, make(4, WIDTH), learners, "gelu")
-    both = (learners, make(4, WIDTH), learners.flip(0), make(4, WIDTH), learners)
+    yield adaptive_mlp, (x, k, learners, make(4, WIDTH), learners, make(WIDTH), "gelu")
+    both = (learners, make(4, WIDTH), learners.flip(0), make(4, WIDTH), learners, make(WIDTH))
     yield adaptive_gated_mlp, (x, k, *both, "silu")

@@ -64,10 +64,11 @@ def network(name: str, x: torch.Tensor) -> tuple[Any, ...]:
     learners = torch.stack([matrix(width, 256) for _ in range(4)])
     back = torch.stack([matrix(256, width) for _ in range(4)])
     bias = torch.randn(4, 256, device="cuda").to(x.dtype)
+    out = torch.randn(width, device="cuda").to(x.dtype)
     k = torch.randint(-1, 6, x.shape[:2], device="cuda")
     if name == "adaptive_mlp":
-        return x, k, learners, bias, back, "gelu"
-    return x, k, learners, bias, learners.flip(0).contiguous(), bias.flip(0), back, "silu"
+        return x, k, learners, bias, back, out, "gelu"
+    return x, k, learners, bias, learners.flip(0).contiguous(), bias.flip(0), back, out, "silu"
 
 
 NETWORKS = ("sparse_linear", "sparse_gated_ffn", "adaptive_mlp", "adaptive_gated_mlp")

@@ -167,7 +167,8 @@ def through_casts(name: str, element: str, threads: int = 2, **attributes: Any) 
         make.make_node("Cast", [n], [f"{n}_cast"], to=kind) for n in operator.inputs if n in typed
     ]
     nodes.append(make.make_node(name, given, ["typed", *rest], domain=DOMAIN, **attributes))
-    nodes.append(make.make_node("Cast", ["typed"], [first], to=protos.FLOAT))
+    back = held.get(operator.outputs[first], protos.FLOAT)
+    nodes.append(make.make_node("Cast", ["typed"], [first], to=back))
     opsets = [make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)]
     graph = make.make_graph(nodes, name, inputs, outputs)
     made = make.make_model(graph, opset_imports=opsets, ir_version=10)

@@ -62,7 +62,7 @@ def made(
 ) -> Case:  # fmt: skip
     rng, width, hidden = np.random.default_rng(seed), 4, 3
     up, bias = (learners, width, hidden), (learners, hidden)
-    sizes = {"w1": up, "b1": bias, "w2": (learners, hidden, width)}
+    sizes = {"w1": up, "b1": bias, "w2": (learners, hidden, width), "b2": (width,)}
     sizes |= {"v": up, "c": bias} if gated else {}
     x = rng.standard_normal((*shape, width)).astype(dtype)
     weights = {name: rng.standard_normal(size).astype(dtype) for name, size in sizes.items()}
@@ -99,7 +99,7 @@ def act(name: str, value: float) -> float:
 def oracle(case: Case) -> Array:
     """Token by token and neuron by neuron, in float64."""
     x, k, weights, name = case
-    y = np.zeros(x.shape)
+    y = np.zeros(x.shape) + weights["b2"].astype(np.float64)
 
     def row(matrix: str, bias: str, token: Array, n: int, h: int) -> float:
         products = (
@@ -114,6 +114,11 @@ def oracle(case: Case) -> Array:
                 value *= row("v", "c", x[b, t], n, h) if "v" in weights else 1.0
                 y[b, t] += value * weights["w2"][n, h].astype(np.float64)
     return y
+
+
+def alone(case: Case, which: Array) -> Array:
+    """What so many tokens without learners get."""
+    return np.broadcast_to(case.weights["b2"], (int(which.sum()), case.x.shape[2]))
 
 
 def call(case: Case, dtype: Any = None) -> torch.Tensor:
@@ -145,7 +150,7 @@ def test_the_triton_kernels(gated: bool, activation: str) -> None:
     case = made(3, (2, 75), k, activation, 0, "float32", gated)
     (y,) = triton_back_end.run(case.operator.name, case.arguments, activation=activation)
     assert_allclose(y, call(case, np.float64), atol=SINGLE * 64)
-    assert_array_equal(y[case.k <= 0], 0)
+    assert_array_equal(y[case.k <= 0], alone(case, case.k <= 0))
 
 
 @FEW
@@ -173,7 +178,7 @@ def test_the_body(back_end: str, case: Case) -> None:
     found = on(back_end, case)
     assert found.shape == case.x.shape
     assert_allclose(found, oracle(case), atol=SINGLE * 64)
-    assert_array_equal(found[case.k == 0], 0)
+    assert_array_equal(found[case.k == 0], alone(case, case.k == 0))
 
 
 @everywhere
@@ -199,11 +204,13 @@ def test_what_does_not_fit_is_refused() -> None:
     x, k, *weights = made(2, (1, 3), np.zeros(3), "relu", 0, "float32").torch()
     with pytest.raises(ValueError, match=r"x \[B, N, D\].* not \[1, 3, 3\]"):
         ours.adaptive_mlp(x[..., :3], k, *weights, "relu")
+    with pytest.raises(ValueError, match=r"adaptive_mlp wants .* and b2 \[D\], not .*\[3\] with"):
+        ours.adaptive_mlp(x, k, *weights[:3], weights[3][:3], "relu")
     with pytest.raises(ValueError, match="no activation 'tanh'"):
         ours.adaptive_mlp(x, k, *weights, "tanh")
-    x, k, w1, b1, v, c, w2 = made(2, (1, 3), np.zeros(3), "relu", 0, "float32", True).torch()
+    x, k, w1, b1, v, *rest = made(2, (1, 3), np.zeros(3), "relu", 0, "float32", True).torch()
     with pytest.raises(ValueError, match=r"v and c as w1 \[2, 4, 3\]"):
-        ours.adaptive_gated_mlp(x, k, w1, b1, v[..., :2], c, w2, "relu")
+        ours.adaptive_gated_mlp(x, k, w1, b1, v[..., :2], *rest, "relu")
 
 
 def test_each_kind_has_a_body_of_its_own() -> None:

@@ -36,10 +36,11 @@ class Case(NamedTuple):
     w1: Array
     b1: Array
     w2: Array
+    b2: Array
     activation: str
 
     def torch(self, dtype: Any = None) -> list[torch.Tensor]:
-        given = (v if v.dtype == bool else v.astype(dtype or v.dtype) for v in self[:5])
+        given = (v if v.dtype == bool else v.astype(dtype or v.dtype) for v in self[:6])
         return [torch.from_numpy(value) for value in given]
 
 
@@ -48,10 +49,11 @@ def made(run: Array, activation: str, seed: int, dtype: str) -> Case:
     rng, width, hidden = np.random.default_rng(seed), 4, 3
     experts = run.shape[2]
     sizes = (*run.shape[:2], width), (experts, width, hidden), (experts, hidden)
-    x, w1, b1, w2 = (
-        rng.standard_normal(size).astype(dtype) for size in (*sizes, (experts, hidden, width))
+    x, w1, b1, w2, b2 = (
+        rng.standard_normal(size).astype(dtype)
+        for size in (*sizes, (experts, hidden, width), (width,))
     )
-    return Case(x, run, w1, b1, w2, activation)
+    return Case(x, run, w1, b1, w2, b2, activation)
 
 
 @st.composite
@@ -65,7 +67,7 @@ def cases(draw: st.DrawFn, dtype: str = "float32") -> Case:
 
 def oracle(case: Case) -> Array:
     """Token by token, expert by expert and neuron by neuron, in float64."""
-    y = np.zeros(case.x.shape)
+    y = np.zeros(case.x.shape) + case.b2.astype(np.float64)
     for b, t, e in np.ndindex(case.run.shape):
         if case.run[b, t, e]:
             for h in range(case.b1.shape[1]):
@@ -87,7 +89,7 @@ def test_the_definition_in_double_precision_is_the_oracle(case: Case) -> None:
 def on(back_end: str, case: Case) -> Array:
     if back_end != "native":
         pytest.importorskip(back_end)
-    operands = dict(zip(OPERATORS[NAME].inputs, case[:5], strict=True))
+    operands = dict(zip(OPERATORS[NAME].inputs, case[:6], strict=True))
     (y,) = run(back_end, NAME, operands, experts=len(case.b1), activation=case.activation)
     return y
 
@@ -98,7 +100,8 @@ def on(back_end: str, case: Case) -> Array:
 def test_the_body(back_end: str, case: Case) -> None:
     found = on(back_end, case)
     assert_allclose(found, oracle(case), atol=SINGLE * 64)
-    assert_array_equal(found[~case.run.any(-1)], 0)
+    nobody = found[~case.run.any(-1)]
+    assert_array_equal(nobody, np.broadcast_to(case.b2, nobody.shape))
 
 
 @everywhere
@@ -120,9 +123,11 @@ def test_gradients_and_shapes() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     x, run, *weights = made(np.ones((1, 3, 2), bool), "relu", 0, "float32").torch()
-    with pytest.raises(ValueError, match=r"run \[B, N, E\].* not \[1, 3, 4\], \[1, 3, 1\]"):
+    with pytest.raises(ValueError, match=r"run \[B, N, L\].* not \[1, 3, 4\], \[1, 3, 1\]"):
         expert_mlp(x, run[..., :1], *weights, "relu")
     with pytest.raises(ValueError, match=r"booleans.* with torch\.float32"):
         expert_mlp(x, run.float(), *weights, "relu")
+    with pytest.raises(ValueError, match=r"b2 \[D\], not .*\[1\] with"):
+        expert_mlp(x, run, *weights[:3], weights[3][:1], "relu")
     with pytest.raises(ValueError, match="no activation 'tanh'"):
         expert_mlp(x, run, *weights, "tanh")

@@ -36,6 +36,7 @@ def operands(
         key: (rng.standard_normal(size) / size[1] ** 0.5).astype(np.float32)
         for key, size in (sizes | {"b1": bias, "c": bias}).items()
     }
+    found["b2"] = rng.standard_normal(width).astype(np.float32)
     found["k"] = rng.integers(-1, learners + 2, (2, tokens))
     found["run"] = rng.random((2, tokens, learners)) < 0.5
     return {key: found[key] for key in OPERATORS[name].inputs}
@@ -83,7 +84,7 @@ def test_nobody_and_everybody(name: str) -> None:
         arguments[choice] = np.full_like(arguments[choice], value)
         (y,) = run("native", name, arguments, **attributes(name, arguments))
         assert_allclose(y, expected(name, arguments), atol=2e-5)
-        assert value or not y.any()
+        assert value or (y == arguments["b2"]).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,7 +96,7 @@ def test_no_tokens_and_no_neurons_are_no_crash(name: str) -> None:
     empty |= {n: v[..., :0] for n, v in empty.items() if n in ("w1", "b1", "v", "c")}
     empty["w2"] = empty["w2"][:, :0]
     (y,) = run("native", name, empty, **attributes(name, empty))
-    assert_array_equal(y, 0)
+    assert_array_equal(y, np.broadcast_to(empty["b2"], y.shape))
 
 
 def test_activations_over_their_whole_range() -> None:
@@ -104,7 +105,7 @@ def test_activations_over_their_whole_range() -> None:
     one = np.ones((1, 1, 1), np.float32)
     arguments = {
         "x": x.astype(np.float32)[None, :, None], "k": np.ones((1, len(x)), np.int64),
-        "w1": one, "b1": one[0] * 0, "w2": one,
+        "w1": one, "b1": one[0] * 0, "w2": one, "b2": one[0, 0] * 0,
     }  # fmt: skip
     for name in ACTIVATIONS:
         (y,) = run("native", "AdaptiveMLP", arguments, learners=1, activation=name)
@@ -153,9 +154,10 @@ def test_threads_and_neighbours_change_nothing(name: str) -> None:
         ("AdaptiveMLP", {"w1": (2, 5, 3)}, r"w1 is .*, not \[2, 5, 3\]"),
         ("AdaptiveMLP", {"b1": (2, 4)}, r"b1 is \[L, H\] for w1"),
         ("AdaptiveMLP", {"w2": (2, 4, 3)}, r"w2 is \[L, H, D\] for w1"),
+        ("AdaptiveMLP", {"b2": (3,)}, r"b2 is \[D\] of x \[B, N, D\], not \[3\]"),
         ("AdaptiveGatedMLP", {"v": (2, 4, 2)}, "v is shaped as w1, not"),
         ("AdaptiveGatedMLP", {"c": (2, 2)}, "c is shaped as b1, not"),
-        ("ExpertMLP", {"run": (2, 5, 3)}, r"run is \[B, N, E\], not \[2, 5, 3\]"),
+        ("ExpertMLP", {"run": (2, 5, 3)}, r"run is \[B, N, L\], not \[2, 5, 3\]"),
     ],
 )
 def test_hostile_shapes_are_an_error(name: str, spoilt: dict[str, Any], said: str) -> None:

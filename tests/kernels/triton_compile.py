@@ -44,13 +44,13 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
     for fuse in (True, False):
         yield "keep_tokens", (x, size, 150, 1, fuse)
     learners = torch.empty(4, 384, 384).to(dtype)
+    both, back = (learners, learners[:, 0]), (learners, learners[0, 0])
     for act in ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu"):
-        yield "adaptive_mlp", (x, x[..., 0].long(), learners, learners[:, 0], learners, act)
-    both = (learners, learners[:, 0])
+        yield "adaptive_mlp", (x, x[..., 0].long(), *both, *back, act)
     rows = x.repeat_interleave(24, 0)  # more tokens: larger blocks
-    yield "adaptive_mlp", (rows, rows[..., 0].long(), *both, learners, "gelu")
-    yield "adaptive_gated_mlp", (rows, rows[..., 0].long(), *both, *both, learners, "silu")
-    yield "adaptive_gated_mlp", (x, x[..., 0].long(), *both, *both, learners, "silu")
+    yield "adaptive_mlp", (rows, rows[..., 0].long(), *both, *back, "gelu")
+    yield "adaptive_gated_mlp", (rows, rows[..., 0].long(), *both, *both, *back, "silu")
+    yield "adaptive_gated_mlp", (x, x[..., 0].long(), *both, *both, *back, "silu")
     yield "prune_merge", (x, size, size, 180, 150, 1)
     yield "gather_tokens", (x, index)
     yield "restore_tokens", (x[:, :120], index, x[:, :150])

@@ -25,6 +25,13 @@ def _linear(axes: Axes, node: fx.Node) -> None:
     note_mix(axes, node, operand, [-1], "multiplies it by a weight")
 
 
+def _gate(axes: Axes, node: fx.Node) -> None:
+    """A linear and the place of the largest of its results."""
+    operand = operand_of(node)
+    unify(axes, axes.tensors(node)[0], axes.of(operand)[:-1])
+    note_mix(axes, node, operand, [-1], "multiplies it by a weight")
+
+
 def _sparse(last: int) -> Rule:
     """As linears, whose ``last`` weight is ``[.., outputs]``; how many tokens there are in all decides."""
 
@@ -117,6 +124,7 @@ PRODUCTS: dict[str, Rule] = {
     "linear": _linear,
     "scaled_dot_product_attention": _attention,
     "embedding": _embedding,
+    "thresher::adaptive_gate": _gate,
     "thresher::sparse_gated_ffn": _sparse(3),
     "thresher::sparse_linear": _sparse(1),
 }

@@ -111,7 +111,7 @@ def test_a_second_run_finds_nothing() -> None:
 def _weights_of(program: Program, node: Any) -> list[np.ndarray]:
     stored = {**program.exported.constants, **program.exported.state_dict}
     specs = {s.arg.name: s.target for s in program.exported.graph_signature.input_specs}
-    return [stored[specs[n.name]].double().numpy() for n in node.args[2:5]]
+    return [stored[specs[n.name]].double().numpy() for n in node.args[2:6]]
 
 
 def test_numbers_match_loops_in_double_precision() -> None:
@@ -128,13 +128,13 @@ def test_numbers_match_loops_in_double_precision() -> None:
         watch.run(*made.placeholder_values(inputs()))
     by_name = {node.name: value for node, value in seen.items()}
     x, k = (by_name[n.name].numpy() for n in first.args[:2])
-    w1, b1, w2 = _weights_of(made, first)
+    w1, b1, w2, b2 = _weights_of(made, first)
     assert len(np.unique(k)) > 1
     gelu = np.vectorize(lambda v: v * (1 + math.erf(v / math.sqrt(2))) / 2)
     for b, t in np.ndindex(k.shape):
         expected = sum(
             (gelu(x[b, t].astype(np.float64) @ w1[n] + b1[n]) @ w2[n] for n in range(k[b, t])),
-            np.zeros(WIDTH),
+            b2,
         )
         np.testing.assert_allclose(by_name[first.name][b, t].numpy(), expected, atol=1e-5)
 

@@ -111,7 +111,7 @@ def test_numbers_match_loops_in_double_precision() -> None:
     weights = {n: t.detach().double().numpy() for n, t in stored_tensors(dense().exported).items()}
     up, down = weights["blocks.0.fc1.weight"], weights["blocks.0.fc2.weight"]
     bias, x = weights["blocks.0.fc1.bias"], seen[first.args[0].name].double().numpy()
-    expected, kinds = np.zeros(x.shape), set()
+    expected, kinds = np.zeros(x.shape) + weights["blocks.0.fc2.bias"], set()
     for b, t in np.ndindex(x.shape[:2]):
         told = np.abs(outer @ np.maximum(inner @ x[b, t] + inner_bias, 0) + outer_bias)
         running = [e for e in range(COUNT) if told[e] >= (1 - tau) * told.max()]

@@ -1,0 +1,1 @@
+"""How many learners a token runs: the largest of a few linear outputs."""

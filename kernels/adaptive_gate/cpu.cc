@@ -1,0 +1,89 @@
+// AdaptiveGate on the CPU; see reference.py for what it computes.
+#include "cpu/rows.h"
+
+namespace thresher {
+namespace {
+
+constexpr int GATE_LANES = 8;                     // half of the usual: more sums stay in registers
+constexpr int GATE_ROWS = 4, GATE_CHOICES = 5;    // multiplied together; four learners or none
+constexpr int64_t GATE_GRAIN = int64_t{1} << 17;  // multiplications that are worth a thread
+
+// Weights of a linear with one output for each choice.
+struct Choices {
+  const float *weights, *bias;  // [count, width], [count]
+  int64_t count, width;
+};
+
+// Whether choices `first`, ... have larger logits than those before, for ROWS tokens.
+template <int ROWS, int CHOICES, class T>
+THRESHER_INLINE void compare(const T* x, const Choices& of, int64_t first, Wide<T>* most, int64_t* k) {
+  using W = Wide<T>;
+  using Lanes = Vector<W, GATE_LANES>;
+  const float* weights = of.weights + first * of.width;
+  Lanes sums[ROWS][CHOICES] = {};
+  int64_t i = 0;
+  for (; i + GATE_LANES <= of.width; i += GATE_LANES) {
+    Lanes rows[ROWS];
+    for (int r = 0; r < ROWS; ++r) rows[r] = load_wide<GATE_LANES>(x + r * of.width + i);
+    for (int c = 0; c < CHOICES; ++c) {
+      const Lanes weight =
+          __builtin_convertvector(load<GATE_LANES>(weights + c * of.width + i), Lanes);
+      for (int r = 0; r < ROWS; ++r) sums[r][c] += rows[r] * weight;
+    }
+  }
+  for (int r = 0; r < ROWS; ++r)
+    for (int c = 0; c < CHOICES; ++c) {
+      W logit = lane_sum<W, GATE_LANES>(sums[r][c]) + W(of.bias[first + c]);
+      for (int64_t rest = i; rest < of.width; ++rest)
+        logit += widen(x[r * of.width + rest]) * W(weights[c * of.width + rest]);
+      if (logit > most[r]) most[r] = logit, k[r] = first + c;
+    }
+}
+
+template <int ROWS, class T>
+THRESHER_INLINE void choose_rows(const T* x, const Choices& of, int64_t* k) {
+  Wide<T> most[ROWS];
+  std::fill_n(most, ROWS, -std::numeric_limits<Wide<T>>::infinity());
+  std::fill_n(k, ROWS, 0);
+  int64_t first = 0;
+  for (; first + GATE_CHOICES <= of.count; first += GATE_CHOICES)
+    compare<ROWS, GATE_CHOICES>(x, of, first, most, k);
+  for (; first < of.count; ++first) compare<ROWS, 1>(x, of, first, most, k);
+}
+
+template <class T>
+THRESHER_VECTORISED void choose(const T* x, int64_t rows, const Choices& of, int64_t* k) {
+  int64_t row = 0;
+  for (; row + GATE_ROWS <= rows; row += GATE_ROWS)
+    choose_rows<GATE_ROWS>(x + row * of.width, of, k + row);
+  for (; row < rows; ++row) choose_rows<1>(x + row * of.width, of, k + row);
+}
+
+template <class T>
+struct AdaptiveGate {
+  static constexpr Signature signature{
+      "AdaptiveGate", {TOKENS, ort::FLOAT, ort::FLOAT}, {ort::INT64}};
+  explicit AdaptiveGate(const Attributes&) {}
+
+  void compute(const Context& context) const {
+    const Stream<T> x(context.input<T>(0));
+    const Tensor<float> gate = context.input<float>(1), bias = context.input<float>(2);
+    demand(gate.shape.size() == 2 && gate.shape[0] > 0 && gate.shape[1] == x.width,
+           "gate is [M, D] of x [B, N, D]", gate.shape);
+    const Choices of{gate.data, bias.data, gate.shape[0], x.width};
+    demand(bias.shape == Shape{of.count}, "bias is [M] for gate [M, D]", bias.shape);
+    int64_t* k = context.output<int64_t>(0, {x.batch, x.tokens});
+    const int64_t grain = GATE_GRAIN / std::max<int64_t>(1, of.count * of.width);
+    context.parallel(x.batch * x.tokens, grain, [&](int64_t begin, int64_t end) {
+      choose(x.data + begin * of.width, end - begin, of, k + begin);
+    });
+  }
+};
+
+}  // namespace
+
+void add_adaptive_gate(const Library& library) {
+  add<AdaptiveGate, float, Half, BFloat16, double>(library);
+}
+
+}  // namespace thresher
