@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -119,7 +119,7 @@ class Deviations:
         self,
         reference: Mapping[str, Array],
         other: Mapping[str, Array],
-        twins: Iterator[Mapping[str, Array]] = iter(()),
+        twins: Iterable[Mapping[str, Array]] = (),
     ) -> None:
         """Compare one batch of outputs.
 
@@ -140,7 +140,7 @@ class Deviations:
                     f"the output {name!r} is {shape} and should be {list(expected.shape)}"
                 )
         outputs = {name: value for name, value in reference.items() if not name.startswith(CORE)}
-        left_out = _undecided(outputs, other, twins, self.limit)
+        left_out = _undecided(outputs, other, iter(twins), self.limit)
         for name, expected in outputs.items():
             self._of(name, expected).add(expected, other[name], self.limit, left_out[name])
         for name, (ours, theirs) in pairs(reference, other).items():

@@ -110,7 +110,7 @@ def verify(
     for feeds, labels in batches:
         left, right = (run_in_batches(model, feeds) for model in (a, b))
         ask = discrete and not allowed.answers and (same or alike)
-        deviations.add(left, right, twins(a, feeds, allowed) if ask else iter(()))
+        deviations.add(left, right, twins(a, feeds, allowed) if ask else ())
         if labels is not None:
             counts.add(left, right, labels)
     first = _same_function(deviations, what)
