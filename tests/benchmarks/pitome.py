@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,6 +46,11 @@ def own_scale(unit: Tensor, margin: float) -> Tensor:
     """The margin is the cosine that a tenth of an image's pairs reach."""
     cosine = unit @ unit.mT
     return feel(cosine, cosine.flatten(1).quantile(0.9, dim=1)[:, None, None]).mean(-1)
+
+
+def level(unit: Tensor, margin: float) -> Tensor:
+    """The margin of the first block at every block."""
+    return feel(unit @ unit.mT, 0.9).mean(-1)
 
 
 def continuous(unit: Tensor, margin: float) -> Tensor:
@@ -93,6 +98,7 @@ VARIANTS = {
     "pool of all tokens, their r most similar pairs": Step(split=partial(in_turn, times=1e3)),
     "r sources of highest energy, all others targets": Step(split=high_to_all),
     "margin in the image's own scale": Step(own_scale),
+    "margin 0.9 at every block": Step(level),
     "ELU of the shifted cosine": Step(continuous),
     "mean cosine for an energy": Step(mean_cosine),
     "nearest cosine for an energy": Step(nearest),
@@ -129,7 +135,7 @@ class Watched:
     """A reduced Program in torch, with another step if one is given; ``cosines`` of what merged."""
 
     def __init__(self, program: Program, step: Step | None) -> None:
-        self.module: Any = program.module()
+        self.module = cast(Any, program.module())
         self.cosines: list[float] = []
         margin = 0.0
         for node in self.module.graph.nodes:
@@ -162,16 +168,17 @@ class Watched:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parser(__doc__, limit=LIMIT)
+    options.add_argument("--steps", nargs="*", default=list(VARIANTS), choices=VARIANTS)
     options.set_defaults(budgets=[0.8])
     args = options.parse_args(argv)
     program, probe = zoo.saliency(PROBE_SIZE, head=False), Probe(3 * args.limit, args.limit)
-    dense = np.asarray(probe(ProgramRunner(program, threads=args.threads))[0].items, float)
+    dense = np.asarray(probe(ProgramRunner(program, threads=args.threads))[0].items, np.float64)
     print(f"dense: {dense.mean():.2%} of {args.limit} images\n")
     print("| work | step | cosine of what merged | accuracy | change |\n|---|---|--:|--:|--:|")
     rows: list[tuple[str, str, Step | None]] = [
         ("`tome`", "tome", None),
         ("`pitome`", "pitome", None),
-        *((name, "pitome", step) for name, step in VARIANTS.items()),
+        *((name, "pitome", VARIANTS[name]) for name in args.steps),
     ]
     for share in args.budgets:
         for name, method, step in rows:
@@ -179,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             made = reduced(program, method, share, ["prop_attn=false"] if plain else [])
             assert made.program is not None
             watched = Watched(made.program, step)
-            change = np.asarray(probe(watched)[0].items, float) - dense  # type: ignore[arg-type]
+            change = np.asarray(probe(watched)[0].items, np.float64) - dense  # type: ignore[arg-type]
             error = change.std() / np.sqrt(len(change))
             print(
                 f"| {share:.0%} | {name} | {np.mean(watched.cosines):.3f} | {(change + dense).mean():.2%}"
