@@ -132,11 +132,16 @@ def merge(step: Step, margin: float, x: Tensor, size: Tensor, metric: Tensor, ke
 
 
 class Watched:
-    """A reduced Program in torch, with another step if one is given; ``cosines`` of what merged."""
+    """A reduced Program in torch, with another step if one is given.
+
+    Of each token that went: ``cosines`` to what it joined, and whether its patch was ``blank``: nearly of one colour.
+    """
 
     def __init__(self, program: Program, step: Step | None) -> None:
         self.module = cast(Any, program.module())
         self.cosines: list[float] = []
+        self.blank: list[bool] = []
+        self.still = torch.empty(0)  # whether the patches of the tokens that are left are blank
         margin = 0.0
         for node in self.module.graph.nodes:
             if node.target is ops.token_energy.default:
@@ -156,13 +161,19 @@ class Watched:
             cosine = (unit * gather_tokens(unit, kept.gather(1, slot))).sum(-1)
             gone = torch.ones_like(size, dtype=torch.bool).scatter(1, kept, False)
             self.cosines += cosine[gone].tolist()
+            self.blank += self.still[gone].tolist()
+            self.still = self.still.gather(1, kept)
             return found
 
         return watched
 
     def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        pixels = torch.from_numpy(feeds["pixel_values"])
+        patches = torch.nn.functional.unfold(pixels[:, :1], zoo.PATCH, stride=zoo.PATCH)
+        blank = patches.amax(1) - patches.amin(1) < 0.1
+        self.still = torch.cat([torch.zeros_like(blank[:, :1]), blank], 1)
         with torch.inference_mode():
-            made = self.module(pixel_values=torch.from_numpy(feeds["pixel_values"]))
+            made = self.module(pixel_values=pixels)
         return {name: value.numpy() for name, value in made.items()}
 
 
@@ -174,7 +185,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     program, probe = zoo.saliency(PROBE_SIZE, head=False), Probe(3 * args.limit, args.limit)
     dense = np.asarray(probe(ProgramRunner(program, threads=args.threads))[0].items, np.float64)
     print(f"dense: {dense.mean():.2%} of {args.limit} images\n")
-    print("| work | step | cosine of what merged | accuracy | change |\n|---|---|--:|--:|--:|")
+    print(
+        "| work | step | cosine of what merged | blank | accuracy | change |\n|---|---|--:|--:|--:|--:|"
+    )
     rows: list[tuple[str, str, Step | None]] = [
         ("`tome`", "tome", None),
         ("`pitome`", "pitome", None),
@@ -189,7 +202,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             change = np.asarray(probe(watched)[0].items, np.float64) - dense  # type: ignore[arg-type]
             error = change.std() / np.sqrt(len(change))
             print(
-                f"| {share:.0%} | {name} | {np.mean(watched.cosines):.3f} | {(change + dense).mean():.2%}"
+                f"| {share:.0%} | {name} | {np.mean(watched.cosines):.3f} | {np.mean(watched.blank):.0%}"
+                f" | {(change + dense).mean():.2%}"
                 f" | {100 * change.mean():+.2f} ± {100 * error:.2f} |",
                 flush=True,
             )
