@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,10 @@ WIDTH = 32  # root of the ~1000 terms of a sum that is accumulated in the type i
 ANSWERS = 0.9  # share of samples that must agree where what counts are answers
 TIES = 0.25  # share of samples that may take another token (or neuron) where two score equal up to rounding
 TIED = 0.05  # of the scale: the most that another choice of a token may change an output
+FAR = 4.0  # how much farther from a reference than its twins what is undecided may be
+DECIDED = (
+    1 / 3
+)  # of all samples have to agree where some are undecided: more than one of a batch of 4
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class OutputError:
     ``relative`` is ``max_abs / max |reference|``; ``sqnr_db`` is the signal to noise ratio
     ``10 log10(sum a^2 / sum (b - a)^2)``, None for no error at all; ``cosine`` is the mean over
     samples; ``top1`` is the share of equal argmax, for outputs ``[samples, classes]``;
-    ``agreeing`` of ``samples`` were within the tolerance.
+    ``agreeing`` of ``samples`` were within the tolerance.  Those ``undecided`` are no part of any other
+    number.
     """
 
     name: str
@@ -60,6 +65,7 @@ class OutputError:
     shape: tuple[int, ...]
     samples: int
     agreeing: int
+    undecided: int
     max_abs: float
     mean_abs: float
     relative: float
@@ -67,6 +73,12 @@ class OutputError:
     cosine: float
     top1: float | None
     same: bool
+
+    @property
+    def decided(self) -> bool:
+        """Whether enough of all samples agree for the undecided ones to be left out."""
+        everything = self.samples + self.undecided
+        return not self.undecided or self.agreeing >= DECIDED * everything
 
 
 def tolerance(precision: str) -> Tolerance:
@@ -103,8 +115,19 @@ class Deviations:
         self.discrete = discrete
         self._sums: dict[str, _Sums] = {}
 
-    def add(self, reference: Mapping[str, Array], other: Mapping[str, Array]) -> None:
+    def add(
+        self,
+        reference: Mapping[str, Array],
+        other: Mapping[str, Array],
+        twins: Iterable[Mapping[str, Array]] = (),
+    ) -> None:
         """Compare one batch of outputs.
+
+        Args:
+            reference: the right outputs.
+            other: the outputs to judge.
+            twins: the reference with other roundings, run as far as it takes to tell which samples
+                are undecided: the other one differs, and the reference differs from itself as well.
 
         Raises:
             VerdictError: an output is missing or has another shape.
@@ -116,8 +139,10 @@ class Deviations:
                 raise VerdictError(
                     f"the output {name!r} is {shape} and should be {list(expected.shape)}"
                 )
-            if not name.startswith(CORE):
-                self._of(name, expected).add(expected, found, self.limit)
+        outputs = {name: value for name, value in reference.items() if not name.startswith(CORE)}
+        left_out = _undecided(outputs, other, iter(twins), self.limit)
+        for name, expected in outputs.items():
+            self._of(name, expected).add(expected, other[name], self.limit, left_out[name])
         for name, (ours, theirs) in pairs(reference, other).items():
             self._of(name, ours).add_shared(ours, theirs, self.limit)
 
@@ -132,26 +157,51 @@ class Deviations:
         return tuple(sums.result(least.get(name, share), most) for name, sums in self._sums.items())
 
 
+def _undecided(
+    reference: Mapping[str, Array],
+    other: Mapping[str, Array],
+    twins: Iterator[Mapping[str, Array]],
+    limit: Tolerance,
+) -> dict[str, NDArray[np.bool_]]:
+    """By output, ``[samples]``: see :meth:`Deviations.add`."""
+    allowed = {name: limit.relative * _peak(values) for name, values in reference.items()}
+    error = {name: _furthest(values, other[name]) for name, values in reference.items()}
+    odd = {name: (worst > allowed[name]) & np.isfinite(worst) for name, worst in error.items()}
+    found = {name: np.zeros_like(differs) for name, differs in odd.items()}
+    while any(differs.any() for differs in odd.values()):
+        twin = next(twins, None)
+        if twin is None:
+            break
+        for name, values in reference.items():
+            apart = _furthest(values, twin[name])
+            found[name] |= odd[name] & (apart > allowed[name]) & (error[name] <= FAR * apart)
+            odd[name] &= ~found[name]
+    return found
+
+
 class _Sums:
     """Running sums of one output."""
 
     def __init__(self, name: str, dtype: str) -> None:
         self.name, self.dtype = name, dtype
         self.shape: tuple[int, ...] = ()
-        self.count = self.samples = self.agreeing = self.equal_argmax = 0
+        self.count = self.samples = self.agreeing = self.undecided = self.equal_argmax = 0
         self.max_abs = self.sum_abs = self.noise = self.signal = self.peak = self.cosines = 0.0
         self.classes = False
 
-    def add(self, expected: Array, found: Array, limit: Tolerance) -> None:
-        rows = expected.shape[0] if expected.ndim else 1
-        a = expected.reshape(rows, -1).astype(np.float64)
-        b = found.reshape(rows, -1).astype(np.float64)
+    def add(
+        self, expected: Array, found: Array, limit: Tolerance, out: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Rows that are ``out`` are counted and not compared."""
+        a, b, peak = _rows(expected), _rows(found), _peak(expected)
+        if out is not None:
+            self.undecided += int(out.sum())
+            a, b = a[~out], b[~out]
         error = _errors(a, b)
         a, b = (np.nan_to_num(x, posinf=0.0, neginf=0.0) for x in (a, b))
         worst = error.max(axis=1, initial=0.0)
-        peak = float(np.abs(a).max(initial=0.0))
         self.shape = tuple(expected.shape)
-        self.samples += rows
+        self.samples += len(a)
         self.count += a.size
         self.max_abs = max(self.max_abs, float(worst.max(initial=0.0)))
         self.peak = max(self.peak, peak)
@@ -176,20 +226,39 @@ class _Sums:
 
     def result(self, share: float, most: float) -> OutputError:
         relative = self.max_abs / (self.peak or 1.0)
-        return OutputError(
+        found = OutputError(
             name=self.name,
             dtype=self.dtype,
             shape=self.shape,
             samples=self.samples,
             agreeing=self.agreeing,
+            undecided=self.undecided,
             max_abs=self.max_abs,
             mean_abs=self.sum_abs / max(1, self.count),
             relative=relative,
             sqnr_db=_decibels(self.signal, self.noise),
             cosine=self.cosines / max(1, self.samples),
-            top1=self.equal_argmax / self.samples if self.classes else None,
+            top1=self.equal_argmax / max(1, self.samples) if self.classes else None,
             same=self.agreeing >= share * self.samples and relative <= most,
         )
+        return replace(found, same=found.same and found.decided)
+
+
+def _rows(values: Array) -> NDArray[np.float64]:
+    """``[samples, numbers]``."""
+    count = values.shape[0] if values.ndim else 1
+    return values.reshape(count, math.prod(values.shape[1:])).astype(np.float64)
+
+
+def _peak(values: Array) -> float:
+    """Largest finite magnitude: the scale of an output."""
+    return float(np.abs(np.nan_to_num(_rows(values), posinf=0.0, neginf=0.0)).max(initial=0.0))
+
+
+def _furthest(expected: Array, found: Array) -> NDArray[np.float64]:
+    """``[samples]``: the largest error of each."""
+    furthest: NDArray[np.float64] = _errors(_rows(expected), _rows(found)).max(axis=1, initial=0.0)
+    return furthest
 
 
 def _errors(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,15 +13,16 @@ from thresher.compiler.handed import CORE
 from thresher.runtime.backends.base import Tell, silent
 from thresher.runtime.bundle import Facts, join, package, ready
 from thresher.runtime.calibration import SAMPLES, CalibrationData, calibrate
-from thresher.runtime.deviation import OutputError, plain
+from thresher.runtime.deviation import DECIDED, OutputError, plain
 from thresher.runtime.engine import Engine
+from thresher.runtime.feeds import Array
 from thresher.runtime.generate import with_own_past
 from thresher.runtime.manifest import CALIBRATED, Prediction
 from thresher.runtime.runner import ProgramRunner, Runnable, symbol_ranges, tensor_info
 from thresher.runtime.sample import random_inputs
 from thresher.runtime.scoring import Dataset
 from thresher.runtime.shapes import narrowed
-from thresher.runtime.verifying import SameFunction, verify
+from thresher.runtime.verifying import ROUNDS, SameFunction, verify
 
 if TYPE_CHECKING:
     from thresher.compiler.program import Program
@@ -153,7 +154,9 @@ def agree(
     samples: int = SAMPLES,
     max_drop: float | None = None,
 ) -> dict[str, Any]:
-    """Compare on data, or on one random batch; returns the numbers for the manifest.
+    """Compare on data, or on a random batch; returns the numbers for the manifest.
+
+    A batch on some samples of which rounding decides is followed by three more.
 
     Raises:
         UsageError: ``max_drop`` is given and the data has no labels.
@@ -161,8 +164,11 @@ def agree(
     """
     if data is None:
         what = "standard normal, seed 0"
-        drawn = random_inputs(engine.inputs, batch=CHECK_BATCH, ranges=engine.ranges)
-        found = verify(reference, engine, inputs=[with_own_past(reference, drawn)])
+        found = verify(reference, engine, inputs=[_drawn(reference, engine, 0)])
+        if any(error.undecided for error in found.same_function.outputs):
+            what = f"standard normal, seeds 0 to {ROUNDS - 1}"
+            more = [_drawn(reference, engine, seed) for seed in range(ROUNDS)]
+            found = verify(reference, engine, inputs=more)
     else:
         what = data.name
         limit = samples if max_drop is None else None
@@ -186,11 +192,22 @@ def agree(
     }
 
 
+def _drawn(reference: Runnable, engine: Engine, seed: int) -> dict[str, Array]:
+    drawn = random_inputs(engine.inputs, batch=CHECK_BATCH, ranges=engine.ranges, seed=seed)
+    return with_own_past(reference, drawn)
+
+
 def _difference(error: OutputError, same: SameFunction) -> str:
     if error.name.startswith(CORE):
         return (
             f"of {error.samples} core neurons that the program picked for {error.name!r} the engine picked"
             f" {error.agreeing}"
+        )
+    if not error.decided:
+        return (
+            f"the engine's output {error.name!r} agrees with the program's in {error.agreeing} of"
+            f" {error.samples + error.undecided} samples and {DECIDED:.0%} have to; in {error.undecided} rounding"
+            " changes the tokens that the program itself chooses: other inputs (--data) may decide"
         )
     if same.share < 1 and error.agreeing < same.share * error.samples:
         return (
@@ -206,7 +223,8 @@ def _difference(error: OutputError, same: SameFunction) -> str:
 def _told(error: OutputError) -> dict[str, Any]:
     """Of one output, for the manifest."""
     names = ("relative", "sqnr_db", "samples", "agreeing", "top1")
-    return {name: value for name in names if (value := getattr(error, name)) is not None}
+    told = {name: value for name in names if (value := getattr(error, name)) is not None}
+    return told | ({"undecided": error.undecided} if error.undecided else {})
 
 
 def _prediction(details: Sequence[Mapping[str, Any]]) -> Prediction | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -12,6 +13,8 @@ from thresher.runtime.feeds import PLUS, Array, checked
 from thresher.runtime.manifest import Ranges, TensorInfo
 
 if TYPE_CHECKING:
+    import torch
+
     from thresher.compiler.program import Program
 
 
@@ -69,6 +72,21 @@ class ProgramRunner:
         calling = program.exported.call_spec.in_spec
         assert calling is not None
         self._calling = calling
+        self._weights: dict[str, torch.Tensor] = {}  # in place of the module's own
+
+    def rounded(self, share: float, seed: int) -> ProgramRunner:
+        """The same Program with every stored float off by up to ``share`` of itself, at random."""
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+
+        def off(value: torch.Tensor) -> torch.Tensor:
+            noise = 2 * torch.rand(value.shape, generator=generator) - 1
+            return value.detach() * (1 + share * noise).to(value.dtype)
+
+        twin, stored = copy.copy(self), self._module.state_dict()
+        twin._weights = {name: off(v) for name, v in stored.items() if v.is_floating_point()}
+        return twin
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; inputs are checked as an engine checks them.
@@ -83,9 +101,13 @@ class ProgramRunner:
         values = [torch.from_numpy(_own(feeds[spec.name])) for spec in self.inputs]
         args, kwargs = pytree.tree_unflatten(values, self._calling)
         with torch.inference_mode():
-            results = pytree.tree_leaves(self._module(*args, **kwargs))
+            if self._weights:
+                made = torch.func.functional_call(self._module, self._weights, args, kwargs)
+            else:
+                made = self._module(*args, **kwargs)
         names = (spec.name for spec in self.outputs)
-        return {name: value.numpy() for name, value in zip(names, results, strict=True)}
+        results = zip(names, pytree.tree_leaves(made), strict=True)
+        return {name: value.numpy() for name, value in results}
 
 
 def choosing(records: Iterable[Mapping[str, Any]]) -> bool:

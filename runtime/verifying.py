@@ -5,13 +5,9 @@ Token reduction must change numbers and should keep quality; lowering must chang
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from thresher.compiler.errors import UsageError
 from thresher.compiler.handed import CORE
@@ -20,9 +16,11 @@ from thresher.runtime.deviation import EPS, TIES, Deviations, OutputError, plain
 from thresher.runtime.feeds import Array, describe
 from thresher.runtime.generate import with_own_past
 from thresher.runtime.perplexity import PerplexityKept, Windows, compare_perplexity
+from thresher.runtime.quality import Counts, QualityKept, quality_kept
+from thresher.runtime.rounding import twins
 from thresher.runtime.runner import Runnable
 from thresher.runtime.sample import random_inputs
-from thresher.runtime.scoring import Dataset, predicted
+from thresher.runtime.scoring import Dataset
 
 SCHEMA = "thresher.verify/1"
 ROUNDS = 4  # random batches compared
@@ -38,38 +36,6 @@ class SameFunction:
     tolerance: float
     reason: str
     share: float  # of the samples, that has to agree
-
-
-@dataclass(frozen=True)
-class QualityKept:
-    """Second verdict, on labelled data.
-
-    Accuracies are shares of ``n``; ``difference`` is b - a in points (hundredths) and
-    ``standard_error`` its paired standard error (McNemar): with f = right_to_wrong +
-    wrong_to_right, ``sqrt(f - (wrong_to_right - right_to_wrong)^2 / n) / n``.  ``kept`` is None
-    when no drop was demanded.
-    """
-
-    dataset: str
-    n: int
-    accuracy_a: float
-    accuracy_b: float
-    difference: float
-    standard_error: float
-    right_to_wrong: int
-    wrong_to_right: int
-    agreement: float
-    max_drop: float | None
-    kept: bool | None
-
-    def sentence(self, a: str, b: str) -> str:
-        """The verdict in words."""
-        return (
-            f"quality kept: {_answer(self)}; {b} is right on {self.accuracy_b:.2%} and {a} on"
-            f" {self.accuracy_a:.2%} of {self.n} samples: {self.difference:+.2f} points (standard"
-            f" error {self.standard_error:.2f}), {self.right_to_wrong} right became wrong and"
-            f" {self.wrong_to_right} wrong became right"
-        )
 
 
 @dataclass(frozen=True)
@@ -133,15 +99,18 @@ def verify(
     comparable(a, b)
     if max_drop is not None and dataset is None and text is None:
         raise UsageError("a largest drop needs labelled data: give --data, or leave --max-drop out")
+    alike = a.changed_by == b.changed_by
     if same is None:
-        same = max_drop is None and a.changed_by == b.changed_by
+        same = max_drop is None and alike
     precision = max((a.precision, b.precision), key=EPS.__getitem__)
-    deviations = Deviations(tolerance(precision), discrete=a.reduced and b.reduced)
-    counts = _Counts(output)
+    allowed, discrete = tolerance(precision), a.reduced and b.reduced
+    deviations = Deviations(allowed, discrete=discrete)
+    counts = Counts(output)
     what, batches = _batches(a, dataset, inputs, batch, limit, sizes, seed)
     for feeds, labels in batches:
         left, right = (run_in_batches(model, feeds) for model in (a, b))
-        deviations.add(left, right)
+        ask = discrete and not allowed.answers and (same or alike)
+        deviations.add(left, right, twins(a, feeds, allowed) if ask else ())
         if labels is not None:
             counts.add(left, right, labels)
     first = _same_function(deviations, what)
@@ -150,7 +119,7 @@ def verify(
     if text is not None:
         second = perplexity = compare_perplexity(a, b, text, max_drop=max_drop)
     else:
-        second = quality = _quality(counts, dataset, max_drop)
+        second = quality = quality_kept(counts, dataset, max_drop)
     demanded = tuple(n for n, on in (("same", same), ("quality", max_drop is not None)) if on)
     met = (first.same or not same) and (second is None or second.kept is not False)
     sentences = (*_sentences(a.name, b.name, first, second), *_left_early(a, b))
@@ -207,59 +176,11 @@ def comparable(a: Runnable, b: Runnable) -> None:
             )
 
 
-class _Counts:
-    """Right and wrong answers of both on the same samples."""
-
-    def __init__(self, output: str | None) -> None:
-        self.output = output
-        self.n = self.right_a = self.right_b = self.lost = self.won = self.equal = 0
-
-    def add(self, a: Mapping[str, Array], b: Mapping[str, Array], labels: Array) -> None:
-        pick_a, pick_b = predicted(a, self.output), predicted(b, self.output)
-        good_a: NDArray[np.bool_] = pick_a == labels
-        good_b: NDArray[np.bool_] = pick_b == labels
-        self.n += len(labels)
-        self.right_a += int(good_a.sum())
-        self.right_b += int(good_b.sum())
-        self.lost += int((good_a & ~good_b).sum())
-        self.won += int((~good_a & good_b).sum())
-        self.equal += int((pick_a == pick_b).sum())
-
-
 def _same_function(deviations: Deviations, what: str) -> SameFunction:
     outputs = deviations.results()
     limit = deviations.limit
     same = bool(outputs) and all(error.same for error in outputs)
     return SameFunction(same, outputs, what, limit.relative, limit.reason, limit.share)
-
-
-def _quality(
-    counts: _Counts, dataset: Dataset | None, max_drop: float | None
-) -> QualityKept | None:
-    if dataset is None or counts.n == 0:
-        if max_drop is not None:
-            raise UsageError("a largest drop needs labels and the data set has none: give others")
-        return None
-    n = counts.n
-    difference = 100 * (counts.right_b - counts.right_a) / n
-    return QualityKept(
-        dataset=dataset.name,
-        n=n,
-        accuracy_a=counts.right_a / n,
-        accuracy_b=counts.right_b / n,
-        difference=difference,
-        standard_error=100 * paired_error(counts.lost, counts.won, n),
-        right_to_wrong=counts.lost,
-        wrong_to_right=counts.won,
-        agreement=counts.equal / n,
-        max_drop=max_drop,
-        kept=None if max_drop is None else -difference <= max_drop,
-    )
-
-
-def paired_error(lost: int, won: int, n: int) -> float:
-    """Standard error of the difference of two accuracies on the same ``n`` samples."""
-    return math.sqrt(max(0.0, lost + won - (won - lost) ** 2 / n)) / n
 
 
 def _sentences(
@@ -289,14 +210,19 @@ def _ties(first: SameFunction) -> str:
     odd = max((error.samples - error.agreeing for error in first.outputs), default=0)
     if first.share < 1:
         return f"; {odd} of {first.outputs[0].samples} samples disagree, {1 - first.share:.0%} may"
-    if not first.same or not odd:
+    said = _undecided(first)
+    if first.same and odd:
+        samples = first.outputs[0].samples
+        said += f"; {odd} of {samples} samples differ as by a tie between two tokens"
+    return said
+
+
+def _undecided(first: SameFunction) -> str:
+    """Said of samples that were left out."""
+    worst = max(first.outputs, key=lambda error: error.undecided, default=None)
+    if worst is None or not worst.undecided:
         return ""
-    return f"; {odd} of {first.outputs[0].samples} samples differ as by a tie between two tokens"
-
-
-def _answer(quality: QualityKept) -> str:
-    if quality.kept is None:
-        return "not demanded"
-    near = abs(quality.difference + (quality.max_drop or 0)) < 2 * quality.standard_error
-    doubt = ", though within two standard errors of the limit" if near else ""
-    return f"{'yes' if quality.kept else 'no'}, {quality.max_drop:g} points may be lost{doubt}"
+    return (
+        f"; {worst.undecided} of {worst.samples + worst.undecided} samples decide nothing: rounding"
+        " changes the tokens that the program itself chooses there"
+    )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from thresher.runtime.paired import Metric, difference
-from thresher.runtime.verifying import paired_error
+from thresher.runtime.quality import paired_error
 
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60)
 

@@ -21,8 +21,9 @@ from thresher.compiler.program import PassRecord, Program
 from thresher.compiler.recipe import load_recipe
 from thresher.runtime.bundle import Facts, package
 from thresher.runtime.deviation import Deviations, OutputError, tolerance
+from thresher.runtime.quality import paired_error
 from thresher.runtime.runner import ProgramRunner
-from thresher.runtime.verifying import paired_error, verify
+from thresher.runtime.verifying import verify
 
 EPS = float(np.finfo(np.float32).eps)
 
