@@ -9,13 +9,10 @@ from torch import fx
 from thresher.compiler.analysis.attention import SDPA, SOFTMAX, Attention
 from thresher.compiler.analysis.axes import Axes, Use, size_of
 from thresher.compiler.analysis.sites import TOKEN_AXIS, Sites
+from thresher.compiler.operators import PRODUCTS
 from thresher.compiler.program import Program, Refusal, module_path
 
-_SUMS = (
-    torch.ops.aten.matmul.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten.sum.dim_IntList,
-)
+_SUMS = (*PRODUCTS, torch.ops.aten.sum.dim_IntList)
 
 
 def prefix(found: Sites, flow: nx.DiGraph[fx.Node]) -> None:
