@@ -12,7 +12,8 @@ import torch
 from torch import fx
 
 from thresher.compiler.analysis.attention import SDPA, SOFTMAX
-from thresher.compiler.analysis.axes import Axes, Use, infer, tensor_operands
+from thresher.compiler.analysis.axes import Axes, Use, infer
+from thresher.compiler.analysis.flow import fed
 from thresher.compiler.analysis.linears import stored_weights
 from thresher.compiler.analysis.sites import Sites
 from thresher.compiler.operators import PRODUCTS, RESHAPES
@@ -42,7 +43,7 @@ class Latents:
 
 def find_latents(program: Program) -> list[Latents]:
     """All groups, in the order of the graph; never raises."""
-    axes, data = infer(program.graph), _by_data(program)
+    axes, data = infer(program.graph), fed(program)
     found: dict[int, Latents] = {}
     for node, name in stored_weights(program).items():
         value = node.meta["val"]
@@ -122,16 +123,6 @@ def _before(sites: Sites, use: Use, left: int) -> bool:
         return False
     _, _, start, end = (*use.node.args, None, None, None)[:4]
     return isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= left
-
-
-def _by_data(program: Program) -> set[fx.Node]:
-    """Nodes whose values, and not only shapes, depend on an input."""
-    found = set(program.input_nodes())
-    for node in program.graph.nodes:
-        shaped = isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
-        if shaped and any(operand in found for operand in tensor_operands(node)):
-            found.add(node)
-    return found
 
 
 def _entry(axes: Axes, weight: fx.Node, variable: int, data: set[fx.Node]) -> fx.Node | None:
