@@ -33,7 +33,6 @@ from thresher.compiler.program import Program
 
 aten = torch.ops.aten
 Target = Callable[..., Any]
-_NAMES: dict[object, str] = {}
 MORE = "more"  # the argument that holds inputs which passes added
 
 
