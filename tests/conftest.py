@@ -36,3 +36,9 @@ if importlib.util.find_spec("thresher") is None:
 for _init in ROOT.glob("*/__init__.py"):
     if _init.parent.name != "tests":
         sys.modules[_init.parent.name] = None  # type: ignore[assignment]
+
+from tests import remembered  # noqa: E402, behind all that has to be set first
+from thresher.compiler import trace as _tracing  # noqa: E402
+
+_tracing.trace = remembered.remembering(_tracing.trace)
+remembered.read_once()
