@@ -2,7 +2,8 @@
 # package registry.  VENV=FOLDER uses another virtual environment than .venv.
 VENV ?= .venv
 PYTHON ?= python3
-PYTEST_ARGS ?= -n auto
+# Neighbours in one process: they share what was traced and made before.
+PYTEST_ARGS ?= -n auto --dist worksteal
 
 export MPLBACKEND := Agg
 bin := $(VENV)/bin

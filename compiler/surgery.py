@@ -28,11 +28,11 @@ from torch.export.graph_signature import (
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from thresher.compiler.operators import in_any_layout
 from thresher.compiler.program import Program
 
 aten = torch.ops.aten
 Target = Callable[..., Any]
-_NAMES: dict[object, str] = {}
 MORE = "more"  # the argument that holds inputs which passes added
 
 
@@ -80,9 +80,7 @@ class Rewriter:
             new.meta = copy.copy(node.meta)
             self.map[node] = new
             return new
-        chosen: Any = target or (
-            aten.reshape.default if node.target is aten.view.default else node.target
-        )
+        chosen: Any = target or in_any_layout(node.target)
 
         def mapped(n: fx.Node) -> fx.Node:
             return replace[n] if replace and n in replace else self.map[n]

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import onnx
-    import torch
 
 DOMAIN = "thresher"
 VERSION = 1
@@ -90,15 +89,6 @@ class Operator:
                 last = len(shapes[name]) if rest else int(first) + 1
                 axes += [shapes[name][at] for at in range(int(first), last)]
             found[output] = tuple(axes)
-        return found
-
-    def overload(self) -> torch._ops.OpOverload:
-        """The torch operator that lowers to this one."""
-        import torch
-
-        import thresher.kernels.ops  # noqa: F401  (registers it)
-
-        found: torch._ops.OpOverload = getattr(torch.ops.thresher, self.torch_name).default
         return found
 
     def schema(self) -> onnx.defs.OpSchema:

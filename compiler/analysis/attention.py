@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from thresher.compiler.operators import PRODUCTS
+
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 SOFTMAX = (torch.ops.aten.softmax.int, torch.ops.aten._softmax.default)
-_PRODUCTS = (
-    torch.ops.aten.matmul.default,
-    torch.ops.aten.bmm.default,
+_WEIGHED = (
+    *PRODUCTS,
     torch.ops.aten.conv1d.default,
     torch.ops.aten.conv2d.default,
 )
@@ -71,7 +72,7 @@ class Attention:
                 return (
                     found if isinstance(found, fx.Node) and found.meta["val"].dim() == 3 else None
                 )
-            fresh = [n for n in node.all_input_nodes if n not in seen and n.target not in _PRODUCTS]
+            fresh = [n for n in node.all_input_nodes if n not in seen and n.target not in _WEIGHED]
             frontier += fresh
             seen.update(fresh)
         return None

@@ -13,14 +13,14 @@ import networkx as nx
 import torch
 from torch import fx
 
-from thresher.compiler.analysis.attention import SDPA
+from thresher.compiler.analysis.attention import SDPA, SOFTMAX
 from thresher.compiler.analysis.cost import node_cost
 from thresher.compiler.analysis.flow import dataflow
 from thresher.compiler.analysis.residual import NORMS, summands
 from thresher.compiler.program import Program, module_path
 
 aten = torch.ops.aten
-_SOFTMAX = (SDPA, aten._softmax.default, aten.softmax.int)
+_ATTENDS = (SDPA, *SOFTMAX)
 _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.convolution.default)
 
 
@@ -73,7 +73,7 @@ def find_branches(program: Program) -> list[Branch]:
     post = len(found) > 1 and None not in norms
     branches, layer = list[Branch](), -1
     for (skip, add, own), norm in zip(found, norms, strict=True):
-        attends = any(n.target in _SOFTMAX for n in own)
+        attends = any(n.target in _ATTENDS for n in own)
         layer += attends or layer < 0
         out = norm if post and norm is not None else add
         branches.append(Branch(layer, "attention" if attends else "ffn", skip, out))

@@ -45,7 +45,7 @@ def find_sites(program: Program) -> Sites:
         found.root = None
         return found
     barriers(found, flow)
-    found.padding = padding(program, flow, first.attention)
+    found.padding = padding(program, first.attention)
     return found
 
 

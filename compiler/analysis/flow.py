@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import networkx as nx
-from torch import fx
+from torch import Tensor, fx
+
+from thresher.compiler.program import Program
 
 
 def dataflow(graph: fx.Graph) -> nx.DiGraph[fx.Node]:
@@ -13,6 +15,16 @@ def dataflow(graph: fx.Graph) -> nx.DiGraph[fx.Node]:
         flow.add_node(node)
         flow.add_edges_from((operand, node) for operand in node.all_input_nodes)
     return flow
+
+
+def fed(program: Program) -> set[fx.Node]:
+    """Nodes whose values, and not only shapes, depend on an input; the inputs are among them."""
+    found = set(program.input_nodes())
+    for node in program.graph.nodes:
+        shaped = isinstance(node.meta.get("val"), (Tensor, tuple, list))
+        if shaped and any(operand in found for operand in node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def origin(graph: fx.Graph, node: fx.Node) -> list[fx.Node]:

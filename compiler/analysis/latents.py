@@ -12,22 +12,16 @@ import torch
 from torch import fx
 
 from thresher.compiler.analysis.attention import SDPA, SOFTMAX
-from thresher.compiler.analysis.axes import Axes, Use, infer, tensor_operands
+from thresher.compiler.analysis.axes import Axes, Use, infer
+from thresher.compiler.analysis.flow import fed
 from thresher.compiler.analysis.linears import stored_weights
 from thresher.compiler.analysis.sites import Sites
+from thresher.compiler.operators import PRODUCTS, RESHAPES
 from thresher.compiler.program import Program, Refusal, module_path
 
 aten = torch.ops.aten
-_PRODUCTS = (aten.matmul.default, aten.bmm.default)
-_RESHAPES = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
-_POINTWISE = (
-    aten.add.Tensor,
-    aten.mul.Tensor,
-    aten.div.Tensor,
-    aten.view.default,
-    aten.reshape.default,
-)
-_SUMS = (SDPA, *SOFTMAX, *_PRODUCTS, aten.sum.dim_IntList)  # as right for fewer latents as for all
+_BEFORE_SOFTMAX = (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor, *RESHAPES)  # of logits
+_SUMS = (SDPA, *SOFTMAX, *PRODUCTS, aten.sum.dim_IntList)  # as right for fewer latents as for all
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class Latents:
 
 def find_latents(program: Program) -> list[Latents]:
     """All groups, in the order of the graph; never raises."""
-    axes, data = infer(program.graph), _by_data(program)
+    axes, data = infer(program.graph), fed(program)
     found: dict[int, Latents] = {}
     for node, name in stored_weights(program).items():
         value = node.meta["val"]
@@ -120,7 +114,7 @@ def _holds(sites: Sites, variable: int) -> bool:
 
 def _comes_apart(sites: Sites, node: fx.Node) -> bool:
     """Whether a reshape gives an axis of latents back as it was before it was merged."""
-    return node.target in _RESHAPES and bool(sites.token_axes(node))
+    return node.target in RESHAPES and bool(sites.token_axes(node))
 
 
 def _before(sites: Sites, use: Use, left: int) -> bool:
@@ -129,16 +123,6 @@ def _before(sites: Sites, use: Use, left: int) -> bool:
         return False
     _, _, start, end = (*use.node.args, None, None, None)[:4]
     return isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= left
-
-
-def _by_data(program: Program) -> set[fx.Node]:
-    """Nodes whose values, and not only shapes, depend on an input."""
-    found = set(program.input_nodes())
-    for node in program.graph.nodes:
-        shaped = isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
-        if shaped and any(operand in found for operand in tensor_operands(node)):
-            found.add(node)
-    return found
 
 
 def _entry(axes: Axes, weight: fx.Node, variable: int, data: set[fx.Node]) -> fx.Node | None:
@@ -164,7 +148,7 @@ def _enters(axes: Axes, node: fx.Node, user: fx.Node, variable: int) -> bool:
     if user.target is aten.cat.default:
         dim = int(user.args[1]) if len(user.args) > 1 else 0  # type: ignore[arg-type]
         return axes.of(node)[dim] == variable
-    if user.target is SDPA or user.target in _PRODUCTS:
+    if user.target is SDPA or user.target in PRODUCTS:
         asks = user.args[0] is node
         return asks and axes.of(node)[-2] == variable and (user.target is SDPA or _is_weighed(user))
     return False
@@ -173,6 +157,6 @@ def _enters(axes: Axes, node: fx.Node, user: fx.Node, variable: int) -> bool:
 def _is_weighed(product: fx.Node) -> bool:
     """Whether a product is what a softmax is taken of."""
     return any(
-        user.target in SOFTMAX or (user.target in _POINTWISE and _is_weighed(user))
+        user.target in SOFTMAX or (user.target in _BEFORE_SOFTMAX and _is_weighed(user))
         for user in product.users
     )

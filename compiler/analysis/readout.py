@@ -8,14 +8,12 @@ from torch import fx
 
 from thresher.compiler.analysis.attention import SDPA, SOFTMAX, Attention
 from thresher.compiler.analysis.axes import Axes, Use, size_of
+from thresher.compiler.analysis.flow import fed
 from thresher.compiler.analysis.sites import TOKEN_AXIS, Sites
+from thresher.compiler.operators import PRODUCTS
 from thresher.compiler.program import Program, Refusal, module_path
 
-_SUMS = (
-    torch.ops.aten.matmul.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten.sum.dim_IntList,
-)
+_SUMS = (*PRODUCTS, torch.ops.aten.sum.dim_IntList)
 
 
 def prefix(found: Sites, flow: nx.DiGraph[fx.Node]) -> None:
@@ -60,11 +58,11 @@ def _named_class_token(found: Sites, flow: nx.DiGraph[fx.Node]) -> int | None:
 
 def ends_in_latents(program: Program, found: Sites) -> bool:
     """Whether learned tokens are appended to those of the data: they are what is read out."""
-    inputs = set(program.input_nodes())
+    data = fed(program)
     for use in found.axes.uses:
         if use.kind == "part" and found.axes.of(use.node)[use.axis] in found.offsets:
             *_, last = use.node.all_input_nodes
-            if depends_on_values(use.operand, inputs) and not depends_on_values(last, inputs):
+            if use.operand in data and last not in data:
                 return True
     return False
 
@@ -136,26 +134,9 @@ def _sequence_pooling(
     return shares, sums
 
 
-def padding(program: Program, flow: nx.DiGraph[fx.Node], first: Attention) -> fx.Node | None:
-    """The first attention's mask if it depends on a user input: it says which tokens are padding."""
+def padding(program: Program, first: Attention) -> fx.Node | None:
+    """The first attention's mask if the values of an input decide it: it says which tokens are padding."""
     mask = first.mask
-    inputs = set(program.input_nodes())
-    if mask is None or not (nx.ancestors(flow, mask) | {mask}) & inputs:
-        return None
-    if mask.meta["val"].dim() != 4 or not depends_on_values(mask, inputs):
+    if mask is None or mask.meta["val"].dim() != 4:
         return None  # without a batch it says nothing of any one item
-    return mask
-
-
-def depends_on_values(mask: fx.Node, inputs: set[fx.Node]) -> bool:
-    """Whether a mask is computed from an input's values and not only from its sizes."""
-    frontier, seen = [mask], set()
-    while frontier:
-        node = frontier.pop()
-        if node in inputs:
-            return True
-        for operand in node.all_input_nodes:
-            if operand not in seen and isinstance(operand.meta.get("val"), torch.Tensor):
-                seen.add(operand)
-                frontier.append(operand)
-    return False
+    return mask if mask in fed(program) else None

@@ -31,6 +31,7 @@ from thresher.compiler.lowering.precision import (
     our_operator,
     wants_float32,
 )
+from thresher.compiler.operators import RESHAPES
 from thresher.compiler.program import Program, module_path
 from thresher.compiler.surgery import Rewriter
 from thresher.kernels.registry import Operator
@@ -109,7 +110,7 @@ class _Lowering:
         replace = self._operands(node)
         if node.target is SDPA:
             self._attention(node, replace)
-        elif node.target in (aten.view.default, aten.reshape.default, aten._unsafe_view.default):
+        elif node.target in RESHAPES:
             source = node.args[0]
             assert isinstance(source, fx.Node)
             whole = self.rewriter.emit(

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, fx
 
 from thresher.compiler.analysis.finder import find_sites
+from thresher.compiler.operators import in_any_layout
 from thresher.compiler.program import Program
 from thresher.passes.adaptive.learners import Learners, running
 from thresher.passes.adaptive.sites import Site
 from thresher.passes.tokens.sizes import visible
 
-aten = torch.ops.aten
 Instead = Callable[[int, Tensor], Tensor]  # of a site's number and what it reads: what it writes
 
 
@@ -99,8 +99,7 @@ class NetworkForward(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``view`` runs as ``reshape``: a module's result may have another memory layout."""
-        chosen = aten.reshape.default if target is aten.view.default else target
-        return super().call_function(chosen, args, kwargs)
+        return super().call_function(in_any_layout(target), args, kwargs)
 
     def _named(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         results = self.run(*self.program.placeholder_values(inputs))

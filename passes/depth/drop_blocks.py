@@ -24,6 +24,7 @@ from thresher.compiler.program import Program, Refusal
 from thresher.compiler.surgery import Rewriter
 from thresher.passes.depth.influence import influences
 from thresher.passes.learning import calibration
+from thresher.passes.options import Flops
 
 LEAST_ITEMS = 8  # of the data
 USUAL = 4  # without a budget, one of so many parts goes
@@ -33,10 +34,7 @@ class DropOptions(Options):
     """What may go, and how much of it: at most one of ``count`` and ``flops``."""
 
     count: Annotated[int | None, Field(ge=1, description="parts to leave out")] = None
-    flops: Annotated[
-        float | None,
-        Field(gt=0, le=1, description="share of the multiply-accumulates to spend, of those that came in"),
-    ] = None  # fmt: skip
+    flops: Flops = None
     part: Annotated[
         Literal["block", "half"],
         Field(description="leave out whole blocks, or attention and feed-forward halves"),

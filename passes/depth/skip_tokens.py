@@ -26,8 +26,10 @@ from thresher.passes.depth.spans import Span, find_spans
 from thresher.passes.depth.train import Skipping, trained
 from thresher.passes.learning import calibration, saved
 from thresher.passes.learning.options import DistilledBy, Patience, Rate
+from thresher.passes.options import Flops
 from thresher.passes.tokens import budget
 from thresher.passes.tokens.budget import Count, Limits
+from thresher.passes.tokens.options import Multiple
 
 LEAST_ITEMS = 8  # of the data
 DEFAULT_CAPACITY = 0.5
@@ -42,10 +44,7 @@ class SkipOptions(Options):
         float | None,
         Field(gt=0, le=1, description="share of the tokens that run through a block, prefix tokens always do"),
     ] = None  # fmt: skip
-    flops: Annotated[
-        float | None,
-        Field(gt=0, le=1, description="share of the multiply-accumulates to spend, of those that came in"),
-    ] = None  # fmt: skip
+    flops: Flops = None
     layers: Annotated[
         tuple[int, ...] | None,
         Field(description="blocks that tokens may skip, from 0; by default every second one, 1, 3, ..."),
@@ -59,10 +58,7 @@ class SkipOptions(Options):
         Field(description="who runs: by a linear probe of the update's length, by a router that is trained from"
             " there, or, as a control, in a fixed random order"),
     ] = "probe"  # fmt: skip
-    multiple: Annotated[
-        int,
-        Field(ge=1, description="round the tokens that run up to a multiple, prefix included; 8 pays on GPUs"),
-    ] = 1  # fmt: skip
+    multiple: Multiple = 1
     items: Annotated[int, Field(ge=LEAST_ITEMS, description="items of the data to fit on")] = 256
     steps: Annotated[int, Field(ge=0, description="most steps of training")] = 200
     rate: Rate = 1e-2

@@ -166,7 +166,7 @@ class EarlyExit(Pass[ExitOptions]):
         self, program: Program, early: fx.Node, head: Head, context: Context, digest: str
     ) -> Found:
         options = self.options
-        known = None if options.calibration is None else self._restored(program, head, digest)
+        known = None if options.calibration is None else self._restored(head, digest)
         if (
             known is not None
             and options.max_drop is None
@@ -203,7 +203,7 @@ class EarlyExit(Pass[ExitOptions]):
         }  # fmt: skip
         return Found(training.weights, threshold, share, lost, told)
 
-    def _restored(self, program: Program, head: Head, digest: str) -> Found:
+    def _restored(self, head: Head, digest: str) -> Found:
         """A head that was trained before, at its threshold.
 
         Raises:

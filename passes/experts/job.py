@@ -13,6 +13,7 @@ from torch import Tensor
 from thresher.passes.adaptive.job import Trainable
 from thresher.passes.experts.mixture import Mixture
 from thresher.passes.learning.options import Patience
+from thresher.passes.options import Flops
 
 DEFAULT_BUDGET = 0.5
 
@@ -30,10 +31,7 @@ class ExpertsOptions(Trainable):
     budget: Annotated[
         float | None, Field(gt=0, le=1, description="share of the feed-forward work that is left")
     ] = None
-    flops: Annotated[
-        float | None,
-        Field(gt=0, le=1, description="share of the multiply-accumulates to spend, of those that came in"),
-    ] = None  # fmt: skip
+    flops: Flops = None
     experts: Annotated[
         int, Field(ge=2, le=64, description="groups that the neurons of each network are cut into")
     ] = 8

@@ -22,6 +22,7 @@ from thresher.compiler.digests import weights_digest
 from thresher.compiler.errors import VerdictError
 from thresher.compiler.program import Program, Refusal, provenance
 from thresher.passes.learning import calibration, saved
+from thresher.passes.options import Flops
 from thresher.passes.sparsity import cut, toast
 from thresher.passes.sparsity.cut import Channels, Cuts, rounded
 from thresher.passes.sparsity.moments import Moments
@@ -38,10 +39,7 @@ class ChannelOptions(Options):
     ratio: Annotated[
         float | None, Field(ge=0, lt=1, description="share of the neurons to leave out")
     ] = None
-    flops: Annotated[
-        float | None,
-        Field(gt=0, le=1, description="share of the multiply-accumulates to spend, of those that came in"),
-    ] = None  # fmt: skip
+    flops: Flops = None
     score: Annotated[
         Literal["variance", "output", "magnitude", "toast"],
         Field(

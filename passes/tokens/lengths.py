@@ -10,11 +10,12 @@ import torch
 from torch import fx
 
 from thresher.compiler.analysis.sites import Sites
+from thresher.compiler.operators import RESHAPES
 from thresher.compiler.surgery import Rewriter
 from thresher.passes.tokens.budget import Size
 
 aten = torch.ops.aten
-_SHAPED = (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default)
+_SHAPED = (*RESHAPES, aten.expand.default)
 _TO_END = 2**63 - 1
 
 

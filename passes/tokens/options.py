@@ -12,6 +12,7 @@ from thresher.compiler.analysis.cost import CostModel
 from thresher.compiler.analysis.sites import Sites
 from thresher.compiler.contract import Options
 from thresher.compiler.errors import UsageError
+from thresher.passes.options import Flops
 from thresher.passes.tokens import budget
 from thresher.passes.tokens.budget import Count, Limits, Schedule
 
@@ -20,10 +21,6 @@ DEFAULT_FLOPS = 0.65
 BUDGETS = ("r", "keep", "counts", "flops")
 
 
-Flops: TypeAlias = Annotated[
-    float | None,
-    Field(gt=0, le=1, description="share of the dense multiply-accumulates to spend"),
-]
 Multiple: TypeAlias = Annotated[
     int,
     Field(

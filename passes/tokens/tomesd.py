@@ -12,11 +12,12 @@ from thresher.compiler.analysis.cost import total_macs
 from thresher.compiler.contract import Context, Options, Pass, PassResult
 from thresher.compiler.errors import UsageError
 from thresher.compiler.program import Program, Refusal
+from thresher.passes.options import Flops
 from thresher.passes.tokens import budget
 from thresher.passes.tokens.around import Around, limits
 from thresher.passes.tokens.attention_span import AttentionSpan, find_attention_spans
 from thresher.passes.tokens.budget import Count
-from thresher.passes.tokens.options import Flops, Multiple
+from thresher.passes.tokens.options import Multiple
 
 DEFAULT_KEEP = 0.5
 REDUCED = "tokens leave this network already: start from the original model"

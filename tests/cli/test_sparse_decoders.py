@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.cli.conftest import Cli
-from tests.kernels.test_sparse import nodes_of
+from tests.kernels.test_sparse_engines import nodes_of
 from tests.models.folders import GROUPED, build, save, word_tokenizer
 from thresher.cli.opening import open_measured
 from thresher.compiler.analysis.cost import parameters

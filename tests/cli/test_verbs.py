@@ -257,8 +257,8 @@ def test_recipes_are_listed_and_written_out(cli: Cli, tmp_path: Path) -> None:
     done = cli("recipes", "--json")
     assert (done.code, done.err) == (0, "")
     assert {"tome", "evit", "topk-norm", "random"} <= set(done.json["recipes"])
-    for name in done.json["recipes"]:
-        assert name in cli("recipes").out
+    listed = cli("recipes").out
+    assert all(name in listed for name in done.json["recipes"])
     told = cli("recipes", "tome", "--set", "r=7")
     (tmp_path / "mine.yaml").write_text(told.out)
     again = cli("recipes", tmp_path / "mine.yaml", "--json")

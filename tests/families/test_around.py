@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
+import onnx
 import onnx_ir
 import pytest
 import torch
@@ -28,6 +30,7 @@ from thresher.compiler.analysis.cost import total_macs
 from thresher.compiler.analysis.finder import find_sites
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.lowering import to_onnx
+from thresher.compiler.program import Program
 from thresher.passes.tokens.tomesd import Tomesd, TomesdOptions
 
 SIZES_IN_FLOAT32 = 3e-6  # relative
@@ -43,6 +46,12 @@ CASES = [pytest.param(f, marks=() if f in SHARP else pytest.mark.slow) for f in 
 
 def run(name: str, dtype: torch.dtype, **options: Any) -> PassResult:
     return Tomesd(TomesdOptions(**options))(program(name, dtype), Context())
+
+
+@lru_cache(maxsize=1)  # back ends of a family are neighbours
+def lowered(name: str) -> tuple[Program, onnx.ModelProto]:
+    made = run(name, torch.float32, keep=0.6).program
+    return made, onnx_ir.to_proto(to_onnx(made))
 
 
 class Repeated(TorchFunctionMode):
@@ -178,7 +187,6 @@ def _merge_macs(attended: list[int], node: torch.fx.Node) -> int:
 @pytest.mark.parametrize("back_end", list(RUN))
 @pytest.mark.parametrize("name", CASES)
 def test_back_ends_agree(name: str, back_end: str) -> None:
-    made = run(name, torch.float32, keep=0.6).program
+    made, model = lowered(name)
     inputs = cast(BY_NAME[name].inputs(2), torch.float32)
-    model = onnx_ir.to_proto(to_onnx(made))
     assert error(RUN[back_end](model, inputs), made, inputs) < FLOAT32

@@ -19,9 +19,20 @@ from thresher.passes.tokens.learning.masked import MaskedForward
 from thresher.passes.tokens.learning.train import learn
 
 ITEMS, TARGET = 8, 0.85
+# Every day: padding, registers, no prefix, and tokens that are read out by a softmax over them.
+SHARP = (
+    "hf:bert",
+    "timm:vit_small_patch14_reg4_dinov2",
+    "timm:vit_base_patch16_siglip_224",
+    "compact:cct",
+)
+CASES = [
+    pytest.param(entry.name, marks=() if entry.name in SHARP else pytest.mark.slow)
+    for entry in REDUCIBLE
+]
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in REDUCIBLE])
+@pytest.mark.parametrize("name", CASES)
 def test_a_family_learns_counts_that_cost_what_was_asked(name: str) -> None:
     dense = program(name, torch.float32, fixed=True)
     sites = find_sites(dense)

@@ -16,9 +16,14 @@ from thresher.compiler.trace import trace
 _WRAPPERS = {"Pixels": "Image", "Text": "Text", "Mel": "Spectrogram", "Wave": "Waveform"}
 
 
-@cache
 def program(name: str, dtype: torch.dtype = torch.float64, *, fixed: bool = False) -> Program:
     """A Program of one entry, with symbolic batch, and unless ``fixed`` length where it has one."""
+    varies = any(set(axes) != {0} for axes in BY_NAME[name].dynamic.values())
+    return _traced(name, dtype, fixed and varies)
+
+
+@cache
+def _traced(name: str, dtype: torch.dtype, fixed: bool) -> Program:
     entry = BY_NAME[name]
     model, inputs = entry.build(dtype)
     example = cast(inputs(2), dtype)

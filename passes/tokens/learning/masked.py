@@ -15,10 +15,9 @@ from torch import Tensor, fx
 
 from thresher.compiler.analysis.attention import SDPA, Attention
 from thresher.compiler.analysis.sites import Sites
+from thresher.compiler.operators import in_any_layout
 from thresher.compiler.program import Program
 from thresher.passes.tokens.sizes import MASKED, size_weighted, size_weighted_shares, visible
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,7 @@ class MaskedForward(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``view`` runs as ``reshape``: attention under masks has another memory layout."""
-        chosen = aten.reshape.default if target is aten.view.default else target
-        return super().call_function(chosen, args, kwargs)
+        return super().call_function(in_any_layout(target), args, kwargs)
 
     # --- attention ----------------------------------------------------------------------------
 
