@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,15 +51,12 @@ class Runnable(Protocol):
 
 
 class ProgramRunner:
-    """A Program run eagerly.  ``threads`` is torch's setting for the whole process."""
+    """A Program run eagerly, with ``threads`` of torch's."""
 
     precision = "fp32"
 
     def __init__(self, program: Program, *, name: str | None = None, threads: int | None = None):
-        import torch
-
         self.threads = default_threads() if threads is None else threads
-        torch.set_num_threads(self.threads)
         self.program = program
         self.name = name or program.info.source
         self.inputs = tuple(tensor_info(spec) for spec in program.inputs)
@@ -100,7 +98,7 @@ class ProgramRunner:
         feeds = checked(inputs, self.inputs, self.ranges)
         values = [torch.from_numpy(_own(feeds[spec.name])) for spec in self.inputs]
         args, kwargs = pytree.tree_unflatten(values, self._calling)
-        with torch.inference_mode():
+        with torch.inference_mode(), _torch_threads(self.threads):
             if self._weights:
                 made = torch.func.functional_call(self._module, self._weights, args, kwargs)
             else:
@@ -108,6 +106,19 @@ class ProgramRunner:
         names = (spec.name for spec in self.outputs)
         results = zip(names, pytree.tree_leaves(made), strict=True)
         return {name: value.numpy() for name, value in results}
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """So many threads for what is done inside; the setting is the whole process's."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def choosing(records: Iterable[Mapping[str, Any]]) -> bool:

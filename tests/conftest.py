@@ -10,10 +10,7 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever fetched
@@ -40,17 +37,8 @@ for _init in ROOT.glob("*/__init__.py"):
     if _init.parent.name != "tests":
         sys.modules[_init.parent.name] = None  # type: ignore[assignment]
 
-import torch  # noqa: E402, behind all that has to be set first
-
 from tests import remembered  # noqa: E402
 from thresher.compiler import trace as _tracing  # noqa: E402
 
 _tracing.trace = remembered.remembering(_tracing.trace)
 remembered.read_once()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """What runs an eager model sets torch's threads for the whole process; tests behind it wait on each other's."""
-    yield
-    torch.set_num_threads(1)

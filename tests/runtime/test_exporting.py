@@ -107,9 +107,12 @@ def test_a_taken_folder_is_refused_before_lowering(
         export(dense, tmp_path / "e")
 
 
-def test_a_runner_checks_its_inputs_and_keeps_torch_in_bounds(dense: Program) -> None:
-    runner = ProgramRunner(dense, threads=1)
-    assert torch.get_num_threads() == 1
+def test_a_runner_checks_its_inputs_and_has_threads_of_its_own(dense: Program) -> None:
+    before, seen = torch.get_num_threads(), list[int]()
+    runner = ProgramRunner(dense, threads=before + 1)
+    runner._module.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    runner.run(random_inputs(runner.inputs))
+    assert (seen, torch.get_num_threads()) == ([before + 1], before)
     assert runner.ranges == {"batch": (1, None)}
     with pytest.raises(UsageError, match="no input 'y'"):
         runner.run({"y": torch.zeros(1).numpy()})
