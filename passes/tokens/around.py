@@ -96,7 +96,7 @@ class Around(Reduction):
         node = self.rewriter.emit(MERGE, x, sizes, metric, keep, span.sites.protected, True)
         y, size, slot, kept = self.rewriter.outputs(node)
         if self.preserves_norm:
-            y = self.rewriter.inline(mlerp, x, sizes, y, slot)
+            y = self.rewriter.inline(mlerp, x, sizes, y, size, slot, kept)
         step = StepResult(node, y, size, slot, kept, SLOT, KEPT)
         self.versions.append(Version(y, self.rewriter.size(y, TOKEN_AXIS), size, step, x))
         self.inside[span.layer] = len(self.versions) - 1

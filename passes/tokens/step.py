@@ -128,7 +128,7 @@ class Merge(Step):
         )  # fmt: skip
         x, size, slot, kept = site.rewriter.outputs(node)
         if self.preserves_norm:
-            x = site.inline(mlerp, site.x, site.size, x, slot)
+            x = site.inline(mlerp, site.x, site.size, x, size, slot, kept)
         return StepResult(node, x, size, slot, kept, 2, 3)
 
 

@@ -32,8 +32,8 @@ def test_means_get_the_length_of_their_longest_member(
         size[rng.random(size.shape) < 0.3] = 0
     x, sizes = torch.from_numpy(values).to(dtype), torch.from_numpy(size)
     keep = tokens - int(rng.integers(0, tokens // 2 + 1))
-    y, _, slot, _ = torch.ops.thresher.bipartite_merge(x, sizes, x[:, None], keep, 0, True)
-    found = mlerp(x, sizes, y, slot)
+    y, total, slot, kept = torch.ops.thresher.bipartite_merge(x, sizes, x[:, None], keep, 0, True)
+    found = mlerp(x, sizes, y, total, slot, kept)
     assert found.dtype == dtype
     exact = x.double().numpy()
     for b in range(batch):
