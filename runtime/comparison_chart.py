@@ -6,6 +6,7 @@ Rows called ``METHOD@SETTING`` are one method at settings of its own.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from thresher.runtime.charts import LIGHT, figure_of, png
 from thresher.runtime.comparing import Comparison, Row
 
 TALL = 4.6  # inches of one metric's panel
+LABEL = 0.1  # of a panel's width, that a label takes
 # Okabe and Ito's palette, which people with any colour vision can tell apart
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 CONTROL_COLOUR = "#8a8a8a"
@@ -97,13 +99,9 @@ def _point(panel: Any, row: Row, index: int, style: dict[str, Any]) -> None:
 
 def _shares(panel: Any, rows: list[Row]) -> None:
     """The share of the work that is left, above the points of each budget that was asked for."""
-    times: dict[float, list[float]] = {}
-    for row in rows:
-        if row.asked is not None:
-            times.setdefault(row.asked, []).append(_milliseconds(row))
-    for budget, found in times.items():
+    for budget, place in _labels(rows).items():
         panel.text(
-            sum(found) / len(found),
+            place,
             0.985,
             f"{100 * budget:.3g}% work",
             transform=panel.get_xaxis_transform(),
@@ -112,6 +110,21 @@ def _shares(panel: Any, rows: list[Row]) -> None:
             fontsize=8,
             color=LIGHT.text,
         )
+
+
+def _labels(rows: list[Row]) -> dict[float, float]:
+    """Budgets with the mean of their times; of those that would be written over each other the first."""
+    times: dict[float, list[float]] = {}
+    for row in rows:
+        if row.asked is not None:
+            times.setdefault(row.asked, []).append(_milliseconds(row))
+    drawn = [_milliseconds(row) for row in rows]
+    wide, last, found = LABEL * (max(drawn, default=0) - min(drawn, default=0)), -math.inf, {}
+    places = {budget: sum(own) / len(own) for budget, own in times.items()}
+    for budget, place in sorted(places.items(), key=lambda item: item[1]):
+        if place - last >= wide:
+            found[budget] = last = place
+    return found
 
 
 def _milliseconds(row: Row) -> float:

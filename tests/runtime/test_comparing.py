@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from thresher.runtime.comparing import Comparison, Row, Score, judged
-from thresher.runtime.comparison_chart import _lines, _styles, comparison_chart
+from thresher.runtime.comparison_chart import _labels, _lines, _styles, comparison_chart
 from thresher.runtime.comparison_report import Report
 from thresher.runtime.conditions import conditions
 from thresher.runtime.measure import Warmth
@@ -147,3 +147,9 @@ def test_settings_of_a_method_are_one_line_of_a_chart() -> None:
     found = _lines(rows)
     assert list(found) == ["acm", "tome"]
     assert [each.method for each in found["acm"]] == ["acm@0.4", "acm@0.6"]
+
+
+def test_labels_of_a_chart_do_not_lie_on_each_other() -> None:
+    rows = [row("a", 0.5, 0.1, 2.0), row("b", 0.55, 0.1, 1.95), row("a", 0.8, 0.1, 1.2)]
+    assert _labels(rows) == {0.5: pytest.approx(50), 0.8: pytest.approx(100 / 1.2)}
+    assert _labels([]) == {}
