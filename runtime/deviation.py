@@ -29,9 +29,7 @@ ANSWERS = 0.9  # share of samples that must agree where what counts are answers
 TIES = 0.25  # share of samples that may take another token (or neuron) where two score equal up to rounding
 TIED = 0.05  # of the scale: the most that another choice of a token may change an output
 FAR = 4.0  # how much farther from a reference than its twins what is undecided may be
-DECIDED = (
-    1 / 3
-)  # of all samples have to agree where some are undecided: more than one of a batch of 4
+DECIDED = 1 / 3  # of all samples have to agree where some are undecided: two of a batch of 4
 
 
 @dataclass(frozen=True)

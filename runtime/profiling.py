@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SCHEMA = "thresher.profile/1"
 COPIES = "inputs and outputs are arrays in host memory; handing them over is included"
 Progress = Callable[[str, int, int], None]
+Feeds = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -127,19 +128,21 @@ def profile(
         sizes = timed_sizes(runs[0].inputs, sizes, known)
         memories = [_memory(run, batches[0], threads, sizes) if memory else None for run in runs]
         described = tuple(map(describe, runs, names, memories))
-        timings = tuple(
-            timing
-            for batch in batches
-            for timing in _time(runs, described, batch, plan, sizes, progress, clock)
-        )
+        timings, feeds = tuple[Timing, ...](), list[Feeds]()
+        for batch in batches:
+            feeds = _feeds(runs, batch, sizes)
+            timings += tuple(_time(runs, feeds, described, batch, plan, progress, clock))
         found = _blocks(runs, names, batches[0], threads, sizes) if blocks else ()
-        sizes_of_others = tuple(_other_sizes(runs, names, batches[0], sizes))
         where = conditions(threads, load)
         left = tuple(_left_early(runs, names))
     changes = tuple(compare_blocks(found[0], other) for other in found[1:])
     judged = [t for t in timings if t.speedup is not None]
     met = min_speedup is None or all(_meets(t, min_speedup) for t in judged)
-    said = (*_sentences(described, timings, where, changes, min_speedup), *sizes_of_others, *left)
+    said = (
+        *_sentences(described, timings, where, changes, min_speedup),
+        *_other_sizes(names, feeds),
+        *left,
+    )
     return Profile(
         described, timings, where, plan, said, min_speedup, met, blocks=found, changes=changes
     )
@@ -147,15 +150,14 @@ def profile(
 
 def _time(
     runs: Sequence[Runnable],
+    feeds: Sequence[Feeds],
     described: Sequence[Candidate],
     batch: int,
     plan: Plan,
-    sizes: Mapping[str, int] | None,
     progress: Progress,
     clock: Clock,
 ) -> list[Timing]:
     """All candidates at one batch size."""
-    feeds = [batch_inputs(run, batch, sizes) for run in runs]
     calls = [_call(run, own) for run, own in zip(runs, feeds, strict=True)]
     warmth = [warm_up(call, plan, clock) for call in calls]
     times = interleave(
@@ -183,6 +185,16 @@ def _time(
     return made
 
 
+def _feeds(runs: Sequence[Runnable], batch: int, sizes: Mapping[str, int] | None) -> list[Feeds]:
+    """Inputs of each candidate; whoever takes what the first one does is given the same arrays."""
+    first = batch_inputs(runs[0], batch, sizes)
+    own = (
+        first if run.inputs == runs[0].inputs else batch_inputs(run, batch, sizes)
+        for run in runs[1:]
+    )
+    return [first, *own]
+
+
 def batch_inputs(run: Runnable, batch: int, sizes: Mapping[str, int] | None) -> dict[str, Array]:
     """Seeded inputs of one batch; the past of a language model is its own.
 
@@ -208,7 +220,7 @@ def ideal_ratio(base: Candidate, candidate: Candidate, *, alike: bool = True) ->
     return dense / candidate.macs if dense and candidate.macs else None
 
 
-def _call(run: Runnable, feeds: Mapping[str, Array]) -> Callable[[], object]:
+def _call(run: Runnable, feeds: Feeds) -> Callable[[], object]:
     return lambda: run.run(feeds)
 
 
@@ -268,18 +280,16 @@ def _sentences(
     return said
 
 
-def _other_sizes(
-    runs: Sequence[Runnable], names: Sequence[str], batch: int, sizes: Mapping[str, int] | None
-) -> Iterator[str]:
+def _other_sizes(names: Sequence[str], feeds: Sequence[Feeds]) -> Iterator[str]:
     """Inputs that were not of the first candidate's size."""
-    first, *others = (_shapes(batch_inputs(run, batch, sizes)) for run in runs)
+    first, *others = map(_shapes, feeds)
     for name, shapes in zip(names[1:], others, strict=True):
         for key, shape in shapes.items():
             if shape != first[key]:
                 yield f"{name} was given {key!r} of {shape}, {names[0]} of {first[key]}"
 
 
-def _shapes(feeds: Mapping[str, Array]) -> dict[str, list[int]]:
+def _shapes(feeds: Feeds) -> dict[str, list[int]]:
     return {key: list(array.shape) for key, array in feeds.items()}
 
 

@@ -70,7 +70,7 @@ def study(
         notes: lines below the table.
         overrides: further options of every method, as ``option=value``.
     """
-    watch, load = _Steps(title), load_average()
+    watch, load = Steps(title), load_average()
     made = variants(
         program,
         args.methods,
@@ -94,7 +94,7 @@ def study(
     return Study(title, found, list(notes))
 
 
-class _Steps:
+class Steps:
     """Progress as lines, one for each new step."""
 
     def __init__(self, title: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tests.benchmarks.common import Study, parser, say
+from tests.benchmarks.common import Steps, Study, parser
 from tests.benchmarks.data import RATE, Clip, Floats, librivox, two_cities
 from tests.benchmarks.report import finish
 from tests.benchmarks.whisper import score
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rounds=args.rounds,
         eager=args.eager,
         load=load,
-        progress=lambda what, done, total: say(f"{what} ({done} of {total})"),
+        progress=Steps("Whisper tiny.en, short clips"),
     )
     count = sum(len(pieces(clip.samples)) for clip in clips)
     notes = [f"{count} pieces; times are of the encoder alone"]
