@@ -28,7 +28,6 @@ class PassReport:
     Attributes:
         number, total: place in the pipeline, from 1.
         record: what went into the history; its ``seconds`` are those of the pass alone.
-        verify_seconds: what checking the result took.
         ops: operators whose number of calls changed, and by how much.
         program: the Program behind the pass.
         calibration: what the pass measured on data, to be kept beside the recipe.
@@ -37,7 +36,6 @@ class PassReport:
     number: int
     total: int
     record: PassRecord
-    verify_seconds: float
     ops: dict[str, int]
     program: Program
     calibration: Calibration | None = None
@@ -111,10 +109,11 @@ def run_passes(
         if dumps is not None:
             dumps.after(number, record, after)
         _demand_effect(one, record, program)
-        seconds = _verify(one, after, source) if record.applied else 0.0
+        if record.applied:
+            _verify(one, after, source)
         if observe is not None:
             delta = op_delta(program, after)
-            observe(PassReport(number, total, record, seconds, delta, after, result.calibration))
+            observe(PassReport(number, total, record, delta, after, result.calibration))
         program = after
         if not (one.keeps_outputs and one.keeps_interface):
             source = program
@@ -196,16 +195,14 @@ def _apply(one: Pass[Any], program: Program, context: Context) -> tuple[Program,
     return replace(result.program, history=(*program.history, record)), result
 
 
-def _verify(one: Pass[Any], program: Program, source: Program) -> float:
-    """Check what a pass made; returns the seconds that took."""
-    start = perf_counter()
+def _verify(one: Pass[Any], program: Program, source: Program) -> None:
+    """Check what a pass made."""
     try:
         kept = source if one.keeps_interface else None
         spec.verify(program, program.stage, kept, same_shapes=one.keeps_outputs)
     except spec.SpecError as error:
         before = replace(program, history=program.history[:-1])
         raise ContractError(f"pass {one.name!r} broke it: {error} ({_ran(before)})") from error
-    return perf_counter() - start
 
 
 def _record(one: Pass[Any], result: PassResult, seconds: float) -> PassRecord:

@@ -22,8 +22,9 @@ from thresher.runtime.engine import Engine
 from thresher.runtime.exporting import export
 from thresher.runtime.measure import Plan
 from thresher.runtime.paired import Difference, Metric, difference
-from thresher.runtime.profiling import Progress, Timing, profile
+from thresher.runtime.profiling import Progress, profile
 from thresher.runtime.runner import ProgramRunner, Runnable
+from thresher.runtime.timing import Timing
 
 if TYPE_CHECKING:
     from thresher.compiler.variants import Variant

@@ -17,11 +17,12 @@ from thresher.runtime.deviation import plain
 from thresher.runtime.engine import Engine
 from thresher.runtime.feeds import Array
 from thresher.runtime.generate import with_own_past
-from thresher.runtime.measure import Clock, Plan, Warmth, interleave, warm_up
+from thresher.runtime.measure import Clock, Plan, interleave, warm_up
 from thresher.runtime.memory import MEANING, Memory, peak_memory
 from thresher.runtime.runner import Runnable
 from thresher.runtime.sample import batch_symbol, random_inputs, timed_sizes
-from thresher.runtime.stats import Ratio, Spread, paired_ratio, spread
+from thresher.runtime.stats import paired_ratio, spread
+from thresher.runtime.timing import Timing
 from thresher.runtime.verifying import comparable
 
 if TYPE_CHECKING:
@@ -31,24 +32,6 @@ SCHEMA = "thresher.profile/1"
 COPIES = "inputs and outputs are arrays in host memory; handing them over is included"
 Progress = Callable[[str, int, int], None]
 Feeds = Mapping[str, Array]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One candidate at one batch size.  ``latency`` in seconds of one run of the whole batch.
-
-    ``speedup`` is over the first candidate, ``ideal`` the ratio of their multiply-accumulates,
-    ``realised`` is speed-up / ideal.
-    """
-
-    candidate: str
-    batch: int
-    latency: Spread
-    throughput: float  # samples per second
-    warm_up: Warmth
-    speedup: Ratio | None = None
-    ideal: float | None = None
-    realised: float | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +120,7 @@ def profile(
         left = tuple(_left_early(runs, names))
     changes = tuple(compare_blocks(found[0], other) for other in found[1:])
     judged = [t for t in timings if t.speedup is not None]
-    met = min_speedup is None or all(_meets(t, min_speedup) for t in judged)
+    met = min_speedup is None or all(t.meets(min_speedup) for t in judged)
     said = (
         *_sentences(described, timings, where, changes, min_speedup),
         *_other_sizes(names, feeds),
@@ -247,12 +230,6 @@ def _blocks(
     return block_profiles(folders, feeds, threads=threads, names=names)
 
 
-def _meets(timing: Timing, least: float) -> bool:
-    """A demanded speed-up is met by the median, if it is a gain at all."""
-    ratio = timing.speedup
-    return ratio is not None and ratio.median >= least and (least <= 1 or not ratio.inside_noise)
-
-
 def _sentences(
     described: Sequence[Candidate],
     timings: Sequence[Timing],
@@ -264,8 +241,8 @@ def _sentences(
     said = []
     for timing in timings:
         if timing.speedup is not None:
-            said.append(_verdict(timing, base.name))
-            if least is not None and not _meets(timing, least):
+            said.append(timing.verdict(base.name))
+            if least is not None and not timing.meets(least):
                 said[-1] += f"; {least:g} times was demanded"
         if not timing.warm_up.steady:
             said.append(
@@ -299,18 +276,3 @@ def _left_early(runs: Sequence[Runnable], names: Sequence[str]) -> Iterator[str]
         left = getattr(run, "left_early", None)
         if left is not None:
             yield f"{name}: {left}; inputs were random, and others leave more or less often"
-
-
-def _verdict(timing: Timing, base: str) -> str:
-    ratio = timing.speedup
-    assert ratio is not None
-    start = f"batch {timing.batch}: {timing.candidate}"
-    interval = f"{ratio.confidence:.0%} interval {ratio.low:.2f} to {ratio.high:.2f}"
-    if ratio.inside_noise:
-        return f"{start}: no gain over {base}; {ratio.median:.2f} times ({interval}) is noise"
-    if ratio.median < 1:
-        return f"{start} is slower than {base}: {ratio.median:.2f} times its speed ({interval})"
-    text = f"{start} is {ratio.median:.2f} times as fast as {base} ({interval})"
-    if timing.ideal and timing.realised:
-        text += f", {timing.realised:.2f} of the ideal {timing.ideal:.2f}"
-    return text

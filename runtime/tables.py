@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from thresher.runtime.blocks import BlockTime
 from thresher.runtime.comparing import Comparison, Row, Score
-from thresher.runtime.profiling import Profile, Timing
+from thresher.runtime.profiling import Profile
 from thresher.runtime.stats import milliseconds
+from thresher.runtime.timing import Timing
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # head, rows
 

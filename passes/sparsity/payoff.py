@@ -100,11 +100,6 @@ def _step(active: float, inputs: int, outputs: int) -> float:
     return (stored + DENSE_CALL) / (active * stored * READ * (1 + AHEAD / row) + CALL)
 
 
-def amdahl(share: float, k: float) -> float:
-    """``1 / (1 - f + f / k)``: the gain of the whole, a share f of it k times as fast."""
-    return 1 / (1 - share + share / k)
-
-
 def at(unions: Mapping[int, float], tokens: int) -> float:
     """Active share for so many tokens: measured, or that of the next smaller M that was (a lower bound)."""
     smaller = [m for m in unions if m <= tokens]

@@ -21,7 +21,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from tokenizers import Tokenizer
 
-from thresher.passes.sparsity.payoff import amdahl
 from thresher.runtime import Engine
 from thresher.runtime.conditions import conditions, load_average
 from thresher.runtime.feeds import Array
@@ -73,6 +72,11 @@ def timed(engines: Sequence[Engine], feeds: Feeds, rounds: int) -> list[list[flo
 
     calls = [call(engine) for engine in engines]
     return interleave(calls, [warm_up(one, plan, clock) for one in calls], plan, clock)
+
+
+def amdahl(share: float, k: float) -> float:
+    """``1 / (1 - f + f / k)``: the gain of the whole, a share f of it k times as fast."""
+    return 1 / (1 - share + share / k)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -62,7 +62,7 @@ def calls(case: Case, dtype: str, threads: int) -> list[Callable[[], Any]]:
     }
     made = model("BipartiteMerge", (3, 2, 4, 0), dtype, (("protected", 1),), 2)
     library = Library().find() or Library().build()
-    found = []
+    found: list[Callable[[], Any]] = []
     for kernels in (None, library):
         session = ort.InferenceSession(
             made.SerializeToString(), session_options(threads, kernels), providers=[CPU]

@@ -18,9 +18,9 @@ from thresher.runtime.comparison_report import Report
 from thresher.runtime.conditions import conditions
 from thresher.runtime.measure import Warmth
 from thresher.runtime.paired import Difference
-from thresher.runtime.profiling import Timing
 from thresher.runtime.stats import Ratio, Spread
 from thresher.runtime.tables import comparison, markdown
+from thresher.runtime.timing import Timing
 
 
 def timing(name: str, speedup: float) -> Timing:

@@ -194,8 +194,7 @@ def test_without_answers_it_is_the_error_of_the_outputs() -> None:
 # --- what pays ------------------------------------------------------------------------------------
 
 
-def test_amdahl() -> None:
-    assert payoff.amdahl(0.5, 2.0) == pytest.approx(4 / 3)
+def test_factors() -> None:
     assert payoff.factor("cpu", 4, 1 - 0.9**4, *LARGE) == pytest.approx(2.3)
     assert payoff.factor("cpu", 197, 0.01, *LARGE) == 1.0
     narrow = partial(payoff.factor, weights="bfloat16")
