@@ -5,8 +5,7 @@
 #include <cstdint>
 
 #include "cpu/arena.h"
-#include "cpu/kernel.h"
-#include "cpu/numeric.h"
+#include "cpu/rows.h"
 
 namespace thresher {
 
@@ -83,13 +82,9 @@ template <class W, class First>
 void nearest_by_item(const Context& context, int64_t count, int64_t grain, const First& first,
                      const std::vector<Targets<W>>& targets, W* best, int64_t* into) {
   const int64_t batch = static_cast<int64_t>(targets.size());
-  context.parallel(batch * count, grain, [&](int64_t begin, int64_t end) {
-    while (begin < end) {
-      const int64_t item = begin / count, size = std::min(end, (item + 1) * count) - begin;
-      nearest(first(item) + begin % count * targets[item].depth, size, targets[item], best + begin,
-              into + begin);
-      begin += size;
-    }
+  parallel_by_item(context, batch, count, grain, [&](int64_t item, int64_t row, int64_t size) {
+    const int64_t at = item * count + row;
+    nearest(first(item) + row * targets[item].depth, size, targets[item], best + at, into + at);
   });
 }
 

@@ -49,6 +49,19 @@ struct Stream {
   const T* const data;
 };
 
+// Calls body(item, first, count) in parallel on parts of at least `grain` of the `rows` rows of each item.
+template <class Body>
+void parallel_by_item(const Context& context, int64_t batch, int64_t rows, int64_t grain,
+                      const Body& body) {
+  context.parallel(batch * rows, grain, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t item = begin / rows, count = std::min(end, (item + 1) * rows) - begin;
+      body(item, begin % rows, count);
+      begin += count;
+    }
+  });
+}
+
 // A token and what it is ranked by.
 struct Ranked {
   uint64_t key;

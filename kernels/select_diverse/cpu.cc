@@ -2,7 +2,7 @@
 //
 // Three steps: unit rows, similarities of all pairs, and one round of the choice after the other.
 #include "cpu/arena.h"
-#include "cpu/nearest.h"
+#include "cpu/pairs.h"
 #include "cpu/rows.h"
 
 namespace thresher {
@@ -10,56 +10,71 @@ namespace {
 
 constexpr double CHOSEN = 2 * PADDING;  // beyond padding: never picked again
 constexpr int64_t GRAIN = 16;           // tokens whose similarities are worth a thread
-constexpr int ABREAST = 4;              // rows that are multiplied at once
 
 int64_t padded(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
 
 template <class T>
 THRESHER_VECTORISED void unit_row(const T* from, int64_t width, Wide<T>* to) {
   unit_sum(to, from, 1, 0, width, static_cast<Wide<T>>(EPSILON));
-  std::fill(to + width, to + padded(width), Wide<T>(0));
 }
 
-// Products of one row with `count` others, all of a padded width.
+// Products with all targets, `stride` apart.
 template <class W>
-THRESHER_VECTORISED void products(const W* row, const W* others, int64_t count, int64_t width,
-                                  W* to) {
-  for (int64_t first = 0; first < count; first += ABREAST) {
-    const W* other[ABREAST];  // the last one again where there are fewer
-    for (int i = 0; i < ABREAST; ++i)
-      other[i] = others + std::min(first + i, count - 1) * width;
-    Vector<W> sum[ABREAST] = {};
-    for (int64_t c = 0; c < width; c += LANES) {
-      const Vector<W> here = load(row + c);
-      for (int i = 0; i < ABREAST; ++i) sum[i] += here * load(other[i] + c);
-    }
-    for (int i = 0; i < ABREAST && first + i < count; ++i) to[first + i] = lane_sum<W>(sum[i]);
+struct Products {
+  W* const to;
+  const int64_t stride;
+
+  template <int ROWS, int PANELS>
+  THRESHER_INLINE void tile(int64_t row, int64_t at, const Tile<W, ROWS, PANELS>& product) {
+    for (int64_t p = 0; p < PANELS; ++p)
+      for (int64_t r = 0; r < ROWS; ++r) store(to + (row + r) * stride + (at + p) * LANES, product[p][r]);
+  }
+};
+
+template <class W>
+THRESHER_INLINE void all_products(const W* rows, int64_t count, const Targets<W>& targets, W* to) {
+  const int64_t stride = targets.panels * LANES;
+  for (int64_t at = 0; at < count; at += PAIR_ROWS) {
+    Products<W> found{to + at * stride, stride};
+    use_products(rows + at * targets.depth, std::min(PAIR_ROWS, count - at), targets, found);
   }
 }
+THRESHER_VECTORISED void products(const float* rows, int64_t count, const Targets<float>& targets, float* to) {
+  all_products(rows, count, targets, to);
+}
+THRESHER_VECTORISED void products(const double* rows, int64_t count, const Targets<double>& targets,
+                                  double* to) {
+  all_products(rows, count, targets, to);
+}
 
-// From the cosines of token `self` with all: what the others are no nearer to once it is picked.
-// Returns how near its own nearest is.
+// From the cosines of token `self` with all, of a padded number: what the others are no nearer to once it is
+// picked.  `least` is PADDING for padding, below every cosine for other tokens.  Returns how near its own nearest is.
 template <class W>
-W close_row(W* cosine, const float* size, int64_t count, int64_t self) {
-  W nearest = static_cast<W>(-PADDING);
-  for (int64_t i = 0; i < count; ++i) {
-    if (cosine[i] != cosine[i]) cosine[i] = static_cast<W>(-PADDING);  // NaN has no order
-    if (size[i] == 0)
-      cosine[i] = static_cast<W>(PADDING);
-    else if (i != self)
-      nearest = std::max(nearest, cosine[i]);
+THRESHER_VECTORISED W close_row(W* cosine, const W* least, int64_t count, int64_t self) {
+  const Vector<W> far = Vector<W>{} - static_cast<W>(PADDING);
+  Vector<W> nearest = far;
+  cosine[self] = static_cast<W>(-PADDING);
+  for (int64_t i = 0; i < count; i += LANES) {
+    const Vector<W> bound = load(least + i), found = load(cosine + i);
+    const Vector<W> known = found == found ? found : far;  // NaN has no order
+    const Vector<W> near = known > bound ? known : bound;
+    const Vector<W> real = bound > 0 ? far : near;
+    nearest = real > nearest ? real : nearest;
+    store(cosine + i, near);
   }
   cosine[self] = static_cast<W>(CHOSEN);
-  return size[self] == 0 ? static_cast<W>(PADDING) : nearest;
+  W most = nearest[0];
+  for (int lane = 1; lane < LANES; ++lane) most = std::max(most, nearest[lane]);
+  return least[self] > 0 ? static_cast<W>(PADDING) : most;
 }
 
 // `rank` is how near the nearest is to start with, and is overwritten.
 template <class W>
-THRESHER_VECTORISED void choose(const W* closeness, int64_t count, int64_t wanted, W* rank,
-                                int64_t* picks) {
+THRESHER_VECTORISED void choose(const W* closeness, int64_t stride, int64_t count, int64_t wanted,
+                                W* rank, int64_t* picks) {
   for (int64_t round = 0; round < wanted; ++round) {
     const int64_t pick = std::min_element(rank, rank + count) - rank;
-    const W* seen = closeness + pick * count;
+    const W* seen = closeness + pick * stride;
     if (round == 0)
       std::copy(seen, seen + count, rank);
     else
@@ -89,27 +104,37 @@ struct SelectDiverse {
     int64_t* kept = context.output<int64_t>(1, {x.batch, keep});
     int64_t* slot = context.output<int64_t>(2, {x.batch, x.tokens});
     Arena arena;
-    const int64_t pool = x.tokens - protect, wanted = keep - protect, wide = padded(x.width);
-    W* units = arena.take<W>(x.batch * pool * wide);
-    W* closeness = arena.take<W>(x.batch * pool * pool);
+    const int64_t pool = x.tokens - protect, wanted = keep - protect, stride = padded(pool);
+    W* units = arena.take<W>(x.batch * pool * x.width);
+    W* closeness = arena.take<W>(x.batch * pool * stride);
+    W* least = arena.take<W>(x.batch * stride);
+    std::fill_n(least, x.batch * stride, static_cast<W>(PADDING));
+    for (int64_t item = 0; item < x.batch; ++item)
+      for (int64_t i = 0; i < pool; ++i)
+        if (sizes.data[item * x.tokens + protect + i] != 0)
+          least[item * stride + i] = static_cast<W>(-PADDING);
     W* ranks = arena.take<W>(x.batch * pool);
     int64_t* picks = arena.take<int64_t>(x.batch * wanted);
+    std::vector<Targets<W>> targets;
+    for (int64_t item = 0; item < x.batch; ++item) targets.emplace_back(arena, pool, x.width);
 
     context.parallel(x.batch * pool, row_grain<T>(x.width), [&](int64_t begin, int64_t end) {
-      for (int64_t at = begin; at < end; ++at)
-        unit_row<T>(x.row(at / pool, protect + at % pool), x.width, units + at * wide);
-    });
-    context.parallel(x.batch * pool, GRAIN, [&](int64_t begin, int64_t end) {
       for (int64_t at = begin; at < end; ++at) {
-        const int64_t item = at / pool;
-        W* row = closeness + at * pool;
-        products<W>(units + at * wide, units + item * pool * wide, pool, wide, row);
-        ranks[at] = close_row(row, sizes.data + item * x.tokens + protect, pool, at % pool);
+        W* unit = units + at * x.width;
+        unit_row<T>(x.row(at / pool, protect + at % pool), x.width, unit);
+        targets[at / pool].set(at % pool, unit, false);
       }
+    });
+    for (Targets<W>& one : targets) one.close();
+    parallel_by_item(context, x.batch, pool, GRAIN, [&](int64_t item, int64_t first, int64_t count) {
+      const int64_t begin = item * pool + first;
+      products(units + begin * x.width, count, targets[item], closeness + begin * stride);
+      for (int64_t at = begin; at < begin + count; ++at)
+        ranks[at] = close_row(closeness + at * stride, least + item * stride, stride, at % pool);
     });
     context.parallel(x.batch, 1, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item)
-        choose<W>(closeness + item * pool * pool, pool, wanted, ranks + item * pool,
+        choose<W>(closeness + item * pool * stride, stride, pool, wanted, ranks + item * pool,
                   picks + item * wanted);
     });
     if (slot) std::fill(slot, slot + x.batch * x.tokens, -1);

@@ -34,20 +34,24 @@ struct Feelings {
 };
 
 template <class W>
-THRESHER_INLINE void block_energies(const W* rows, int64_t count, const Targets<W>& targets, W margin,
-                                    float* energy) {
-  Feelings<W> felt{targets, margin, {}};
-  use_products(rows, count, targets, felt);
-  for (int64_t row = 0; row < count; ++row)
-    energy[row] = static_cast<float>(lane_sum<W>(felt.sum[row]) / static_cast<W>(targets.count));
+THRESHER_INLINE void all_energies(const W* rows, int64_t count, const Targets<W>& targets, W margin,
+                                  float* energy) {
+  for (int64_t at = 0; at < count; at += PAIR_ROWS) {
+    const int64_t size = std::min(PAIR_ROWS, count - at);
+    Feelings<W> felt{targets, margin, {}};
+    use_products(rows + at * targets.depth, size, targets, felt);
+    for (int64_t row = 0; row < size; ++row)
+      energy[at + row] =
+          static_cast<float>(lane_sum<W>(felt.sum[row]) / static_cast<W>(targets.count));
+  }
 }
 THRESHER_VECTORISED void energies(const float* rows, int64_t count, const Targets<float>& targets,
                                   float margin, float* energy) {
-  block_energies(rows, count, targets, margin, energy);
+  all_energies(rows, count, targets, margin, energy);
 }
 THRESHER_VECTORISED void energies(const double* rows, int64_t count, const Targets<double>& targets,
                                   double margin, float* energy) {
-  block_energies(rows, count, targets, margin, energy);
+  all_energies(rows, count, targets, margin, energy);
 }
 
 template <class T>
@@ -77,16 +81,12 @@ struct TokenEnergy {
     for (int64_t item = 0; item < batch; ++item)
       targets.push_back(felt_by_all(arena, sizes.data + item * tokens,
                                     units + item * tokens * keys.depth, tokens, keys.depth));
-    context.parallel(batch * tokens, ENERGY_GRAIN, [&](int64_t begin, int64_t end) {
-      while (begin < end) {
-        const int64_t item = begin / tokens;
-        const int64_t size = std::min({end - begin, (item + 1) * tokens - begin, PAIR_ROWS});
-        if (targets[item].count > 0)
-          energies(units + begin * keys.depth, size, targets[item], W(margin), energy + begin);
-        else
-          std::fill_n(energy + begin, size, 0.0f);
-        begin += size;
-      }
+    parallel_by_item(context, batch, tokens, ENERGY_GRAIN, [&](int64_t item, int64_t row, int64_t count) {
+      const int64_t at = item * tokens + row;
+      if (targets[item].count > 0)
+        energies(units + at * keys.depth, count, targets[item], W(margin), energy + at);
+      else
+        std::fill_n(energy + at, count, 0.0f);
     });
   }
 
