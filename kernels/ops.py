@@ -29,6 +29,7 @@ from thresher.kernels.select_diverse import reference as _diverse
 from thresher.kernels.soft_merge import reference as _soft
 from thresher.kernels.sparse_gated_ffn import reference as _sparse_gated_ffn
 from thresher.kernels.sparse_linear import reference as _sparse_linear
+from thresher.kernels.split_merge import reference as _split
 from thresher.kernels.token_energy import reference as _token_energy
 
 NAMESPACE = "thresher"
@@ -139,6 +140,12 @@ _register(
 _register(
     _redundant.redundant_merge,
     _redundant.fake,
+    "(Tensor x, Tensor size, Tensor metric, Tensor score, SymInt keep, int protected)"
+    " -> (Tensor y, Tensor out_size, Tensor slot, Tensor kept)",
+)
+_register(
+    _split.split_merge,
+    _split.fake,
     "(Tensor x, Tensor size, Tensor metric, Tensor score, SymInt keep, int protected)"
     " -> (Tensor y, Tensor out_size, Tensor slot, Tensor kept)",
 )

@@ -23,6 +23,7 @@ from thresher.kernels.sparse_gated_ffn.function import BY_ACTIVATION as _SPARSE_
 from thresher.kernels.sparse_linear.function import BF16 as _SPARSE_LINEAR_BF16
 from thresher.kernels.sparse_linear.function import COMPACT as _COMPACT_SPARSE_LINEAR
 from thresher.kernels.sparse_linear.function import MASK as _SPARSE_LINEAR
+from thresher.kernels.split_merge.function import OPERATOR as _SPLIT_MERGE
 from thresher.kernels.token_energy.function import OPERATOR as _TOKEN_ENERGY
 
 __all__ = [
@@ -51,6 +52,7 @@ OPERATORS: dict[str, Operator] = {
         _SELECT_DIVERSE,
         _TOKEN_ENERGY,
         _REDUNDANT_MERGE,
+        _SPLIT_MERGE,
         _SOFT_MERGE,
         _ADAPTIVE_GATE,
         _ADAPTIVE_MLP,

@@ -153,6 +153,7 @@ _OURS = {
     "thresher::redundant_merge": _redundant_merge,
     "thresher::select_diverse": _select_diverse,
     "thresher::soft_merge": _soft_merge,
+    "thresher::split_merge": _bipartite_merge,
     "thresher::token_energy": _token_energy,
 }
 _BY_DATA: dict[str, Callable[..., int]] = {

@@ -73,6 +73,12 @@ def _redundant_merge(x: Any, size: Any, metric: Any, score: Any, keep: Any, prot
     return y, out_size, slot, kept
 
 
+def _split_merge(x: Any, size: Any, metric: Any, score: Any, keep: Any, protected: int) -> Any:
+    merge = _operator("SplitMerge")
+    y, out_size, kept, slot = merge(x, size, metric, score, _count(keep), protected=protected)
+    return y, out_size, slot, kept
+
+
 def _select_diverse(x: Any, size: Any, keep: Any, protected: int) -> Any:
     y, kept, slot = _operator("SelectDiverse")(x, size, _count(keep), protected=protected)
     return y, slot, kept
@@ -144,6 +150,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         ours.prune_merge.default: _prune_merge,
         ours.token_energy.default: _token_energy,
         ours.redundant_merge.default: _redundant_merge,
+        ours.split_merge.default: _split_merge,
         ours.select_diverse.default: _select_diverse,
         ours.soft_merge.default: _soft_merge,
         ours.gather_tokens.default: _gather_tokens,

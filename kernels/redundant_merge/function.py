@@ -6,7 +6,7 @@ overwrite their places in the gathered output; rows with the same target are equ
 
 from __future__ import annotations
 
-from thresher.kernels.body import HEADS, MERGED, ROWS, UNIT
+from thresher.kernels.body import HEADS, MERGED, ROWS, STAYING, UNIT
 from thresher.kernels.operator import Operator
 
 OPERATOR = Operator(
@@ -100,41 +100,6 @@ OPERATOR = Operator(
     early = Less (rank, two_r)
     goes = And (even, early)
     stays_pool = Not (goes)
-    stays_int = Cast <to = 7> (stays_pool)
-    running = CumSum (stays_int, i1)
-    before = Sub (p, i1)
-    position = Add (running, before)
-    places = Range (p, n, i1)
-    later = Mul (rank, i0)
-    place_pool = Add (later, places)
-    moved = Add (place_pool, n)
-    sorting = Where (stays_pool, place_pool, moved)
-    behind_count = Sub (kv, pv)
-    behind, behind_order = TopK <axis = 1, largest = 0> (sorting, behind_count)
-    prefix = Range (i0, p, i1)
-    prefix_shape = Concat <axis = 0> (bv, pv)
-    prefix_rows = Expand (prefix, prefix_shape)
-    kept = Concat <axis = 1> (prefix_rows, behind)
-    kept_row = Add (kept, start)
-
-    # Overwrite the targets' rows.
-    into_pool = Sub (into_at, p)
-    into_place = GatherElements <axis = 1> (position, into_pool)
-    place_column = Unsqueeze (into_place, last)
-    batch_first = Unsqueeze (batch_column, last)
-    place_shape = Shape (place_column)
-    batch_at = Expand (batch_first, place_shape)
-    overwritten = Concat <axis = 2> (batch_at, place_column)
-    gathered = Gather (rows, kept_row)
-    y = ScatterND (gathered, overwritten, merged)
-    total = Add (added, s_into)
-    size_gathered = Gather (sizes, kept_row)
-    out_size = ScatterND (size_gathered, overwritten, total)
-
-    # Map: sources live where their targets do.
-    source_column = Unsqueeze (source, last)
-    source_places = Concat <axis = 2> (batch_at, source_column)
-    slot_pool = ScatterND (position, source_places, into_place)
-    slot = Concat <axis = 1> (prefix_rows, slot_pool)
-""",
+"""
+    + STAYING,
 )

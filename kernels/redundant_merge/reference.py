@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thresher.kernels.gather_tokens.reference import gather_tokens
-
-EPSILON = 1e-12  # a zero key has similarity 0 to everything
-PADDING = 1e4  # beyond every cosine and every energy
+from thresher.kernels.matching import PADDING, best_target, check_half, fake_merge, merged_into
 
 
 def redundant_merge(
@@ -36,71 +33,27 @@ def redundant_merge(
     Raises:
         ValueError: ``keep`` cannot be reached.
     """
-    batch, tokens, width = x.shape
-    check(tokens, keep, protected)
-    places = torch.arange(tokens, device=x.device).expand(batch, -1)
+    tokens = x.shape[1]
+    check_half("redundant_merge", tokens, keep, protected)
+    source, target = _turns(size, score, tokens - keep, protected)
     if keep == tokens:
+        places = torch.arange(tokens, device=x.device).expand(len(x), -1)
         return x.clone(), size.clone(), places.clone(), places.clone()
-    source, target, into = _match(size, metric, score, tokens - keep, protected)
-
-    wide = torch.promote_types(x.dtype, torch.float32)
-    s_source, s_target = size.gather(1, source).to(wide), size.gather(1, target).to(wide)
-    number = torch.arange(target.shape[1], device=x.device)
-    joins = (into[:, None] == number[:, None]).to(wide)
-    total = s_target + (joins * s_source[:, None]).sum(-1)
-    empty = total == 0
-    share = torch.where(empty, 1.0, s_target) / torch.where(empty, 1.0, total)
-    shares = joins * (s_source[:, None] / torch.where(empty, 1.0, total)[..., None])
-    merged = share[..., None] * gather_tokens(x, target).to(wide)
-    merged = merged + shares @ gather_tokens(x, source).to(wide)
-
-    stays = torch.ones_like(places, dtype=torch.bool).scatter(1, source, False)
-    kept = torch.where(stays, places, places + tokens).sort(dim=1).values[:, :keep]
-    position = stays.long().cumsum(1) - 1
-    at = position.gather(1, target)
-    y = gather_tokens(x, kept).scatter(1, at[..., None].expand(-1, -1, width), merged.to(x.dtype))
-    out_size = size.gather(1, kept).scatter(1, at, total.to(size.dtype))
-    return y, out_size, position.scatter(1, source, at.gather(1, into)), kept
+    _, into = best_target(size, metric, source, target)
+    return merged_into(x, size, source, target, into)
 
 
-def _match(
-    size: Tensor, metric: Tensor, score: Tensor, count: int, protected: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions of sources and targets ``[B, r]``, and which target each source joins."""
+def _turns(size: Tensor, score: Tensor, count: int, protected: int) -> tuple[Tensor, Tensor]:
+    """Positions of sources and targets ``[B, r]``, in turns by falling score."""
     rank = torch.where(size[:, protected:] == 0, PADDING, score[:, protected:].detach())
     order = protected + rank.argsort(dim=1, descending=True, stable=True)[:, : 2 * count]
-    source, target = order[:, ::2], order[:, 1::2]
-    mean = metric.to(torch.promote_types(metric.dtype, torch.float32)).mean(1)
-    unit = mean / mean.square().sum(-1, keepdim=True).sqrt().clamp(min=EPSILON)
-    similarity = gather_tokens(unit, source) @ gather_tokens(unit, target).transpose(1, 2)
-    padding = size.gather(1, target) == 0
-    similarity = torch.where(padding[:, None] | similarity.isnan(), -PADDING, similarity)
-    # The first of equal maxima, which argmax does not promise.
-    best = similarity.amax(-1, keepdim=True)
-    return source, target, (similarity == best).long().cumsum(-1).eq(0).sum(-1)
-
-
-def check(tokens: int, keep: int, protected: int) -> None:
-    """Refuse counts that cannot be had."""
-    behind = tokens - protected
-    if behind < 1 or not tokens - behind // 2 <= keep <= tokens:
-        raise ValueError(
-            f"redundant_merge cannot leave {keep} of {tokens} tokens with {protected} protected:"
-            f" from {tokens - max(behind, 0) // 2} to {tokens} are possible, of one more than the prefix"
-        )
+    return order[:, ::2], order[:, 1::2]
 
 
 def fake(
     x: Tensor, size: Tensor, metric: Tensor, score: Tensor, keep: int, protected: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Shapes and dtypes of the result; counts may be symbols."""
-    batch, tokens, width = x.shape
-    if isinstance(tokens, int) and isinstance(keep, int):
-        check(tokens, keep, protected)
-    slot = x.new_empty(batch, tokens, dtype=torch.int64)
-    return (
-        x.new_empty(batch, keep, width),
-        size.new_empty(batch, keep),
-        slot,
-        slot.new_empty(batch, keep),
-    )
+    if isinstance(x.shape[1], int) and isinstance(keep, int):
+        check_half("redundant_merge", x.shape[1], keep, protected)
+    return fake_merge(x, size, keep)

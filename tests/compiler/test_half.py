@@ -73,6 +73,7 @@ class Operators(nn.Module):
             *merged[:2],
             *ops.bipartite_merge(tokens(), column().abs(), heads(), 7, 1, False)[:2],
             *ops.redundant_merge(tokens(), column().abs(), heads(), column(), 7, 1)[:2],
+            *ops.split_merge(tokens(), column().abs(), heads(), column(), 7, 1)[:2],
             ops.select_diverse(tokens(), column().abs(), 7, 1)[0],
             ops.soft_merge(tokens(), tokens(), tokens()[..., :6], 1)[0],
             kept[0],
@@ -223,6 +224,7 @@ RANKS = {
     "adaptive_gate": (3, 2, 1),
     "bipartite_merge": (3, 2, 4, 1),
     "redundant_merge": (3, 2, 4, 2, 1),
+    "split_merge": (3, 2, 4, 2, 1),
     "token_energy": (4, 2),
 }
 ATTRIBUTES: dict[type, Any] = {int: 2, float: 1.0, str: "gelu"}

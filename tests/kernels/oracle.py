@@ -243,17 +243,65 @@ def redundant_merge(
             groups[targets[cosines.index(max(cosines))]].append(source)
             margin = min(margin, gap(cosines, max(cosines)))
             del groups[source]
-        for j, n in enumerate(sorted(groups)):
-            total = sum(float(size[b, m]) for m in groups[n])
-            kept[b, j], out_size[b, j] = n, total
-            for m in groups[n]:
-                slot[b, m] = j
-            for c in range(width):
-                y[b, j, c] = (
-                    sum(float(size[b, m]) / total * float(x[b, m, c]) for m in groups[n])
-                    if total
-                    else float(x[b, n, c])
-                )
+        _write_groups(b, groups, x, size, (y, out_size, slot, kept))
+    return Merged(y, out_size, slot, kept, margin)
+
+
+def _write_groups(
+    b: int,
+    groups: dict[int, list[int]],
+    x: Array,
+    size: Array,
+    results: tuple[Array, Array, Array, Array],
+) -> None:
+    """Size-weighted means of the groups of one item, by the token that each goes by, in index order."""
+    y, out_size, slot, kept = results
+    for j, n in enumerate(sorted(groups)):
+        total = sum(float(size[b, m]) for m in groups[n])
+        kept[b, j], out_size[b, j] = n, total
+        for m in groups[n]:
+            slot[b, m] = j
+        for c in range(x.shape[2]):
+            y[b, j, c] = (
+                sum(float(size[b, m]) / total * float(x[b, m, c]) for m in groups[n])
+                if total
+                else float(x[b, n, c])
+            )
+
+
+def split_merge(
+    x: Array, size: Array, metric: Array, score: Array, keep: int, protected: int
+) -> Merged:
+    batch, tokens, width = x.shape
+    heads, depth = metric.shape[1], metric.shape[3]
+    y, out_size = np.zeros((batch, keep, width)), np.zeros((batch, keep))
+    slot, kept = np.full((batch, tokens), -7), np.full((batch, keep), -7)
+    margin = math.inf
+    for b in range(batch):
+        worth = {n: -1e30 if size[b, n] == 0 else score[b, n] for n in range(protected, tokens)}
+        ranked = sorted(worth, key=lambda n: (worth[n], n))
+        half = len(ranked) // 2
+        keys = {
+            n: unit([sum(float(metric[b, h, n, c]) for h in range(heads)) for c in range(depth)])
+            for n in ranked
+        }
+        likeness, choice = {}, {}
+        for source in ranked[:half]:
+            cosines = []
+            for target in ranked[half:]:
+                cosine = sum(p * q for p, q in zip(keys[source], keys[target], strict=True))
+                cosines.append(cosine if size[b, target] != 0 else -1e4)
+            choice[source] = ranked[half:][cosines.index(max(cosines))]
+            likeness[source] = 1e4 if size[b, source] == 0 else max(cosines)
+            margin = min(margin, gap(cosines, max(cosines)))
+        best = sorted(choice, key=lambda n: (-likeness[n], ranked.index(n)))
+        for source in best:
+            margin = min(margin, gap(list(likeness.values()), likeness[source]))
+        groups: dict[int, list[int]] = {n: [n] for n in range(tokens)}
+        for source in best[: tokens - keep]:
+            groups[choice[source]].append(source)
+            del groups[source]
+        _write_groups(b, groups, x, size, (y, out_size, slot, kept))
     return Merged(y, out_size, slot, kept, margin)
 
 

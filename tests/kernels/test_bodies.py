@@ -52,6 +52,11 @@ bodies = pytest.mark.parametrize("back_end", BACK_ENDS[:2])  # operators without
 without_gpu = pytest.mark.parametrize(
     "back_end", BACK_ENDS[:3]
 )  # operators that have no such kernels
+BY_SCORE = {"redundant_merge": "RedundantMerge", "split_merge": "SplitMerge"}
+merging_by_score = pytest.mark.parametrize(
+    ("name", "back_end"),
+    [(name, b) for name in BY_SCORE for b in BACK_ENDS[: 3 if name == "redundant_merge" else 2]],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -85,10 +90,10 @@ def diverse_on(back_end: str, case: DiverseCase) -> list[Any]:
     return [y, slot, kept]
 
 
-def redundant_on(back_end: str, case: RedundantCase) -> list[Any]:
+def by_score_on(back_end: str, name: str, case: RedundantCase) -> list[Any]:
     x, size, metric, score, keep, protected = case
     arguments = {"x": x, "size": size, "metric": metric, "score": score, "keep": np.array(keep)}
-    y, out_size, kept, slot = run(back_end, "RedundantMerge", arguments, protected=protected)
+    y, out_size, kept, slot = run(back_end, BY_SCORE[name], arguments, protected=protected)
     return [y, out_size, slot, kept]
 
 
@@ -185,26 +190,26 @@ def test_select_diverse_half(back_end: str, case: DiverseCase) -> None:
     assert_array_equal(y, expected.y)
 
 
-@without_gpu
+@merging_by_score
 @FAST
 @given(case=redundant_cases())
-def test_redundant_merge(back_end: str, case: RedundantCase) -> None:
-    expected = oracle.redundant_merge(*case)
+def test_merge_by_score(back_end: str, name: str, case: RedundantCase) -> None:
+    expected = getattr(oracle, name)(*case)
     assume(expected.margin > MARGIN)
-    y, size, slot, kept = redundant_on(back_end, case)
+    y, size, slot, kept = by_score_on(back_end, name, case)
     assert_array_equal(slot, expected.slot)
     assert_array_equal(kept, expected.kept)
     assert_allclose(size, expected.out_size, rtol=SINGLE)
     assert_allclose(y, expected.y, atol=SINGLE * scale(case.x))
 
 
-@without_gpu
+@merging_by_score
 @FAST
 @given(case=redundant_cases(dtype="float16"))
-def test_redundant_merge_half(back_end: str, case: RedundantCase) -> None:
-    expected = oracle.redundant_merge(*case)
+def test_merge_by_score_half(back_end: str, name: str, case: RedundantCase) -> None:
+    expected = getattr(oracle, name)(*case)
     assume(expected.margin > MARGIN)
-    y, _, slot, _ = redundant_on(back_end, case)
+    y, _, slot, _ = by_score_on(back_end, name, case)
     assert y.dtype == np.float16
     assert_array_equal(slot, expected.slot)
     assert_allclose(y, expected.y, atol=HALF * scale(case.x))
@@ -328,6 +333,7 @@ def test_restore(back_end: str, dtype: str) -> None:
         "PruneMerge",
         "SelectDiverse",
         "RedundantMerge",
+        "SplitMerge",
         "SoftMerge",
     ],
 )

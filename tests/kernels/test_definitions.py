@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -34,6 +35,8 @@ SINGLE = 2.0**-22  # a few float32 roundings
 HALF = 2.0**-10
 MARGIN = 1e-5  # similarities nearer than this may be ordered either way in float32
 FAST = settings(max_examples=60, deadline=None, derandomize=True)
+
+by_score = pytest.mark.parametrize("name", ["redundant_merge", "split_merge"])
 
 
 def tensors(*arrays: Any) -> list[torch.Tensor]:
@@ -99,25 +102,27 @@ def test_select_diverse(case: DiverseCase) -> None:
     assert_array_equal(y, expected.y)
 
 
+@by_score
 @FAST
-@given(redundant_cases())
-def test_redundant_merge(case: RedundantCase) -> None:
-    expected = oracle.redundant_merge(*case)
+@given(case=redundant_cases())
+def test_merge_by_score(name: str, case: RedundantCase) -> None:
+    expected = getattr(oracle, name)(*case)
     assume(expected.margin > MARGIN)
-    y, out_size, slot, kept = ops.redundant_merge(*tensors(*case[:4]), *case[4:])
+    y, out_size, slot, kept = getattr(ops, name)(*tensors(*case[:4]), *case[4:])
     assert_array_equal(slot, expected.slot)
     assert_array_equal(kept, expected.kept)
     assert_allclose(out_size, expected.out_size, rtol=SINGLE)
     assert_allclose(y, expected.y, atol=SINGLE * scale(case.x))
 
 
+@by_score
 @FAST
-@given(redundant_cases())
-def test_redundant_merge_in_double_precision_is_the_oracle(case: RedundantCase) -> None:
+@given(case=redundant_cases())
+def test_merge_by_score_in_double_precision_is_the_oracle(name: str, case: RedundantCase) -> None:
     x, size, metric, score = (a.astype(np.float64) for a in case[:4])
-    expected = oracle.redundant_merge(x, size, metric, score, *case[4:])
+    expected = getattr(oracle, name)(x, size, metric, score, *case[4:])
     assume(expected.margin > 1e-12)
-    y, *_ = ops.redundant_merge(*tensors(x, size, metric, score), *case[4:])
+    y, *_ = getattr(ops, name)(*tensors(x, size, metric, score), *case[4:])
     assert_allclose(y, expected.y, atol=1e-14 * scale(case.x))
 
 

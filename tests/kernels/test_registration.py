@@ -28,6 +28,7 @@ def example(name: str) -> tuple[Any, ...]:
     cases: dict[str, tuple[Any, ...]] = {
         "bipartite_merge": (x, size, metric, 6, 1, True),
         "class_attention": (q, k, torch.randn(2, 1, 1, 9), 0.5, 0),
+        "split_merge": (x, size, metric, score, 6, 1),
         "token_energy": (metric, size, 0.4, 1),
         "keep_tokens": (x, score, 6, 1, True),
         "prune_merge": (x, size, score, 7, 5, 1),
@@ -40,6 +41,7 @@ def example(name: str) -> tuple[Any, ...]:
 NAMES = (
     "bipartite_merge",
     "class_attention",
+    "split_merge",
     "token_energy",
     "keep_tokens",
     "prune_merge",

@@ -71,7 +71,7 @@ _CREATED = (
 _REDUCING = (
     "thresher::bipartite_merge", "thresher::keep_tokens", "thresher::prune_merge",
     "thresher::select_diverse", "thresher::redundant_merge", "thresher::restore_tokens",
-    "thresher::soft_merge",
+    "thresher::soft_merge", "thresher::split_merge",
 )  # fmt: skip
 
 RULES: dict[str, Rule] = {

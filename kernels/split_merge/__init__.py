@@ -1,0 +1,1 @@
+"""Merge tokens of low score into tokens of high score (ATM, with the size as the score)."""
