@@ -16,6 +16,7 @@ void add_restore_tokens(const Library& library);
 void add_select_diverse(const Library& library);
 void add_sparse_gated_ffn(const Library& library);
 void add_sparse_linear(const Library& library);
+void add_split_merge(const Library& library);
 void add_token_energy(const Library& library);
 
 namespace {
@@ -40,6 +41,7 @@ ort::CustomOpDomain* domain(const Api& api) {
     add_select_diverse(library);
     add_sparse_gated_ffn(library);
     add_sparse_linear(library);
+    add_split_merge(library);
     add_token_energy(library);
     return domain;
   }();

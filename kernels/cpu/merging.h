@@ -42,8 +42,17 @@ struct Groups {
     next[source] = first[target];
     first[target] = source;
   }
+  // Sources that joined leave no row of their own: writes the other tokens to `leaving`, in index order.
+  void leave(const int64_t* sources, int64_t count, int64_t tokens, int64_t* leaving) const {
+    for (int64_t i = 0; i < count; ++i) first[sources[i]] = GOES;
+    for (int64_t token = 0; token < tokens; ++token)
+      if (first[token] != GOES) *leaving++ = token;
+  }
   int64_t* first;  // that joins a token
   int64_t* next;   // that joins the same token
+
+ private:
+  static constexpr int64_t GOES = -2;
 };
 
 // The mean by size of a token and those that join it; all of them are padding where `total` is 0.

@@ -48,10 +48,16 @@ struct RedundantMerge {
     int64_t* into = arena.take<int64_t>(x.batch * r);
     if (r > 0) match(context, arena, x, sizes.data, keys, pairs, r, into);
 
+    int64_t* sources = arena.take<int64_t>(x.batch * r);
     int64_t* leaving = arena.take<int64_t>(x.batch * keep);  // the token of each row
     context.parallel(x.batch, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t item = begin; item < end; ++item)
-        join(pairs[item], into + item * r, r, x.tokens, groups[item], leaving + item * keep);
+      for (int64_t item = begin; item < end; ++item) {
+        for (int64_t i = r - 1; i >= 0; --i) {
+          sources[item * r + i] = pairs[item].source(i);
+          groups[item].join(pairs[item].source(i), pairs[item].target(into[item * r + i]));
+        }
+        groups[item].leave(sources + item * r, r, x.tokens, leaving + item * keep);
+      }
     });
     write_rows(context, arena, out, groups,
                [&](int64_t item, int64_t row) { return leaving[item * keep + row]; });
@@ -87,16 +93,6 @@ struct RedundantMerge {
     for (Targets<W>& one : targets) one.close();
     const auto first = [&](int64_t item) { return units + item * 2 * r * keys.depth; };
     nearest_by_item(context, r, MATCH_GRAIN, first, targets, best, into);
-  }
-
-  // Sources join their targets; the others leave in index order.
-  void join(const Pairs& pairs, const int64_t* into, int64_t r, int64_t tokens,
-            const Groups& groups, int64_t* leaving) const {
-    constexpr int64_t GOES = -2;
-    for (int64_t i = r - 1; i >= 0; --i) groups.join(pairs.source(i), pairs.target(into[i]));
-    for (int64_t i = 0; i < r; ++i) groups.first[pairs.source(i)] = GOES;
-    for (int64_t token = 0; token < tokens; ++token)
-      if (groups.first[token] != GOES) *leaving++ = token;
   }
 
   const int64_t protect;

@@ -55,7 +55,7 @@ without_gpu = pytest.mark.parametrize(
 BY_SCORE = {"redundant_merge": "RedundantMerge", "split_merge": "SplitMerge"}
 merging_by_score = pytest.mark.parametrize(
     ("name", "back_end"),
-    [(name, b) for name in BY_SCORE for b in BACK_ENDS[: 3 if name == "redundant_merge" else 2]],
+    [(name, b) for name in BY_SCORE for b in BACK_ENDS[:3]],
 )
 
 

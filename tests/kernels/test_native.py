@@ -32,6 +32,7 @@ from thresher.runtime.backends.onnx_runtime import session_options
 from thresher.runtime.blocks import block_profiles
 
 ops = torch.ops.thresher
+BY_SCORE = ("RedundantMerge", "SplitMerge")
 TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -45,7 +46,7 @@ def attributes_of(name: str, protected: int) -> dict[str, Any]:
     return {attribute: values[attribute] for attribute in OPERATORS[name].attributes}
 
 
-@pytest.mark.parametrize("name", ["BipartiteMerge", "RedundantMerge"])
+@pytest.mark.parametrize("name", ["BipartiteMerge", *BY_SCORE])
 @pytest.mark.parametrize("element", list(TYPES))
 def test_every_type_of_tokens(element: str, name: str) -> None:
     rng = np.random.default_rng(0)
@@ -55,14 +56,14 @@ def test_every_type_of_tokens(element: str, name: str) -> None:
     )
     size = torch.from_numpy(rng.integers(1, 9, (2, 40))).float()
     score = torch.from_numpy(rng.standard_normal((2, 40))).float()
-    scored = name == "RedundantMerge"
+    scored = name in BY_SCORE
     session = through_casts(name, element, protected=1)
     feeds = {"x": x, "size": size, "metric": metric, "keep": torch.tensor(27)}
     feeds |= {"score": score} if scored else {}
     y, total, kept, slot = session.run(None, {n: v.numpy() for n, v in feeds.items()})
     typed = [x.to(TYPES[element]), size, metric.to(TYPES[element])]
     expected = (
-        ops.redundant_merge(*typed, score, 27, 1)
+        getattr(ops, OPERATORS[name].torch_name)(*typed, score, 27, 1)
         if scored
         else ops.bipartite_merge(*typed, 27, 1, True)
     )
@@ -103,7 +104,7 @@ def test_tokens_beyond_the_sort_of_other_back_ends() -> None:
     assert_allclose(total.sum(1), size.sum(1))
 
 
-@pytest.mark.parametrize("name", ["BipartiteMerge", "RedundantMerge", "TokenEnergy"])
+@pytest.mark.parametrize("name", ["BipartiteMerge", *BY_SCORE, "TokenEnergy"])
 def test_threads_change_nothing(name: str) -> None:
     import onnxruntime as ort
 
@@ -116,7 +117,7 @@ def test_threads_change_nothing(name: str) -> None:
         "keep": np.array(200),
     }
     ranks: tuple[int, ...] = (3, 2, 4, 0)
-    if name == "RedundantMerge":
+    if name in BY_SCORE:
         ranks = (3, 2, 4, 2, 0)
         feeds["score"] = rng.standard_normal((3, 301)).astype(np.float32)
     if name == "TokenEnergy":
@@ -140,8 +141,15 @@ MERGE = {"x": X, "size": SIZE, "metric": METRIC, "keep": np.array(5)}
 KEEP = {"x": X, "score": SIZE, "keep": np.array(5)}
 PRUNE = {"x": X, "size": SIZE, "score": SIZE, "pruned": np.array(5), "keep": np.array(4)}
 DIVERSE = {"x": X, "size": SIZE, "keep": np.array(5)}
-REDUNDANT = {"x": X, "size": SIZE, "metric": METRIC, "score": SIZE, "keep": np.array(5)}
+SCORED = {"x": X, "size": SIZE, "metric": METRIC, "score": SIZE, "keep": np.array(5)}
 ENERGY = {"metric": METRIC, "size": SIZE}
+SCORED_HOSTILE: Sequence[tuple[dict[str, Any], int, str]] = [
+    ({"keep": np.array(3)}, 1, "keep can be reached, not"),
+    ({"keep": np.array(7)}, 1, "keep can be reached, not"),
+    ({"score": SIZE[:, :5]}, 1, r"score is \[B, N\], not \[2, 5\]"),
+    ({"metric": METRIC[:1]}, 1, "metric is .* of the same batch"),
+    ({}, 6, "protected is less than the tokens, not"),
+]
 HOSTILE: Sequence[tuple[str, dict[str, Any], int, str]] = [
     ("BipartiteMerge", MERGE | {"x": X[0]}, 1, r"x is \[B, N, C\], not \[6, 4\]"),
     ("BipartiteMerge", MERGE | {"keep": np.array(7)}, 1, "keep can be reached, not"),
@@ -159,11 +167,11 @@ HOSTILE: Sequence[tuple[str, dict[str, Any], int, str]] = [
     ("SelectDiverse", DIVERSE | {"keep": np.array(1)}, 1, "keep can be reached, not"),
     ("SelectDiverse", DIVERSE | {"size": SIZE[:, :5]}, 1, r"size is \[B, N\], not \[2, 5\]"),
     ("SelectDiverse", DIVERSE, 6, "protected is a number of the tokens, not"),
-    ("RedundantMerge", REDUNDANT | {"keep": np.array(3)}, 1, "keep can be reached, not"),
-    ("RedundantMerge", REDUNDANT | {"keep": np.array(7)}, 1, "keep can be reached, not"),
-    ("RedundantMerge", REDUNDANT | {"score": SIZE[:, :5]}, 1, r"score is \[B, N\], not \[2, 5\]"),
-    ("RedundantMerge", REDUNDANT | {"metric": METRIC[:1]}, 1, "metric is .* of the same batch"),
-    ("RedundantMerge", REDUNDANT, 6, "protected is less than the tokens, not"),
+    *(
+        (name, SCORED | changed, protected, said)
+        for name in BY_SCORE
+        for changed, protected, said in SCORED_HOSTILE
+    ),
     (
         "TokenEnergy",
         ENERGY | {"metric": METRIC[0]},
@@ -203,7 +211,7 @@ def test_nan_is_no_crash() -> None:
     nan = np.float32("nan")
     cases: Sequence[tuple[str, dict[str, Any]]] = (
         ("BipartiteMerge", MERGE), ("KeepTokens", KEEP), ("PruneMerge", PRUNE),
-        ("SelectDiverse", DIVERSE), ("RedundantMerge", REDUNDANT),
+        ("SelectDiverse", DIVERSE), *((name, SCORED) for name in BY_SCORE),
     )  # fmt: skip
     for name, arguments in cases:
         spoilt = {n: v * nan if v.dtype == np.float32 else v for n, v in arguments.items()}
@@ -214,7 +222,7 @@ def test_nan_is_no_crash() -> None:
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("BipartiteMerge", MERGE), ("RedundantMerge", REDUNDANT), ("TokenEnergy", ENERGY)],
+    [("BipartiteMerge", MERGE), *((name, SCORED) for name in BY_SCORE), ("TokenEnergy", ENERGY)],
 )
 def test_an_empty_batch_is_no_crash(name: str, arguments: dict[str, Any]) -> None:
     empty = {n: v[:0] if v.ndim else v for n, v in arguments.items()}
