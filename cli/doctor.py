@@ -17,6 +17,8 @@ from thresher.cli.console import progress, show, show_json, table
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
+    from thresher.kernels.native import Kind
+
 ENVIRONMENT = 4
 CORE = "core"
 MEANT_FOR_USERS = (
@@ -58,7 +60,7 @@ class TargetState:
 
 @dataclass(frozen=True)
 class Kernels:
-    """The native kernels of target 'cpu', which are optional; ``state`` says what engines run."""
+    """The native kernels of a target, which are optional; ``state`` says what engines run."""
 
     ok: bool
     state: str
@@ -80,7 +82,7 @@ def doctor(json: options.Json = False, verbose: options.Verbose = False) -> None
         states = {
             "packages": [asdict(p) for p in found],
             "targets": [asdict(t) for t in able],
-            "kernels": asdict(native),
+            "kernels": {target: asdict(k) for target, k in native.items()},
         }
         show_json("doctor", {"ok": ok, "machine": machine(), **states})
     else:
@@ -133,15 +135,27 @@ def targets() -> Iterator[TargetState]:
         yield TargetState(target, maker.summary, state.ok, *told)
 
 
-def kernels() -> Kernels:
-    """Whether the native kernels are built here and undamaged."""
-    from thresher.kernels.native import KernelError, Library, wanted
+def kernels() -> dict[str, Kernels]:
+    """Whether the native kernels are built here and undamaged, by target."""
+    from thresher.kernels.native import CPU, KernelError
+    from thresher.kernels.openvino_library import PROCESSOR, extension
 
     command = "thresher kernels build"
+    found = {CPU.processor: _state(CPU, command)}
     try:
-        if wanted() is not None:
+        found[PROCESSOR] = _state(extension(), f"{command} --for {PROCESSOR}")
+    except KernelError as error:
+        found[PROCESSOR] = Kernels(False, str(error), "")
+    return found
+
+
+def _state(kind: Kind, command: str) -> Kernels:
+    from thresher.kernels.native import KernelError, Library, wanted
+
+    try:
+        if wanted(kind) is not None:
             return Kernels(True, "built", "")
-        if Library().find() is not None:
+        if Library(kind=kind).find() is not None:
             return Kernels(False, "switched off", "")
     except KernelError as error:
         return Kernels(False, str(error), f"{command} --force")
@@ -163,7 +177,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _show(found: list[Package], able: list[TargetState], native: Kernels, ok: bool) -> None:
+def _show(
+    found: list[Package], able: list[TargetState], native: dict[str, Kernels], ok: bool
+) -> None:
     facts = machine()
     facts["memory"] = f"{facts['memory'] / 2**30:.1f} GiB"
     show(table("Machine", ("", ""), facts.items()))
@@ -171,9 +187,15 @@ def _show(found: list[Package], able: list[TargetState], native: Kernels, ok: bo
     show(table("Packages", ("package", "for", "wanted", "installed", ""), rows))
     states = [(t.target, t.summary, t.version or "-", _mark(t.ok), t.reason) for t in able]
     show(table("Back ends", ("target", "", "version", "", "reason"), states))
-    show(table("Native kernels", ("for", "", ""), [("cpu", _mark(native.ok), native.state)]))
+    show(
+        table(
+            "Native kernels",
+            ("for", "", ""),
+            [(target, _mark(k.ok), k.state) for target, k in native.items()],
+        )
+    )
     remedies = dict.fromkeys([p.remedy for p in found] + [t.remedy for t in able])
-    remedies[native.remedy] = None
+    remedies |= dict.fromkeys(k.remedy for k in native.values())
     remedies.pop("", None)
     if remedies:
         show(table("What to do, where wanted", ("",), [(remedy,) for remedy in remedies]))

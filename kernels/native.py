@@ -1,8 +1,9 @@
 """Native kernels: shared libraries of the operators, built where they run, and optional.
 
-ONNX Runtime loads the one for CPUs as a library of custom operators; without it the function bodies
-run.  A library is cached under a digest of its sources and how they are compiled, so another version
-of thresher never finds it, and beside it lies its own checksum.
+ONNX Runtime loads the one for CPUs as a library of custom operators, OpenVINO one of the same sources as
+an extension; without them the function bodies run.  A library is cached under a digest of its sources
+and how they are compiled, so another version of thresher never finds it, and beside it lies its own
+checksum.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class Kind:
     needs: str  # to be installed
     flags: tuple[str, ...]
     apart: bool = False  # whether files are compiled one by one, side by side
+    links: tuple[str, ...] = ()  # flags behind the files
+    written: tuple[tuple[str, str], ...] = ()  # headers that are made for a build: names and texts
 
     @property
     def name(self) -> str:
@@ -57,8 +60,8 @@ class Kind:
 
 CPU = Kind(
     processor="cpu",
-    sources=("cpu/*.cc", "*/cpu.cc"),
-    headers=("cpu/*.h",),
+    sources=("cpu/*.cc", "*/cpu.cc", "onnxruntime/*.cc", "*/onnxruntime.cc"),
+    headers=("cpu/*.h", "onnxruntime/*.h"),
     compilers=("c++", "g++", "clang++"),
     variable="CXX",
     needs="g++ 11 or newer",
@@ -82,8 +85,10 @@ class Library:
     @property
     def digest(self) -> str:
         """Of everything that decides what is built, the compiler's version excepted."""
-        found = hashlib.sha256(f"{platform.machine()} {self.kind.flags} {self.extra}".encode())
-        for file in (*self.kind.files(), *self.kind.read()):
+        kind = self.kind
+        told = (platform.machine(), kind.flags, self.extra, kind.links, kind.written)
+        found = hashlib.sha256(repr(told).encode())
+        for file in (*kind.files(), *kind.read()):
             found.update(f"{os.path.relpath(file, HERE)}\n".encode() + file.read_bytes())
         return found.hexdigest()[:16]
 
@@ -129,14 +134,16 @@ class Library:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix="partial-") as folder:
             made = Path(folder) / kind.name
-            command = [found, *kind.flags, *self.extra, f"-I{HERE}"]
+            for name, text in kind.written:
+                Path(folder, name).write_text(text)
+            command = [found, *kind.flags, *self.extra, f"-I{HERE}", f"-I{folder}"]
             parts = kind.files()
             if kind.apart:
                 parts = [Path(folder, f"{i}.o") for i in range(len(parts))]
                 with ThreadPoolExecutor(os.cpu_count()) as pool:
                     compiling = partial(_compile, [*command, "-c"])
                     list(pool.map(compiling, parts, [[file] for file in kind.files()]))
-            _compile(command, made, parts)
+            _compile(command, made, parts, kind.links)
             place.mkdir(exist_ok=True)
             Path(folder, CHECKSUM).write_text(_checksum(made) + "\n")
             Path(folder, CHECKSUM).replace(place / CHECKSUM)
@@ -144,14 +151,19 @@ class Library:
         return self.file
 
 
-def _compile(command: Sequence[str], made: Path, files: Sequence[Path]) -> None:
+def _compile(
+    command: Sequence[str], made: Path, files: Sequence[Path], links: Sequence[str] = ()
+) -> None:
     """Make one file of others.
 
     Raises:
         KernelError: the compiler fails.
     """
     done = subprocess.run(
-        [*command, "-o", str(made), *map(str, files)], capture_output=True, text=True, check=False
+        [*command, "-o", str(made), *map(str, files), *links],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         reason = next(
@@ -161,13 +173,13 @@ def _compile(command: Sequence[str], made: Path, files: Sequence[Path]) -> None:
         raise KernelError(f"{command[0]} could not compile the kernels: {reason}")
 
 
-def wanted() -> Path | None:
+def wanted(kind: Kind = CPU) -> Path | None:
     """The library that engines load: the built one, unless it is switched off.
 
     Raises:
         KernelError: it is not the file that was built.
     """
-    return None if os.environ.get(SWITCH) == "off" else Library().find()
+    return None if os.environ.get(SWITCH) == "off" else Library(kind=kind).find()
 
 
 def cache() -> Path:

@@ -63,8 +63,21 @@ class Operator:
     @property
     def counts(self) -> tuple[str, ...]:
         """Inputs that are one number each and an axis of an output."""
-        axes = {axis for shape in self.shapes.values() for axis in shape.split()}
-        return tuple(name for name in self.inputs if name in axes)
+        counted = {name for axes in self.axes.values() for name, first, _ in axes if first is None}
+        return tuple(name for name in self.inputs if name in counted)
+
+    @property
+    def axes(self) -> dict[str, list[tuple[str, int | None, bool]]]:
+        """``shapes``, read: by output, of each axis the input that it comes from, which of its axes (None
+        for its value), and whether all that follow go with it.
+        """
+        return {output: list(map(self._axis, text.split())) for output, text in self.shapes.items()}
+
+    def _axis(self, text: str) -> tuple[str, int | None, bool]:
+        if text in self.inputs:
+            return text, None, False
+        name, first, rest = _AXIS.fullmatch(text).groups()  # type: ignore[union-attr]
+        return name, int(first), bool(rest)
 
     @property
     def plugin(self) -> dict[str, Any]:
@@ -79,16 +92,14 @@ class Operator:
     ) -> dict[str, tuple[Any, ...]]:
         """Of all outputs, from the shapes of the inputs and the counts, whatever stands for a size."""
         found: dict[str, tuple[Any, ...]] = {}
-        for output, text in self.shapes.items():
-            axes: list[Any] = []
-            for axis in text.split():
-                if axis in counts:
-                    axes.append(counts[axis])
-                    continue
-                name, first, rest = _AXIS.fullmatch(axis).groups()  # type: ignore[union-attr]
-                last = len(shapes[name]) if rest else int(first) + 1
-                axes += [shapes[name][at] for at in range(int(first), last)]
-            found[output] = tuple(axes)
+        for output, axes in self.axes.items():
+            sizes: list[Any] = []
+            for name, first, rest in axes:
+                if first is None:
+                    sizes.append(counts[name])
+                else:
+                    sizes += shapes[name][first : None if rest else first + 1]
+            found[output] = tuple(sizes)
         return found
 
     def schema(self) -> onnx.defs.OpSchema:

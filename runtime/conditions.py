@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from thresher.runtime.backends.cpu import kernel_library
+from thresher.runtime.backends import cpu, openvino
 from thresher.runtime.manifest import installed
 
 MODEST = 8  # more threads than this rarely help one transformer on a CPU
@@ -43,8 +43,9 @@ class Conditions:
 def conditions(threads: int, load_before: float | None) -> Conditions:
     """Read the machine; ``load_before`` was taken by the caller before it measured."""
     found = {name: installed(name) for name in PACKAGES}
-    kernels = kernel_library()
-    found["native kernels"] = kernels.parent.name if kernels else None
+    for name, maker in (("native kernels", cpu), ("OpenVINO's native kernels", openvino)):
+        kernels = maker.kernel_library()
+        found[name] = kernels.parent.name if kernels else None
     return Conditions(
         cpu=cpu_model(),
         cores=physical_cores(),

@@ -62,7 +62,7 @@ THRESHER_VECTORISED void choose(const T* x, int64_t rows, const Choices& of, int
 template <class T>
 struct AdaptiveGate {
   static constexpr Signature signature{
-      "AdaptiveGate", {TOKENS, ort::FLOAT, ort::FLOAT}, {ort::INT64}};
+      "AdaptiveGate", {TOKENS, Element::FLOAT, Element::FLOAT}, {Element::INT64}};
   explicit AdaptiveGate(const Attributes&) {}
 
   void compute(const Context& context) const {

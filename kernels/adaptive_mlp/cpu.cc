@@ -10,8 +10,8 @@ struct Adaptive {
   struct Kernel {
     static constexpr Signature signature =
         GATED ? Signature{"AdaptiveGatedMLP",
-                          {TOKENS, ort::INT64, TOKENS, TOKENS, TOKENS, TOKENS, TOKENS, TOKENS}, {TOKENS}}
-              : Signature{"AdaptiveMLP", {TOKENS, ort::INT64, TOKENS, TOKENS, TOKENS, TOKENS}, {TOKENS}};
+                          {TOKENS, Element::INT64, TOKENS, TOKENS, TOKENS, TOKENS, TOKENS, TOKENS}, {TOKENS}}
+              : Signature{"AdaptiveMLP", {TOKENS, Element::INT64, TOKENS, TOKENS, TOKENS, TOKENS}, {TOKENS}};
 
     explicit Kernel(const Attributes& given) : node(given, "learners", GATED) {}
 

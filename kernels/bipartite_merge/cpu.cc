@@ -114,8 +114,8 @@ struct Merge {
   template <class T>
   struct Kernel {
     static constexpr Signature signature{IN_ORDER ? "BipartiteMerge" : "RankedBipartiteMerge",
-                                         {TOKENS, ort::FLOAT, TOKENS, ort::INT64},
-                                         {TOKENS, ort::FLOAT, ort::INT64, ort::INT64}};
+                                         {TOKENS, Element::FLOAT, TOKENS, Element::INT64},
+                                         {TOKENS, Element::FLOAT, Element::INT64, Element::INT64}};
     explicit Kernel(const Attributes& given) : protect(given.integer("protected")) {}
     void compute(const Context& context) const {
       thresher::compute<T>(context, protect, IN_ORDER);

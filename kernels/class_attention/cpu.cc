@@ -62,7 +62,7 @@ template <class T>
 struct ClassAttention {
   using W = Wide<T>;
   static constexpr Signature signature{
-      "ClassAttention", {TOKENS, TOKENS, ort::FLOAT}, {ort::FLOAT}};
+      "ClassAttention", {TOKENS, TOKENS, Element::FLOAT}, {Element::FLOAT}};
   explicit ClassAttention(const Attributes& given)
       : scale(given.number("scale")), row(given.integer("row")) {}
 

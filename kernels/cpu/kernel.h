@@ -7,21 +7,18 @@
 //   };
 //
 // Its name differs from those in other files, in unnamed namespaces too: GCC merges what is made of it.
-// add<Copy, float, Half>(library) registers it for these types of tokens.  An Error becomes the status
-// of the run; nothing is thrown through ONNX Runtime.
+// add<Copy, float, Half>(library) registers it for these types of tokens.  A host (onnxruntime/host.cc,
+// openvino/extension.cc) implements Attributes, Context and Library.
 #pragma once
 
 #include <algorithm>
 #include <array>
-#include <exception>
 #include <initializer_list>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "cpu/numeric.h"
-#include "cpu/ort.h"
 
 namespace thresher {
 
@@ -35,35 +32,15 @@ inline void demand(bool holds, const char* what, const Shape& found) {
   if (!holds) throw Error(std::string(what) + ", not " + text(found));
 }
 
-class Api {
- public:
-  explicit Api(ort::Table table) : table_(table) {}
-
-  template <class Function>
-  Function get(ort::Slot slot) const {
-    return reinterpret_cast<Function>(const_cast<void*>(table_[slot]));
-  }
-  // Turns a status into an Error.
-  void check(ort::Status* status) const;
-  ort::Status* status(const char* message) const;
-
- private:
-  ort::Table table_;
-};
-
+// What a node says about itself; each throws an Error where it does not.
 class Attributes {
  public:
-  Attributes(const Api& api, const ort::KernelInfo* info) : api_(api), info_(info) {}
-  int64_t integer(const char* name) const;
-  float number(const char* name) const;
-  std::string text(const char* name) const;
+  virtual int64_t integer(const char* name) const = 0;
+  virtual float number(const char* name) const = 0;
+  virtual std::string text(const char* name) const = 0;
 
-  const Api& api() const { return api_; }  // lives as long as the kernel
-  const ort::KernelInfo* info() const { return info_; }
-
- private:
-  const Api& api_;
-  const ort::KernelInfo* info_;
+ protected:
+  ~Attributes() = default;
 };
 
 template <class T>
@@ -78,17 +55,15 @@ struct Tensor {
   }
 };
 
+// One computation: its tensors, and the host's threads.
 class Context {
  public:
-  Context(const Api& api, ort::KernelContext* context) : api_(api), context_(context) {}
-
   template <class T>
   Tensor<T> input(size_t index) const {
     Shape shape;
     const void* data = read(index, shape);
     return {static_cast<const T*>(data), std::move(shape)};
   }
-  const ort::KernelContext* handle() const { return context_; }
   // The one number in an input.
   int64_t scalar(size_t index) const;
   // Null for an output that nobody reads.
@@ -96,7 +71,7 @@ class Context {
   T* output(size_t index, const Shape& shape) const {
     return static_cast<T*>(write(index, shape));
   }
-  // Calls body(begin, end) on parts of [0, total) of at least `grain` items, on the runtime's threads.
+  // Calls body(begin, end) on parts of [0, total) of at least `grain` items, on the host's threads.
   // The body must not throw.
   template <class Body>
   void parallel(int64_t total, int64_t grain, const Body& body) const {
@@ -118,110 +93,73 @@ class Context {
         static_cast<size_t>(parts), &job);
   }
 
+ protected:
+  ~Context() = default;
+
  private:
   static constexpr int64_t MOST_PARTS = 64;
 
-  const void* read(size_t index, Shape& shape) const;
-  void* write(size_t index, const Shape& shape) const;
-  void run(void (*part)(void*, size_t), size_t parts, void* job) const;
-
-  const Api& api_;
-  ort::KernelContext* context_;
+  virtual const void* read(size_t index, Shape& shape) const = 0;
+  virtual void* write(size_t index, const Shape& shape) const = 0;
+  // Calls part(job, i) for all i < parts.
+  virtual void run(void (*part)(void*, size_t), size_t parts, void* job) const = 0;
 };
 
-constexpr ort::Element TOKENS = static_cast<ort::Element>(0);  // stands for the type T of the tokens
+constexpr Element TOKENS = static_cast<Element>(0);  // stands for the type T of the tokens
 
 struct Signature {
   const char* name;
-  std::array<ort::Element, 8> inputs;
-  std::array<ort::Element, 4> outputs;  // those after the first may be left out by a model
+  std::array<Element, 8> inputs;
+  std::array<Element, 4> outputs;  // those after the first may be left out by a model
   size_t input_count, output_count;
 
-  constexpr Signature(const char* called, std::initializer_list<ort::Element> in,
-                      std::initializer_list<ort::Element> out)
+  constexpr Signature(const char* called, std::initializer_list<Element> in,
+                      std::initializer_list<Element> out)
       : name(called), inputs{}, outputs{}, input_count(in.size()), output_count(out.size()) {
     size_t at = 0;
-    for (ort::Element element : in) inputs[at++] = element;
+    for (Element element : in) inputs[at++] = element;
     at = 0;
-    for (ort::Element element : out) outputs[at++] = element;
+    for (Element element : out) outputs[at++] = element;
   }
 };
 
+// A kernel for one type of tokens, as a host sees it.
+struct Implementation {
+  const Signature* signature;
+  Element tokens;
+  void* (*make)(const Attributes&);  // may throw
+  void (*compute)(const void* kernel, const Context&);  // may throw
+  void (*release)(void* kernel);
+
+  Element typed(Element element) const { return element == TOKENS ? tokens : element; }
+};
+
+template <template <class> class Kernel, class T>
+inline constexpr Implementation IMPLEMENTATION{
+    &Kernel<T>::signature,
+    ELEMENT<T>,
+    [](const Attributes& given) -> void* { return new Kernel<T>(given); },
+    [](const void* kernel, const Context& context) {
+      static_cast<const Kernel<T>*>(kernel)->compute(context);
+    },
+    [](void* kernel) { delete static_cast<Kernel<T>*>(kernel); },
+};
+
+// Where a host takes what there is.
 class Library {
  public:
-  Library(const Api& api, ort::CustomOpDomain* domain) : api_(api), domain_(domain) {}
-  void add(const ort::CustomOp& op) const;
+  virtual void add(const Implementation& of) const = 0;  // lives as long as the process
 
- private:
-  const Api& api_;
-  ort::CustomOpDomain* domain_;
-};
-
-// The callbacks of one operator for one type of tokens.
-template <template <class> class Kernel, class T>
-class Callbacks {
-  struct Instance {
-    Api api;
-    Kernel<T> kernel;
-    Instance(ort::Table table, const ort::KernelInfo* info)
-        : api(table), kernel(Attributes(api, info)) {}
-  };
-  static constexpr const Signature& signature = Kernel<T>::signature;
-
-  static ort::Element typed(ort::Element element) {
-    return element == TOKENS ? ELEMENT<T> : element;
-  }
-
- public:
-  static const ort::CustomOp& table() {
-    using ort::CustomOp;
-    static const CustomOp op{
-        ort::OP_VERSION,
-        nullptr,
-        [](const CustomOp*) { return signature.name; },
-        [](const CustomOp*) { return "CPUExecutionProvider"; },
-        [](const CustomOp*, size_t i) { return typed(signature.inputs[i]); },
-        [](const CustomOp*) { return signature.input_count; },
-        [](const CustomOp*, size_t i) { return typed(signature.outputs[i]); },
-        [](const CustomOp*) { return signature.output_count; },
-        nullptr,
-        [](void* kernel) { delete static_cast<Instance*>(kernel); },
-        [](const CustomOp*, size_t) { return ort::REQUIRED; },
-        [](const CustomOp*, size_t i) { return i ? ort::OPTIONAL : ort::REQUIRED; },
-        [](const CustomOp*, size_t) { return 0; },
-        [](const CustomOp*) { return 1; },
-        [](const CustomOp*) { return 1; },
-        [](const CustomOp*) { return 1; },
-        [](const CustomOp*) { return 1; },
-        [](const CustomOp*, ort::Table api, const ort::KernelInfo* info, void** kernel) {
-          return guarded(Api(api), [&] { *kernel = new Instance(api, info); });
-        },
-        [](void* kernel, ort::KernelContext* given) {
-          const Instance& of = *static_cast<Instance*>(kernel);
-          return guarded(of.api, [&] {
-            Context context(of.api, given);
-            of.kernel.compute(context);
-          });
-        },
-    };
-    return op;
-  }
-
- private:
-  template <class Body>
-  static ort::Status* guarded(const Api& api, const Body& body) {
-    try {
-      body();
-      return nullptr;
-    } catch (const std::exception& error) {
-      return api.status((std::string(signature.name) + ": " + error.what()).c_str());
-    }
-  }
+ protected:
+  ~Library() = default;
 };
 
 template <template <class> class Kernel, class... Types>
 void add(const Library& library) {
-  (library.add(Callbacks<Kernel, Types>::table()), ...);
+  (library.add(IMPLEMENTATION<Kernel, Types>), ...);
 }
+
+// All operators that need nothing of their host but its threads.
+void add_operators(const Library& library);
 
 }  // namespace thresher

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <limits>
 
-#include "cpu/ort.h"
+#include "cpu/element.h"
 
 // Compiles a function for several instruction sets and picks one when the library is loaded.  On
 // aarch64 NEON is always there.
@@ -30,15 +30,15 @@ struct Bool {
   uint8_t value;
 };
 
-template <class T> inline constexpr ort::Element ELEMENT = ort::FLOAT;
-template <> inline constexpr ort::Element ELEMENT<double> = ort::DOUBLE;
-template <> inline constexpr ort::Element ELEMENT<Half> = ort::FLOAT16;
-template <> inline constexpr ort::Element ELEMENT<BFloat16> = ort::BFLOAT16;
-template <> inline constexpr ort::Element ELEMENT<int64_t> = ort::INT64;
-template <> inline constexpr ort::Element ELEMENT<int32_t> = ort::INT32;
-template <> inline constexpr ort::Element ELEMENT<int8_t> = ort::INT8;
-template <> inline constexpr ort::Element ELEMENT<uint8_t> = ort::UINT8;
-template <> inline constexpr ort::Element ELEMENT<Bool> = ort::BOOL;
+template <class T> inline constexpr Element ELEMENT = Element::FLOAT;
+template <> inline constexpr Element ELEMENT<double> = Element::DOUBLE;
+template <> inline constexpr Element ELEMENT<Half> = Element::FLOAT16;
+template <> inline constexpr Element ELEMENT<BFloat16> = Element::BFLOAT16;
+template <> inline constexpr Element ELEMENT<int64_t> = Element::INT64;
+template <> inline constexpr Element ELEMENT<int32_t> = Element::INT32;
+template <> inline constexpr Element ELEMENT<int8_t> = Element::INT8;
+template <> inline constexpr Element ELEMENT<uint8_t> = Element::UINT8;
+template <> inline constexpr Element ELEMENT<Bool> = Element::BOOL;
 
 template <class To, class From>
 THRESHER_INLINE To bits_as(From from) {
@@ -118,7 +118,7 @@ THRESHER_INLINE Vector<Wide<T>, COUNT> load_wide(const T* from) {
     using Floats = Vector<float, COUNT>;
     const Bits bits =
         __builtin_convertvector(load<COUNT>(reinterpret_cast<const uint16_t*>(from)), Bits);
-    if constexpr (ELEMENT<T> == ort::BFLOAT16) return bits_as<Floats>(bits << 16);
+    if constexpr (ELEMENT<T> == Element::BFLOAT16) return bits_as<Floats>(bits << 16);
     const Bits magnitude = bits & 0x7fffu;  // as in widen(Half)
     const Floats scaled = bits_as<Floats>(magnitude << 13) * 0x1p112f;
     const Bits special = magnitude >= 0x7c00u ? Bits{} + 0x7f800000u : Bits{};

@@ -7,7 +7,7 @@ namespace {
 template <class T>
 struct Experts {
   static constexpr Signature signature{
-      "ExpertMLP", {TOKENS, ort::BOOL, TOKENS, TOKENS, TOKENS, TOKENS}, {TOKENS}};
+      "ExpertMLP", {TOKENS, Element::BOOL, TOKENS, TOKENS, TOKENS, TOKENS}, {TOKENS}};
 
   explicit Experts(const Attributes& given) : node(given, "experts", false) {}
 

@@ -6,7 +6,7 @@ namespace {
 
 template <class T>
 struct GatherTokens {
-  static constexpr Signature signature{"GatherTokens", {TOKENS, ort::INT64}, {TOKENS}};
+  static constexpr Signature signature{"GatherTokens", {TOKENS, Element::INT64}, {TOKENS}};
   explicit GatherTokens(const Attributes&) {}
 
   void compute(const Context& context) const {

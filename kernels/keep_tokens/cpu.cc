@@ -20,8 +20,8 @@ struct Keep {
   template <class T>
   struct Kernel {
     static constexpr Signature signature{FUSES ? "FuseTokens" : "KeepTokens",
-                                         {TOKENS, ort::FLOAT, ort::INT64},
-                                         {TOKENS, ort::INT64, ort::INT64}};
+                                         {TOKENS, Element::FLOAT, Element::INT64},
+                                         {TOKENS, Element::INT64, Element::INT64}};
     explicit Kernel(const Attributes& given) : protect(given.integer("protected")) {}
 
     void compute(const Context& context) const {

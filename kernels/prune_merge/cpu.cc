@@ -35,8 +35,8 @@ struct PruneMerge {
   using W = Wide<T>;
   static constexpr Signature signature{
       "PruneMerge",
-      {TOKENS, ort::FLOAT, ort::FLOAT, ort::INT64, ort::INT64},
-      {TOKENS, ort::FLOAT, ort::INT64, ort::INT64}};
+      {TOKENS, Element::FLOAT, Element::FLOAT, Element::INT64, Element::INT64},
+      {TOKENS, Element::FLOAT, Element::INT64, Element::INT64}};
   explicit PruneMerge(const Attributes& given) : protect(given.integer("protected")) {}
 
   void compute(const Context& context) const {

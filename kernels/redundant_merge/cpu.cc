@@ -15,8 +15,8 @@ template <class T>
 struct RedundantMerge {
   using W = Wide<T>;
   static constexpr Signature signature{"RedundantMerge",
-                                       {TOKENS, ort::FLOAT, TOKENS, ort::FLOAT, ort::INT64},
-                                       {TOKENS, ort::FLOAT, ort::INT64, ort::INT64}};
+                                       {TOKENS, Element::FLOAT, TOKENS, Element::FLOAT, Element::INT64},
+                                       {TOKENS, Element::FLOAT, Element::INT64, Element::INT64}};
   explicit RedundantMerge(const Attributes& given) : protect(given.integer("protected")) {}
 
   void compute(const Context& context) const {

@@ -6,7 +6,7 @@ namespace {
 
 template <class T>
 struct RestoreTokens {
-  static constexpr Signature signature{"RestoreTokens", {TOKENS, ort::INT64, TOKENS}, {TOKENS}};
+  static constexpr Signature signature{"RestoreTokens", {TOKENS, Element::INT64, TOKENS}, {TOKENS}};
   explicit RestoreTokens(const Attributes&) {}
 
   void compute(const Context& context) const {

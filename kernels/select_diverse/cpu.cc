@@ -87,8 +87,8 @@ THRESHER_VECTORISED void choose(const W* closeness, int64_t stride, int64_t coun
 template <class T>
 struct SelectDiverse {
   static constexpr Signature signature{"SelectDiverse",
-                                       {TOKENS, ort::FLOAT, ort::INT64},
-                                       {TOKENS, ort::INT64, ort::INT64}};
+                                       {TOKENS, Element::FLOAT, Element::INT64},
+                                       {TOKENS, Element::INT64, Element::INT64}};
   explicit SelectDiverse(const Attributes& given) : protect(given.integer("protected")) {}
 
   void compute(const Context& context) const {

@@ -57,7 +57,7 @@ THRESHER_VECTORISED void energies(const double* rows, int64_t count, const Targe
 template <class T>
 struct TokenEnergy {
   using W = Wide<T>;
-  static constexpr Signature signature{"TokenEnergy", {TOKENS, ort::FLOAT}, {ort::FLOAT}};
+  static constexpr Signature signature{"TokenEnergy", {TOKENS, Element::FLOAT}, {Element::FLOAT}};
   explicit TokenEnergy(const Attributes& given)
       : margin(given.number("margin")), protect(given.integer("protected")) {}
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from thresher.compiler.errors import MissingRequirementError
 from thresher.kernels.native import SWITCH, KernelError, wanted
-from thresher.runtime.backends.base import Availability
+from thresher.runtime.backends.base import Array, Availability, Feeds
 from thresher.runtime.backends.onnx_runtime import (
     CPU,
     OnnxRuntime,
@@ -14,6 +16,7 @@ from thresher.runtime.backends.onnx_runtime import (
     open_session,
     session_options,
 )
+from thresher.runtime.backends.trial import trial
 from thresher.runtime.host import free_memory
 from thresher.runtime.manifest import MODEL, Manifest
 
@@ -72,26 +75,12 @@ def try_kernels(library: Path) -> None:
     Raises:
         MissingRequirementError: it cannot be loaded.
     """
-    import numpy as np
-    import onnx.helper as make
     import onnxruntime as ort
 
-    x, index = np.arange(6.0, dtype=np.float32).reshape(1, 3, 2), np.array([[2, 0]])
-    node = make.make_node("GatherTokens", ["x", "index"], ["y"], domain="thresher")
-    graph = make.make_graph(
-        [node],
-        "trial",
-        [
-            make.make_tensor_value_info("x", 1, x.shape),
-            make.make_tensor_value_info("index", 7, index.shape),
-        ],
-        [make.make_tensor_value_info("y", 1, (1, 2, 2))],
-    )
-    opsets = [make.make_opsetid("", 20), make.make_opsetid("thresher", 1)]
-    model = make.make_model(graph, opset_imports=opsets, ir_version=10)
-    session = ort.InferenceSession(
-        model.SerializeToString(), session_options(1, library), providers=[CPU]
-    )
-    (y,) = session.run(None, {"x": x, "index": index})
-    if not np.array_equal(y, x[:, [2, 0]]):
-        raise MissingRequirementError(f"the kernels {library} compute something else: rebuild them")
+    options = session_options(1, library)
+
+    def run(model: bytes, feeds: Feeds) -> Array:
+        session = ort.InferenceSession(model, options, providers=[CPU])
+        return np.asarray(session.run(None, dict(feeds))[0])
+
+    trial(library, run)

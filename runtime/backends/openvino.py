@@ -1,21 +1,33 @@
-"""OpenVINO on the CPU.  It knows no model-local functions, so they are inlined when building."""
+"""OpenVINO on the CPU, with native kernels where they are built.
+
+It knows no model-local functions, so they are inlined when building.  The kernels are taken when an engine is
+opened, which then reads ``model.onnx`` itself.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from thresher.compiler.errors import MissingRequirementError, RefusedError
+from thresher.kernels.native import SWITCH, KernelError, wanted
+from thresher.kernels.openvino_library import PROCESSOR, TAKEN, extension
+from thresher.kernels.registry import DOMAIN
 from thresher.runtime.backends.base import Array, Backend, Feeds, Tell, silent
+from thresher.runtime.backends.trial import trial
 from thresher.runtime.host import free_memory
 from thresher.runtime.manifest import MODEL, Manifest
 
 if TYPE_CHECKING:
     import onnx
+    import openvino as ov
 
 DEVICE = "CPU"
 IR = "openvino.xml"
 WEIGHTS = "openvino.bin"
+OPERATORS = "operators"  # in what a build tells: those of ours that the graph has
 
 
 class OpenVino(Backend):
@@ -56,18 +68,56 @@ class OpenVino(Backend):
 
         from thresher.compiler.lowering.inline import inlined
 
+        model = onnx.load(folder / MODEL, load_external_data=False)
         flat = folder / "inlined.onnx"  # weights beside model.onnx are shared with it
-        onnx.save(inlined(onnx.load(folder / MODEL, load_external_data=False)), flat)
+        onnx.save(inlined(model), flat)
         try:
             read = ov.Core().read_model(flat)
         except RuntimeError as error:
             raise RefusedError(f"OpenVINO does not take the model: {_reason(error)}") from error
         ov.save_model(read, folder / IR, compress_to_fp16=False)
         flat.unlink()
-        return {}
+        return {OPERATORS: sorted(f.name for f in model.functions if f.domain == DOMAIN)}
 
     def open(self, folder: Path, manifest: Manifest, threads: int) -> OpenVinoSession:
-        return OpenVinoSession(folder / IR, manifest, threads)
+        kernels = kernel_library() if _takes_kernels(manifest) else None
+        return OpenVinoSession(folder / (MODEL if kernels else IR), manifest, threads, kernels)
+
+
+def kernel_library() -> Path | None:
+    """The native kernels that sessions load here, or None where the function bodies run.
+
+    Raises:
+        MissingRequirementError: they are damaged.
+    """
+    try:
+        kind = extension()
+    except KernelError:
+        return None  # nothing to build them for, so nobody has
+    try:
+        return wanted(kind)
+    except KernelError as error:
+        raise MissingRequirementError(f"{error}, or set {SWITCH}=off") from error
+
+
+def try_kernels(library: Path) -> None:
+    """Load the library and run one operator with it.
+
+    Raises:
+        MissingRequirementError: it cannot be loaded.
+    """
+    core = core_with(library)
+
+    def run(model: bytes, feeds: Feeds) -> Array:
+        return np.asarray(core.compile_model(core.read_model(model), DEVICE)(dict(feeds))[0])
+
+    trial(library, run)
+
+
+def _takes_kernels(manifest: Manifest) -> bool:
+    """Whether the graph has operators of ours, and kernels for all of them."""
+    operators = set(manifest.built.get(OPERATORS, ()))
+    return bool(operators) and operators <= set(TAKEN)
 
 
 class OpenVinoSession:
@@ -77,10 +127,10 @@ class OpenVinoSession:
     nodes anew at every run of a model with symbolic axes, which costs more than the inserted steps do.
     """
 
-    def __init__(self, model: Path, manifest: Manifest, threads: int) -> None:
-        import openvino as ov
-
-        core = ov.Core()
+    def __init__(
+        self, model: Path, manifest: Manifest, threads: int, kernels: Path | None = None
+    ) -> None:
+        core = core_with(kernels)
         hint = _hint(core, manifest.precision)
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": hint,
@@ -92,6 +142,8 @@ class OpenVinoSession:
             read = core.read_model(model)
             if manifest.fixed:
                 read.reshape(_fixed_shapes(manifest))
+            if hint == "bf16":
+                _narrow(read)
             compiled = core.compile_model(read, DEVICE, settings)
         except RuntimeError as error:
             raise RefusedError(f"OpenVINO refuses {model}: {_reason(error)}") from error
@@ -99,18 +151,65 @@ class OpenVinoSession:
             "provider": f"OpenVINO {DEVICE}",
             "threads": str(threads),
             "arithmetic": f"int8 and {hint}" if manifest.precision == "int8" else hint,
+            "kernels": "native" if kernels else "function bodies",
         }
-        self._outputs = [port.any_name for port in compiled.outputs]
+        self._outputs = {spec.name: compiled.output(spec.name) for spec in manifest.outputs}
         self._request: Any = compiled.create_infer_request()
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         assert self._request is not None, "the engine is closed"
         # Inputs are read in place; outputs are copied, as the request reuses its buffers.
         results = self._request.infer(dict(feeds), share_inputs=True, share_outputs=False)
-        return {name: results[index] for index, name in enumerate(self._outputs)}
+        return {name: results[port] for name, port in self._outputs.items()}
 
     def close(self) -> None:
         self._request = None
+
+
+def core_with(kernels: Path | None) -> Any:
+    """OpenVINO, with a library of native kernels.
+
+    Raises:
+        MissingRequirementError: the library cannot be loaded.
+    """
+    import openvino as ov
+
+    core = ov.Core()
+    if kernels is not None:
+        try:
+            core.add_extension(str(kernels))
+        except RuntimeError as error:
+            raise MissingRequirementError(
+                f"the kernels {kernels} cannot be loaded ({_reason(error)}): run thresher kernels build"
+                f" --force --for {PROCESSOR}, or set {SWITCH}=off"
+            ) from error
+    return core
+
+
+def _narrow(model: ov.Model) -> None:
+    """Give nodes of ours bfloat16 tokens, as their neighbours will have.
+
+    The plugin rounds only what it knows, and would widen and round again around each of them.
+    """
+    import openvino.opset15 as opset
+
+    for node in model.get_ordered_ops():
+        operator = TAKEN.get(node.get_type_name())
+        if operator is None:
+            continue
+        for read, kind in zip(node.inputs(), operator.inputs.values(), strict=True):
+            if kind == "T":
+                narrow = opset.convert(read.get_source_output(), "bf16")
+                read.replace_source_output(narrow.output(0))
+        node.validate_and_infer_types()
+        for made, kind in zip(node.outputs(), operator.outputs.values(), strict=False):
+            if kind == "T":
+                readers = made.get_target_inputs()
+                wide = opset.convert(made, "f32").output(0)
+                wide.set_names(made.get_names())
+                made.set_names(set())
+                for reader in readers:
+                    reader.replace_source_output(wide)
 
 
 def _fixed_shapes(manifest: Manifest) -> dict[str, list[int]]:

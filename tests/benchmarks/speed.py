@@ -34,7 +34,8 @@ from thresher.compiler.pipeline import optimize
 from thresher.compiler.program import Program, SourceInfo
 from thresher.compiler.recipe import load_recipe
 from thresher.compiler.trace import trace
-from thresher.kernels.native import SWITCH, Library
+from thresher.kernels.native import CPU, SWITCH, Kind, Library
+from thresher.kernels.openvino_library import extension
 from thresher.runtime import Engine, export
 from thresher.runtime.backends.onnx_runtime import open_session, session_options
 from thresher.runtime.conditions import conditions, load_average
@@ -146,9 +147,9 @@ def _of(engine: Engine) -> Run:
     return lambda images: np.asarray(engine.run({"x": images})["output"], np.float32)
 
 
-def with_kernels(folder: Path, threads: int) -> Run:
+def with_kernels(folder: Path, threads: int, kind: Kind) -> Run:
     """An engine of ours with the native kernels, which are built if need be."""
-    library = Library()
+    library = Library(kind=kind)
     if library.find() is None:
         say("building the native kernels")
         library.build()
@@ -209,9 +210,11 @@ def candidates(folder: Path, batch: int, threads: int) -> tuple[list[Candidate],
             run = engine(program, place, target, precision, batch, threads)
             of = f"{name}, thresher dense" if kind == "tome" else None
             made.append(Candidate(f"{name}, thresher {kind}", run, of))
-            if (target, precision) == ("cpu", "fp32") and of:
+            if of and precision != "int8":
                 native = f"{name}, thresher tome, native kernels"
-                made.append(Candidate(native, with_kernels(place, threads), of))
+                library = CPU if target == "cpu" else extension()
+                made.append(Candidate(native, with_kernels(place, threads, library), of))
+            if of and (target, precision) == ("cpu", "fp32"):
                 made.append(Candidate(FREE, for_nothing(place, threads), of))
     return made, float(details["ideal"])
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli
-from tests.kernels.back_ends import copied
+from tests.kernels.back_ends import copied, openvino_library
 from thresher.kernels.native import Library
+from thresher.kernels.openvino_library import extension
 
 
 @pytest.fixture
@@ -35,7 +36,9 @@ def test_what_is_built_is_found_and_tried(cli: Cli, built: Path) -> None:
         "digest": built.parent.name,
         "built": False,
     }
-    assert cli("doctor", "--json").json["kernels"] == {"ok": True, "state": "built", "remedy": ""}
+    assert cli("doctor", "--json").json["kernels"]["cpu"] == {
+        "ok": True, "state": "built", "remedy": "",
+    }  # fmt: skip
 
 
 def test_a_damaged_library_is_told_with_the_remedy(
@@ -43,9 +46,30 @@ def test_a_damaged_library_is_told_with_the_remedy(
 ) -> None:
     built.write_bytes(b"")
     assert "run thresher kernels build --force" in failed(4, "kernels", "build")
-    found = cli("doctor", "--json").json["kernels"]
+    found = cli("doctor", "--json").json["kernels"]["cpu"]
     assert not found["ok"]
     assert found["remedy"] == "thresher kernels build --force"
+
+
+def test_kernels_for_openvino_are_found_and_tried(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino_library()
+    kind = extension()
+    place = copied(tmp_path, monkeypatch, kind)
+    done = cli("kernels", "build", "--for", "openvino")
+    assert (done.code, done.err, done.out) == (0, "", f"already built: {place}\n")
+    found = cli("doctor", "--json").json["kernels"]
+    assert found["openvino"] == {"ok": True, "state": "built", "remedy": ""}
+    assert not found["cpu"]["ok"]
+
+
+def test_without_openvino_there_is_nothing_to_build_for(
+    cli: Cli, failed: Callable[..., str], empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thresher.kernels.openvino_library.find_spec", lambda package: None)
+    assert "OpenVINO is not installed" in failed(4, "kernels", "build", "--for", "openvino")
+    assert "not installed" in cli("doctor", "--json").json["kernels"]["openvino"]["state"]
 
 
 def test_cuda_kernels_need_nvcc(failed: Callable[..., str], empty: Path) -> None:
@@ -58,7 +82,7 @@ def test_what_is_missing_is_told_with_the_command(
 ) -> None:
     said = failed(4, "kernels", "build", "--compiler", "no-such-compiler")
     assert "no-such-compiler was not found: install g++ 11" in said
-    found = cli("doctor", "--json").json["kernels"]
+    found = cli("doctor", "--json").json["kernels"]["cpu"]
     assert found["state"].startswith("not built")
     assert found["remedy"] == "thresher kernels build"
     assert "thresher kernels build" in cli("doctor").out
@@ -68,7 +92,7 @@ def test_kernels_may_be_switched_off(
     cli: Cli, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("THRESHER_KERNELS", "off")
-    assert cli("doctor", "--json").json["kernels"]["state"] == "switched off"
+    assert cli("doctor", "--json").json["kernels"]["cpu"]["state"] == "switched off"
 
 
 @pytest.mark.slow

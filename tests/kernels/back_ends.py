@@ -1,5 +1,5 @@
-"""Runs one operator as an ONNX node (its body on ONNX Runtime and, inlined, on OpenVINO; its native kernel),
-or by its CUDA or Triton kernels."""
+"""Runs one operator as an ONNX node (its body on ONNX Runtime and, inlined, on OpenVINO; its native kernel
+in both), or by its CUDA or Triton kernels."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ from numpy.typing import NDArray
 
 from tests.kernels import cuda_back_end, triton_back_end
 from thresher.compiler.lowering.ties import order_ties
-from thresher.kernels.native import CPU, SANITIZED, Library
+from thresher.kernels.native import CPU, SANITIZED, KernelError, Kind, Library
+from thresher.kernels.openvino_library import extension
 from thresher.kernels.registry import DOMAIN, OPERATORS, PLUGIN, VERSION
 from thresher.runtime.backends.onnx_runtime import session_options
+from thresher.runtime.backends.openvino import core_with
 
 Array = NDArray[Any]
 OPSET = 20
+NATIVE_OPENVINO = "native in openvino"
+EVERYWHERE = ("onnxruntime", "openvino", "native", NATIVE_OPENVINO)
 SWITCHED_ON = "THRESHER_TEST_SANITIZED" in os.environ  # the tests again, in a process of their own
 BFLOAT16 = "tensor(bfloat16)"
 TYPES = {
@@ -36,25 +40,43 @@ TYPES = {
 
 
 @cache
-def library() -> Path:
+def library(kind: Kind = CPU) -> Path:
     """The native kernels, built once for all processes of a run of the tests.
 
     Skips the test where there is no compiler.
     """
-    compilers = (os.environ.get(CPU.variable), *CPU.compilers)
+    compilers = (os.environ.get(kind.variable), *kind.compilers)
     if not any(name and shutil.which(name) for name in compilers):
-        pytest.skip(f"no compiler: install {CPU.needs}")
-    found = Library(SANITIZED if SWITCHED_ON else ())
+        pytest.skip(f"no compiler: install {kind.needs}")
+    found = Library(SANITIZED if SWITCHED_ON else (), kind)
     return found.find() or found.build()
 
 
-def copied(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@cache
+def openvino_library() -> Path:
+    """The native kernels for OpenVINO.
+
+    Skips the test where OpenVINO or a compiler is missing.
+    """
+    try:
+        return library(extension())
+    except KernelError as error:
+        pytest.skip(str(error))
+
+
+def demand(back_end: str) -> None:
+    """Skip the test where a back end for ONNX nodes is missing."""
+    made = {"native": library, NATIVE_OPENVINO: openvino_library}
+    made[back_end]() if back_end in made else pytest.importorskip(back_end)
+
+
+def copied(cache: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind = CPU) -> Path:
     """The library in a cache of the test's own, switched on."""
-    built = library()
+    built = library(kind)
     monkeypatch.setenv("THRESHER_CACHE", str(cache))
     monkeypatch.delenv("THRESHER_KERNELS")
-    shutil.copytree(built.parent, Library().file.parent)
-    return Library().file
+    shutil.copytree(built.parent, Library(kind=kind).file.parent)
+    return Library(kind=kind).file
 
 
 def model(
@@ -113,14 +135,17 @@ def _onnxruntime(kernels: Path | None, *signature: Any) -> Any:
 
 
 @cache
-def _openvino(*signature: Any) -> Any:
-    import openvino as ov
-
-    flat = onnx.inliner.inline_local_functions(model(*signature))
-    read = ov.Core().read_model(flat.SerializeToString())
+def _openvino(kernels: Path | None, *signature: Any) -> Any:
+    made = model(*signature)
+    core = core_with(kernels)
+    flat = made if kernels else onnx.inliner.inline_local_functions(made)
+    read = core.read_model(flat.SerializeToString())
     order_ties(read)
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    return ov.Core().compile_model(read, "CPU", settings)
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": 3 if kernels else 1,
+    }
+    return core.compile_model(read, "CPU", settings)
 
 
 def run(back_end: str, name: str, arguments: dict[str, Array], **attributes: Any) -> list[Array]:
@@ -134,11 +159,11 @@ def run(back_end: str, name: str, arguments: dict[str, Array], **attributes: Any
     )
     ranks = tuple(value.ndim for value in arguments.values())
     signature = (name, ranks, token_type, tuple(sorted(attributes.items())))
-    if back_end != "openvino":
+    if back_end in ("onnxruntime", "native"):
         kernels = library() if back_end == "native" else None
         return list(_onnxruntime(kernels, *signature).run(None, arguments))
-    compiled = _openvino(*signature)
-    result = compiled(arguments)
+    kernels = openvino_library() if back_end == NATIVE_OPENVINO else None
+    result = _openvino(kernels, *signature)(arguments)
     return [np.array(result[n]) for n in OPERATORS[name].outputs]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import thresher.kernels.ops  # noqa: F401
 from tests.kernels import oracle, triton_back_end
-from tests.kernels.back_ends import OPSET, library, run
+from tests.kernels.back_ends import EVERYWHERE, OPSET, demand, run
 from tests.kernels.cases import (
     DiverseCase,
     EnergyCase,
@@ -37,9 +38,7 @@ from thresher.kernels.registry import OPERATORS
 ops = torch.ops.thresher
 # Triton's interpreter is slow; test_triton.py has a few cases for every day.
 BACK_ENDS = (
-    "onnxruntime",
-    "openvino",
-    "native",
+    *EVERYWHERE,
     "cuda",
     pytest.param("triton", marks=pytest.mark.slow),
 )
@@ -49,13 +48,10 @@ FAST = settings(
 )  # fmt: skip
 everywhere = pytest.mark.parametrize("back_end", BACK_ENDS)
 bodies = pytest.mark.parametrize("back_end", BACK_ENDS[:2])  # operators without kernels
-without_gpu = pytest.mark.parametrize(
-    "back_end", BACK_ENDS[:3]
-)  # operators that have no such kernels
+without_gpu = pytest.mark.parametrize("back_end", EVERYWHERE)  # operators that have no such kernels
 BY_SCORE = {"redundant_merge": "RedundantMerge", "split_merge": "SplitMerge"}
 merging_by_score = pytest.mark.parametrize(
-    ("name", "back_end"),
-    [(name, b) for name in BY_SCORE for b in BACK_ENDS[:3]],
+    ("name", "back_end"), [(name, back_end) for name in BY_SCORE for back_end in EVERYWHERE]
 )
 
 
@@ -63,8 +59,8 @@ merging_by_score = pytest.mark.parametrize(
 def _installed(request: pytest.FixtureRequest) -> None:
     if "back_end" in request.fixturenames:
         back_end = request.getfixturevalue("back_end")
-        needs = {"native": library, "cuda": kernels, "triton": triton_back_end.device}
-        needs[back_end]() if back_end in needs else pytest.importorskip(back_end)
+        needs = {"cuda": kernels, "triton": triton_back_end.device}
+        needs.get(back_end, partial(demand, back_end))()
 
 
 def merge_on(back_end: str, case: MergeCase) -> list[Any]:

@@ -14,12 +14,12 @@ from numpy.testing import assert_array_equal
 from torch.library import opcheck
 
 import thresher.kernels.ops  # noqa: F401
-from tests.kernels.back_ends import library, run, through_casts
+from tests.kernels.back_ends import EVERYWHERE, demand, library, run, through_casts
 from tests.kernels.cases import Array
 
 NAME = "AdaptiveGate"
 adaptive_gate = torch.ops.thresher.adaptive_gate
-everywhere = pytest.mark.parametrize("back_end", ["onnxruntime", "openvino", "native"])
+everywhere = pytest.mark.parametrize("back_end", EVERYWHERE)
 FAST = settings(
     max_examples=25, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
@@ -68,8 +68,7 @@ def oracle(case: Case) -> Array:
 
 
 def on(back_end: str, case: Case) -> Array:
-    if back_end != "native":
-        pytest.importorskip(back_end)
+    demand(back_end)
     (k,) = run(back_end, NAME, case._asdict())
     return k
 
@@ -123,7 +122,7 @@ def test_sums_are_wider_than_half_precision() -> None:
     rows = [[64.0, 0.0], [64.0, 1.0], [64.0, 1 + 2.0**-11]]
     case = Case(x, np.array(rows, np.float32), np.zeros(3, np.float32))
     assert adaptive_gate(*case.torch(torch.float16)).item() == 2
-    for back_end in ("onnxruntime", "openvino", "native"):
+    for back_end in EVERYWHERE:
         assert on(back_end, case).item() == 2
 
 

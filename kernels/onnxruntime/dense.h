@@ -1,14 +1,14 @@
-// Products by the runtime's own kernels, for calls in which there is nothing to skip.
+// Products by ONNX Runtime's own kernels, for calls in which there is nothing to skip.
 #pragma once
 
-#include "cpu/kernel.h"
+#include "onnxruntime/host.h"
 
 namespace thresher {
 
 class Product {
  public:
   // Of [rows, depth] with [depth, columns], or with [columns, depth] if that is `transposed`.
-  Product(const Attributes& given, ort::Element element, bool transposed);
+  Product(const Attributes& given, Element element, bool transposed);
   ~Product();
   Product(const Product&) = delete;
   Product& operator=(const Product&) = delete;
@@ -32,8 +32,8 @@ class Product {
   struct Value;
   void run(const Context& context, const Matrix& y, const Matrix& x, const Matrix& matrix) const;
 
-  const Api& api_;
-  const ort::Element element_;
+  const ort::Api& api_;
+  const Element element_;
   const bool transposed_;
   ort::Op* op_ = nullptr;
   ort::MemoryInfo* memory_ = nullptr;
@@ -46,6 +46,6 @@ constexpr int64_t MANY_TOKENS = 16;
 
 // Types that ONNX Runtime multiplies on every processor.
 template <class T>
-constexpr bool MULTIPLIED = ELEMENT<T> == ort::DOUBLE || std::is_same_v<T, float>;
+constexpr bool MULTIPLIED = ELEMENT<T> == Element::DOUBLE || std::is_same_v<T, float>;
 
 }  // namespace thresher

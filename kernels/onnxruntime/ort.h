@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/element.h"
+
 namespace thresher::ort {
 
 constexpr uint32_t VERSION = 17;  // of the table: 1.17 was the first release with ParallelFor
@@ -65,10 +67,6 @@ enum Slot : size_t {
 constexpr int INVALID_ARGUMENT = 2;  // the code of every error of ours
 enum AttributeType : int { ATTRIBUTE_INT = 1, ATTRIBUTE_FLOAT = 3 };
 enum Characteristic : int { REQUIRED = 0, OPTIONAL = 1 };
-
-// Element types, by ONNX's numbers.
-enum Element : int { FLOAT = 1, UINT8 = 2, INT8 = 3, INT32 = 6, INT64 = 7, BOOL = 9, FLOAT16 = 10,
-                     DOUBLE = 11, BFLOAT16 = 16 };
 
 struct CustomOp {
   uint32_t version;

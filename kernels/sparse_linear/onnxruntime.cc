@@ -1,6 +1,6 @@
-// SparseLinear on the CPU; see reference.py for what it computes.
+// SparseLinear for ONNX Runtime on the CPU; see reference.py for what it computes.
 #include "cpu/active.h"
-#include "cpu/dense.h"
+#include "onnxruntime/dense.h"
 #include "cpu/pages.h"
 #include "cpu/rows.h"
 
@@ -14,7 +14,7 @@ template <int NAME, class T, class S>
 struct Linear {
   static constexpr bool MULTIPLIES = MULTIPLIED<T> && std::is_same_v<T, S>;
   static constexpr Signature signature{
-      NAMES[NAME], {TOKENS, std::is_same_v<T, S> ? TOKENS : ELEMENT<S>, ort::FLOAT}, {TOKENS}};
+      NAMES[NAME], {TOKENS, std::is_same_v<T, S> ? TOKENS : ELEMENT<S>, Element::FLOAT}, {TOKENS}};
 
   explicit Linear(const Attributes& given) : most_tokens(given.integer("most_tokens")) {
     if constexpr (MULTIPLIES) product = std::make_unique<Product>(given, ELEMENT<T>, false);

@@ -1,7 +1,7 @@
-// SparseSwiGLU, SparseGeGLU and SparseReGLU on the CPU, also with weights in bfloat16; see reference.py for what they compute.
+// SparseSwiGLU, SparseGeGLU and SparseReGLU for ONNX Runtime on the CPU, also with weights in bfloat16; see reference.py for what they compute.
 #include "cpu/activation.h"
 #include "cpu/active.h"
-#include "cpu/dense.h"
+#include "onnxruntime/dense.h"
 #include "cpu/pages.h"
 #include "cpu/rows.h"
 
@@ -22,9 +22,9 @@ struct Gated {
     using W = Wide<T>;
     using M = std::conditional_t<NARROW, S, T>;
     static constexpr bool MULTIPLIES = MULTIPLIED<T> && !NARROW;
-    static constexpr ort::Element WEIGHT = NARROW ? ELEMENT<M> : TOKENS;
+    static constexpr Element WEIGHT = NARROW ? ELEMENT<M> : TOKENS;
     static constexpr Signature signature{NAMES[static_cast<int>(KIND)][NARROW],
-                                         {TOKENS, WEIGHT, WEIGHT, WEIGHT, ort::FLOAT}, {TOKENS}};
+                                         {TOKENS, WEIGHT, WEIGHT, WEIGHT, Element::FLOAT}, {TOKENS}};
 
     explicit Kernel(const Attributes& given) : most_tokens(given.integer("most_tokens")) {
       if constexpr (MULTIPLIES) {
