@@ -27,7 +27,7 @@ from tests.kernels.test_native import (
     HOSTILE,
     MERGE,
     POSITIONS,
-    REDUNDANT,
+    SCORED,
     X,
     attributes_of,
     toy,
@@ -63,7 +63,7 @@ def test_positions_out_of_range_are_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("BipartiteMerge", MERGE), ("RedundantMerge", REDUNDANT), ("TokenEnergy", ENERGY)],
+    [("BipartiteMerge", MERGE), ("RedundantMerge", SCORED), ("TokenEnergy", ENERGY)],
 )
 def test_an_empty_batch_is_no_crash(name: str, arguments: dict[str, Any]) -> None:
     empty = {n: v[:0] if v.ndim else v for n, v in arguments.items()}
