@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 GROUP = "thresher.passes"
 BUILT_IN = {
     "acm": "thresher.passes.adaptive.acm:Acm",
+    "atm": "thresher.passes.tokens.atm:Atm",
     "ats": "thresher.passes.tokens.ats:Ats",
     "channels": "thresher.passes.sparsity.channels:ChannelPruning",
     "cleanup": "thresher.passes.cleanup:Cleanup",

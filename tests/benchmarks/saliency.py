@@ -16,6 +16,7 @@ from tests.benchmarks import zoo
 from tests.benchmarks.common import Study, parser, say, study
 from tests.benchmarks.data import Scene, cut_outs, fashion_mnist
 from tests.benchmarks.report import finish
+from thresher.models.data import Dataset
 from thresher.runtime.paired import Metric
 from thresher.runtime.runner import Runnable
 
@@ -34,12 +35,28 @@ def chosen(split: str, count: int, rng: np.random.Generator) -> tuple[NDArray[An
     return images[order], labels[order]
 
 
+def probe_pixels(images: NDArray[Any]) -> NDArray[np.float32]:
+    """What the model takes, of grey images uint8 ``[N, 28, 28]``."""
+    grey = torch.from_numpy(images.copy()).float()[:, None] / 255
+    return zoo.pixels(grey, PROBE_SIZE).numpy()
+
+
+def map_pixels(scenes: Sequence[Scene]) -> NDArray[np.float32]:
+    """What the model takes, of scenes of one size."""
+    images = np.stack([scene.image for scene in scenes])
+    return zoo.pixels(torch.from_numpy(images), images.shape[-1]).numpy()
+
+
+def unlabelled(name: str, pixels: NDArray[np.float32]) -> Dataset:
+    """Data for methods that learn or count."""
+    return Dataset(name, len(pixels), None, lambda items: {"pixel_values": pixels[list(items)]})
+
+
 def features(runnable: Runnable, images: NDArray[Any], batch: int = 50) -> NDArray[np.float32]:
     """Global features ``[N, 384]`` of grey images uint8 ``[N, 28, 28]``."""
     found = []
     for start in range(0, len(images), batch):
-        grey = torch.from_numpy(images[start : start + batch].copy()).float()[:, None] / 255
-        values = zoo.pixels(grey, PROBE_SIZE).numpy()
+        values = probe_pixels(images[start : start + batch])
         found.append(runnable.run({"pixel_values": values})["feature"])
         if start % 500 == 0 and len(images) > TEST:
             say(f"  features of {start:,} of {len(images):,} training images")
@@ -104,8 +121,7 @@ def _maps(runnable: Runnable, scenes: Sequence[Scene]) -> Iterator[NDArray[np.fl
     size = scenes[0].image.shape[-1]
     batch = max(1, BATCH_PIXELS // size**2)
     for start in range(0, len(scenes), batch):
-        images = np.stack([scene.image for scene in scenes[start : start + batch]])
-        values = zoo.pixels(torch.from_numpy(images), size).numpy()
+        values = map_pixels(scenes[start : start + batch])
         yield from runnable.run({"pixel_values": values})["map"]
 
 
@@ -113,30 +129,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser(__doc__, limit=TEST)
     options.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
     options.add_argument("--map-size", type=int, default=MAP_SIZE, help="pixels, of the map")
+    options.add_argument(
+        "--learn", type=int, default=0, help="other pictures that methods learn or count on"
+    )
     args = options.parse_args(argv)
     studies: list[Study] = []
     if "probe" in args.parts:
         train = TRAIN if args.limit == TEST else min(TRAIN, 3 * args.limit)
         title = f"DINOv2-S saliency model, {PROBE_SIZE} px, Fashion-MNIST probe"
+        probe = Probe(train, args.limit)
+        learned = probe.train[0][: args.learn]
+        seen = unlabelled("training images", probe_pixels(learned)) if args.learn else None
         studies.append(
             study(
                 f"{title}, {train:,} / {args.limit:,} images",
                 zoo.saliency(PROBE_SIZE, head=False),
-                Probe(train, args.limit),
+                probe,
                 args,
+                data=seen,
                 batch=8,
                 notes=["the probe of the dense model is kept, not fitted again"],
             )
         )
     if "map" in args.parts:
         side = args.map_size
-        scenes = cut_outs(min(SCENES, args.limit), side, longest=round(LONGEST * side))
+        count = min(SCENES, args.limit)
+        pasted = cut_outs(count + args.learn, side, longest=round(LONGEST * side))
+        scenes, others = pasted[:count], pasted[count:]
+        seen = unlabelled("other cut-outs", map_pixels(others)) if others else None
         studies.append(
             study(
                 f"DINOv2-S saliency model, {side} px, dense map, {len(scenes)} cut-outs",
                 zoo.saliency(side),
                 lambda runnable: localisation(runnable, scenes),
                 args,
+                data=seen,
                 batch=1,
                 notes=["the convolutional head, which no method touches, is in MACs and times"],
             )

@@ -211,7 +211,7 @@ def test_built_in_recipes_are_a_method_then_cleanup() -> None:
     plain = {name for name in built_in() if "/" not in name}
     token_methods = {"tome", "evit", "topk-norm", "random", "diffrate", "max-min", "pitome", "ats"}
     token_methods |= {"zero-tprune", "patch-merger", "sit", "dynamic-vit", "dtem", "tomesd"}
-    token_methods |= {"tail-slice"}
+    token_methods |= {"tail-slice", "atm"}
     others = {
         "acm",
         "channels",

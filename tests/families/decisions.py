@@ -26,6 +26,7 @@ Method = Literal[
     "diffrate",
     "max-min",
     "pitome",
+    "atm",
     "ats",
     "ats-capped",
     "zero-tprune",
@@ -60,7 +61,12 @@ def hash_score(base_seed: int = 0) -> Score:
 
 
 def merge(
-    sequence: Sequence[int], metric: Tensor, sizes: Sequence[float], prefix: int, count: int
+    sequence: Sequence[int],
+    metric: Tensor,
+    sizes: Sequence[float],
+    prefix: int,
+    count: int,
+    found: dict[int, float] | None = None,
 ) -> Step:
     """ToMe: the ``count`` sources most similar to a destination are merged into it.
 
@@ -70,6 +76,7 @@ def merge(
         sizes: per token in sequence order; 0 is padding.
         prefix: protected tokens in front.
         count: wanted merges; clipped to half of the unprotected tokens.
+        found: to be filled with the cosine of each source to its target.
     """
     n = len(sequence)
     count = min(count, (n - prefix) // 2)
@@ -84,12 +91,42 @@ def merge(
         if values:
             choice[i] = max(values, key=lambda j: (values[j], -j))
             likeness[i] = float("inf") if sizes[i] == 0 else values[choice[i]]
+    if found is not None:
+        found.update(likeness)
     ranked = sorted(choice, key=lambda i: (-likeness[i], i))
     gone = ranked[:count]
     kept = [i for i in sources if i not in gone] if prefix else ranked[count:]
     order = [*range(prefix), *kept, *targets]
     return Step(
         sequence=[sequence[i] for i in order],
+        merged={sequence[i]: sequence[choice[i]] for i in gone},
+    )
+
+
+def merge_by_size(
+    sequence: Sequence[int],
+    metric: Tensor,
+    sizes: Sequence[float],
+    prefix: int,
+    count: int,
+    found: dict[int, float] | None = None,
+) -> Step:
+    """ATM's last blocks: as :func:`merge`, from the smaller half of the tokens into the larger half."""
+
+    def cosine(i: int, j: int) -> float:
+        lengths = float(metric[i].norm() * metric[j].norm())
+        return float(metric[i] @ metric[j]) / lengths if lengths else 0.0
+
+    pool = sorted(range(prefix, len(sequence)), key=lambda i: (sizes[i], i))
+    small, large = pool[: len(pool) // 2], pool[len(pool) // 2 :]
+    allowed = [j for j in large if sizes[j] > 0] or large
+    choice = {i: max(allowed, key=lambda j: (cosine(i, j), -large.index(j))) for i in small}
+    likeness = {i: float("inf") if sizes[i] == 0 else cosine(i, j) for i, j in choice.items()}
+    if found is not None:
+        found.update(likeness)
+    gone = sorted(small, key=lambda i: (-likeness[i], small.index(i)))[:count]
+    return Step(
+        sequence=[token for i, token in enumerate(sequence) if i not in gone],
         merged={sequence[i]: sequence[choice[i]] for i in gone},
     )
 

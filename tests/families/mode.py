@@ -18,6 +18,7 @@ from .decisions import (
     diverse,
     keep,
     merge,
+    merge_by_size,
     merge_redundant,
     positions,
     prune_by_votes,
@@ -215,6 +216,9 @@ class Reduction(TorchFunctionMode):
         if self.method == "tome":
             merges = len(sequence) - target
             return merge(sequence, attended.metric[b, sequence], sizes, prefix, merges)
+        if self.method == "atm":
+            merges = len(sequence) - target
+            return merge_by_size(sequence, attended.metric[b, sequence], sizes, prefix, merges)
         if self.method == "diffrate":
             ranking = attended.received if self.class_token is None else attended.class_row
             n = len(sequence)

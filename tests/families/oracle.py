@@ -72,8 +72,9 @@ def reduced_outputs(
         entry: what is known about the model.
         model: ``entry.build()[0]``; left untouched.
         inputs: forward keyword -> tensor.
-        method: "tome", "evit", "topk-norm", "random", "max-min", "pitome" or "diffrate" (which prunes
-            half of what goes where the entry has a class token, and merges everything where not).
+        method: "tome", "evit", "topk-norm", "random", "max-min", "pitome", "atm" (by size at every
+            block) or "diffrate" (which prunes half of what goes where the entry has a class token,
+            and merges everything where not).
         counts: tokens after each layer, prefix and fused token included; None reduces nothing.
             A count at or above the current one leaves the layer alone.
         score: of the "random" method; by default the hash with base seed 0.

@@ -24,6 +24,7 @@ from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.lowering import inlined, to_onnx
 from thresher.compiler.lowering.ties import order_ties
 from thresher.compiler.program import Program
+from thresher.passes.tokens.atm import Atm, AtmOptions
 from thresher.passes.tokens.ats import Ats, AtsOptions
 from thresher.passes.tokens.diffrate import DiffRate, DiffRateOptions
 from thresher.passes.tokens.methods import (
@@ -54,6 +55,7 @@ METHODS: dict[str, Callable[[Budget], Any]] = {
     "topk-norm": lambda b: TopkNorm(TokenOptions(**b)),
     "random": lambda b: RandomDrop(RandomOptions(**b)),
     "pitome": lambda b: Pitome(PitomeOptions(**b)),
+    "atm": lambda b: Atm(AtmOptions(**b, by_size=0)),  # from block 2 on sizes differ
     "max-min": lambda b: MaxMin(TokenOptions(**b)),
     "zero-tprune": lambda b: ZeroTPrune(ZeroTPruneOptions(**b, similar=SIMILAR)),
     "ats": lambda b: Ats(AtsOptions(**b)),
@@ -104,7 +106,7 @@ def budget_of(name: str, method: str) -> Budget:
     """A few tokens at every block, so that later decisions build on earlier ones."""
     return (
         {"r": 3}
-        if method.startswith(("tome", "diffrate", "pitome"))
+        if method.startswith(("tome", "diffrate", "pitome", "atm"))
         else {"keep": 0.75, "layers": (0, 1, 2)}
     )
 
@@ -129,7 +131,7 @@ def test_the_analysis_sees_what_a_reader_sees(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "method"), cases(IN_TURNS))
 def test_nothing_to_remove_is_bit_equal(name: str, method: str) -> None:
-    budget = {"r": 0} if method.startswith(("tome", "diffrate", "pitome")) else {"keep": 1.0}
+    budget = {"r": 0} if method.startswith(("tome", "diffrate", "pitome", "atm")) else {"keep": 1.0}
     dense, result = reduce(name, method, **budget)
     if refused_here(name, method, result):
         return

@@ -15,6 +15,7 @@ from .decisions import (
     hash_score,
     keep,
     merge,
+    merge_by_size,
     merge_redundant,
     prune_by_votes,
     prune_merge,
@@ -277,6 +278,19 @@ def test_merging_by_hand() -> None:
     step = merge(range(10, 17), metric, padded, prefix=1, count=3)
     assert list(step.merged) == [14, 12, 16]
     assert 13 not in step.merged.values()
+
+
+def test_merging_by_size_by_hand() -> None:
+    directions = torch.tensor([0.0, 0.0, 10.0, 90.0, 40.0, 100.0, 91.0]).deg2rad()
+    metric = torch.stack([directions.cos(), directions.sin()], dim=1)
+    # behind the prefix of one 12, 14 and 16 are small, and 11, 13 and 15 large
+    sizes = [1.0, 3.0, 1.0, 2.0, 1.0, 2.0, 1.0]
+    step = merge_by_size(range(10, 17), metric, sizes, prefix=1, count=2)
+    assert step.merged == {16: 13, 12: 11}
+    assert step.sequence == [10, 11, 13, 14, 15]
+    padded = [1.0, 3.0, 1.0, 2.0, 0.0, 2.0, 1.0]
+    step = merge_by_size(range(10, 17), metric, padded, prefix=1, count=1)
+    assert step.merged == {14: 11}  # padding goes first
 
 
 def test_without_a_prefix_kept_sources_stay_in_order_of_similarity() -> None:
