@@ -187,8 +187,9 @@ LearnData = Annotated[
     typer.Option(
         "--learn-data",
         metavar="DATA",
-        help="Other data, for passes that learn or measure (diffrate, acm, atm, channels, drop-blocks, dtem,"
-        " dynamic-vit, early-exit, experts, patch-merger, relufy, sit, skip-tokens, sparsity); --data then only judges.",
+        help="Other data, for passes that learn or measure (diffrate, acm, atm, channels, clca, drop-blocks, dtem,"
+        " dynamic-vit, early-exit, experts, patch-merger, relufy, sit, skip-tokens, sparsity);"
+        " --data then only judges.",
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="What to write.")]

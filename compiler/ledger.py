@@ -15,7 +15,10 @@ from thresher.compiler.program import LedgerEntry, Program
 
 @dataclass(frozen=True)
 class TokenMap:
-    """One site's maps for a batch: ``slot`` int64 ``[B, N_in]`` (-1: dropped), ``kept`` int64 ``[B, N_out]``."""
+    """One site's maps for a batch: ``slot`` int64 ``[B, N_in]`` (-1: dropped), ``kept`` int64 ``[B, N_out]``.
+
+    Tokens that a pass appended are not among those that come in; ``kept`` is -1 where one of them stays.
+    """
 
     entry: LedgerEntry
     slot: np.ndarray
@@ -65,29 +68,30 @@ def token_maps(
     recorder = Recorder(program.exported.graph_module, {entry.node for entry in entries})
     with torch.inference_mode():
         recorder.run(*program.placeholder_values(inputs))
-    return [
-        TokenMap(
-            entry,
-            recorder.found[entry.node][entry.slot].numpy(),
-            recorder.found[entry.node][entry.kept].numpy(),
-        )
-        for entry in entries
-    ]
+    return [_token_map(entry, recorder.found[entry.node]) for entry in entries]
+
+
+def _token_map(entry: LedgerEntry, results: Sequence[torch.Tensor]) -> TokenMap:
+    slot, kept = results[entry.slot].numpy(), results[entry.kept].numpy()
+    own = slot.shape[1] - entry.appended
+    return TokenMap(entry, slot[:, :own], np.where(kept < own, kept, -1))
 
 
 class Positions:
     """Where the original tokens are, from site to site in the order in which they run.
 
     Their number tells where in the graph tokens stand: sites leave fewer, and where a later node sees
-    more, those that left since there were so many were put back.
+    more, those that left since there were so many were put back.  Where there never were so many, a pass
+    appended others behind those of the last site.
     """
 
     def __init__(self, batch: int, tokens: int) -> None:
-        self._among = {tokens: np.broadcast_to(np.arange(tokens), (batch, tokens))}
+        self._latest = np.broadcast_to(np.arange(tokens), (batch, tokens))
+        self._among = {tokens: self._latest}
 
     def among(self, tokens: int) -> np.ndarray:
         """``[B, N]``: positions of the original tokens among so many, -1 for those that are gone."""
-        return self._among[tokens]
+        return self._among.get(tokens, self._latest)
 
     def spread(self, values: np.ndarray, gone: int) -> np.ndarray:
         """``[B, N]``: values ``[B, n]`` of the tokens at one place, by original token."""
@@ -96,7 +100,7 @@ class Positions:
     def through(self, token_map: TokenMap) -> np.ndarray:
         """``[B, N]``: positions behind a site."""
         behind = token_map.compose(self.among(token_map.slot.shape[1]))
-        self._among[token_map.kept.shape[1]] = behind
+        self._among[token_map.kept.shape[1]] = self._latest = behind
         return behind
 
 

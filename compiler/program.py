@@ -69,7 +69,8 @@ class LedgerEntry:
 
     ``node`` names the step's node; its outputs number ``slot`` and ``kept`` are int64 tensors:
     ``slot[b, i]`` is the position at which incoming token i lives afterwards (-1: dropped),
-    ``kept[b, j]`` the incoming position that token j stands for.
+    ``kept[b, j]`` the incoming position that token j stands for.  ``appended`` of the incoming tokens, at the
+    end, stand for none of the input: a pass put them there.
     """
 
     site: str
@@ -82,6 +83,7 @@ class LedgerEntry:
     node: str
     slot: int
     kept: int
+    appended: int = 0
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,15 @@ class Program:
         names = self.input_names or tuple(node.name for node in nodes)
         return list(zip(names, nodes, strict=True))
 
-    def placeholder_values(self, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-        """Weights, constants and ``inputs`` as the graph takes them, in order; weights are detached."""
+    def placeholder_values(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        instead: Mapping[str, torch.Tensor] | None = None,
+    ) -> list[torch.Tensor]:
+        """Weights, constants and ``inputs`` as the graph takes them, in order; weights are detached.
+
+        ``instead``: other tensors for placeholders, by their names in the graph, taken as they are.
+        """
         stored = {**self.exported.state_dict, **self.exported.constants}
         given = {
             spec.arg.name: stored[spec.target].detach()
@@ -172,6 +181,7 @@ class Program:
             if spec.target
         }
         given |= {node.name: inputs[name] for name, node in self.named_inputs() if name in inputs}
+        given |= instead or {}
         return [given[node.name] for node in self.graph.nodes if node.op == "placeholder"]
 
     def output_nodes(self) -> list[fx.Node]:

@@ -22,6 +22,7 @@ BUILT_IN = {
     "ats": "thresher.passes.tokens.ats:Ats",
     "channels": "thresher.passes.sparsity.channels:ChannelPruning",
     "cleanup": "thresher.passes.cleanup:Cleanup",
+    "clca": "thresher.passes.tokens.clca.clca:Clca",
     "core-neurons": "thresher.passes.sparsity.core:CoreNeurons",
     "diffrate": "thresher.passes.tokens.diffrate:DiffRate",
     "drop-blocks": "thresher.passes.depth.drop_blocks:DropBlocks",

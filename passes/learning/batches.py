@@ -49,7 +49,11 @@ class Batches:
 
     def sample(self) -> Iterator[Batch]:
         """As many items of those that are trained on."""
-        return self._pieces(self.trained[: len(self.held)])
+        return self.first(len(self.held))
+
+    def first(self, items: int) -> Iterator[Batch]:
+        """So many of the items that are trained on, the same in every process; all if there are fewer."""
+        return self._pieces(self.trained[:items])
 
     def _pieces(self, chosen: list[int]) -> Iterator[Batch]:
         for start in range(0, len(chosen), self.size):

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from thresher.compiler.analysis.sites import Sites
+from thresher.compiler.analysis.sites import TOKEN_AXIS, Sites
 from thresher.compiler.operators import RESHAPES
 from thresher.compiler.surgery import Rewriter
 from thresher.passes.tokens.budget import Size
 
 aten = torch.ops.aten
 _SHAPED = (*RESHAPES, aten.expand.default)
+_MADE = (aten.ones.default, aten.zeros.default, aten.full.default)
 _TO_END = 2**63 - 1
 
 
@@ -34,6 +35,16 @@ class Lengths:
         if node.target in _SHAPED:
             shape = [self._length(node, axis, size, count) for axis, size in enumerate(mapped[1])]
             return (mapped[0], shape, *mapped[2:])
+        if node.target in _MADE:
+            shape = [self._length(node, axis, size, count) for axis, size in enumerate(mapped[0])]
+            return (shape, *mapped[1:])
+        if node.target is aten.arange.default:
+            return (self._length(node, 0, mapped[0], count), *mapped[1:])
+        if node.target is torch.ops.thresher.prune_merge.default:
+            operand, pruned = node.args[0], node.args[3]
+            assert isinstance(operand, fx.Node)
+            if pruned == operand.meta["val"].shape[TOKEN_AXIS]:  # nothing is pruned
+                return (*mapped[:3], count, *mapped[4:])
         if node.target is aten.slice.Tensor and len(mapped) > 3:
             operand = node.args[0]
             assert isinstance(operand, fx.Node)

@@ -63,7 +63,7 @@ def _channel_norm(axes: Axes, node: fx.Node) -> None:
 _SAME = (
     "clone", "contiguous", "detach", "alias", "dropout", "to", "_to_copy", "gelu", "silu", "relu", "type_as",
     "masked_fill", "where", "lift_fresh_copy", "native_dropout", "zeros_like", "ones_like", "full_like",
-    "empty_like", "bernoulli", "pow", "_assert_tensor_metadata", "copy",
+    "empty_like", "bernoulli", "pow", "_assert_tensor_metadata", "copy", "__and__", "__or__", "__xor__",
 )  # fmt: skip
 
 

@@ -41,12 +41,7 @@ class Rewritten:
         self, inputs: Inputs, weights: Weights, generator: torch.Generator
     ) -> tuple[Outputs, Tensor]:
         ours = {node: weights[layer][name] for node, layer, name in self.places}
-        placeholders = [n.name for n in self.program.graph.nodes if n.op == "placeholder"]
-        values = zip(placeholders, self.program.placeholder_values(inputs), strict=True)
-        results = fx.Interpreter(self.program.exported.graph_module).run(
-            *(ours.get(name, value) for name, value in values)
-        )
-        return _named(self.program, results), torch.zeros(())
+        return outputs_with(self.program, inputs, ours), torch.zeros(())
 
 
 class Teacher:
@@ -73,6 +68,12 @@ class Teacher:
         with torch.no_grad():
             results = recorder.run(*self.program.placeholder_values(inputs))
         return results, {node: recorder.found[node.name] for node in wanted}
+
+
+def outputs_with(program: Program, inputs: Inputs, instead: Mapping[str, Tensor]) -> Outputs:
+    """Outputs by name, with gradients to tensors that stand in some placeholders."""
+    values = program.placeholder_values(inputs, instead)
+    return _named(program, fx.Interpreter(program.exported.graph_module).run(*values))
 
 
 def _named(program: Program, results: list[Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""Tests of the cross-layer cache and the aggregation head."""
