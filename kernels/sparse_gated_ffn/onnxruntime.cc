@@ -1,4 +1,5 @@
-// SparseSwiGLU, SparseGeGLU and SparseReGLU for ONNX Runtime on the CPU, also with weights in bfloat16; see reference.py for what they compute.
+// SparseSwiGLU, SparseGeGLU and SparseReGLU for ONNX Runtime on the CPU, also with weights in bfloat16; see
+// reference.py for what they compute.
 #include "cpu/activation.h"
 #include "cpu/active.h"
 #include "onnxruntime/dense.h"
