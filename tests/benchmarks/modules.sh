@@ -20,10 +20,17 @@ train() {
     name=$1 && shift
     thresher optimize $model --recipe "$name" --flops 0.5 --set steps=100 "$@" --learn-data train.npz --threads 1 -o "$name"
 }
+evit_and_head() {
+    name=$1 && shift
+    thresher optimize $model --recipe clca --flops 0.5 --set "steps=$1" --set "cache=$2" --learn-data train.npz --threads 1 -o "$name"
+}
 train sit
 train patch-merger --set 'layers=[1]'
 train dynamic-vit
 train dtem
+evit_and_head clca 100 true
+evit_and_head clca-head 100 false
+evit_and_head clca-start 0 true
 
 thresher compare $model --data fashion-mnist --limit 2000 --flops 0.5 --threads 2 -o compared \
-    --methods tome,diffrate,evit,sit/recipe.yaml,patch-merger/recipe.yaml,dynamic-vit/recipe.yaml,dtem/recipe.yaml
+    --methods tome,diffrate,evit,sit/recipe.yaml,patch-merger/recipe.yaml,dynamic-vit/recipe.yaml,dtem/recipe.yaml,clca/recipe.yaml,clca-head/recipe.yaml,clca-start/recipe.yaml

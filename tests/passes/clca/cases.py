@@ -8,9 +8,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from tests.compiler.toys import WIDTH, Block, Toy
+from tests.compiler.toys import HEADS, TOKENS, WIDTH, Block, Toy
 from tests.passes.clca.oracle import Host
 from thresher.compiler.pipeline import optimize
 from thresher.compiler.program import Program, Refusal, SourceInfo
@@ -20,6 +21,27 @@ from thresher.passes.tokens.clca.head import learned
 from thresher.passes.tokens.clca.place import Place, find_place
 
 CLASSES = 4
+
+
+class Biased(nn.Module):
+    """A relative-position bias for all pairs of the ten tokens, in every block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.toy = Toy()
+        self.bias = nn.Parameter(torch.randn(1, HEADS, TOKENS + 1, TOKENS + 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([self.toy.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        for block in self.toy.blocks:
+            assert isinstance(block, Block)
+            shape = (x.shape[0], x.shape[1], 3, HEADS, WIDTH // HEADS)
+            q, k, v = block.qkv(block.norm1(x)).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
+            x = x + block.proj(y.transpose(1, 2).flatten(2))
+            x = x + block.fc2(F.gelu(block.fc1(block.norm2(x))))
+        logits: torch.Tensor = self.toy.head(self.toy.norm(x)[:, 0])
+        return logits
 
 
 @cache

@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from tests.compiler.toys import HEADS, TOKENS, WIDTH, Block, Toy, traced
+from tests.compiler.toys import WIDTH, Toy, traced
 from tests.passes.clca import oracle
-from tests.passes.clca.cases import CLASSES, arbitrary, dense, place, plain, reduced
+from tests.passes.clca.cases import CLASSES, Biased, arbitrary, dense, place, plain, reduced
 from tests.passes.modules.cases import context
 from thresher.compiler.contract import Context, PassResult
 from thresher.compiler.errors import RefusedError, UsageError
@@ -130,27 +129,6 @@ def test_a_stopped_training_goes_on_where_it_was(tmp_path: Path) -> None:
         run(program, context(tmp_path), steps=5)
 
 
-class Biased(nn.Module):
-    """A relative-position bias for all pairs of the ten tokens, in every block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.toy = Toy()
-        self.bias = nn.Parameter(torch.randn(1, HEADS, TOKENS + 1, TOKENS + 1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.cat([self.toy.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        for block in self.toy.blocks:
-            assert isinstance(block, Block)
-            shape = (x.shape[0], x.shape[1], 3, HEADS, WIDTH // HEADS)
-            q, k, v = block.qkv(block.norm1(x)).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
-            x = x + block.proj(y.transpose(1, 2).flatten(2))
-            x = x + block.fc2(F.gelu(block.fc1(block.norm2(x))))
-        logits: torch.Tensor = self.toy.head(self.toy.norm(x)[:, 0])
-        return logits
-
-
 def refusal(program: Program) -> str:
     result = run(program, context())
     assert (result.matched, result.applied, result.program) == (1, 0, program)
@@ -167,14 +145,17 @@ def test_refusals_name_the_node_and_the_reason() -> None:
     assert "does not answer with one vector of classes" in refusal(grid)
     free = reduced(traced(Toy(), dynamic=True), "tome: {r: 1}")
     assert "the number of tokens is not fixed" in refusal(free)
-    biased = "places of tokens are read behind the reduction"
-    assert biased in refusal(reduced(traced(Biased()), "evit: {keep: 0.7, layers: [0]}"))
-    biased = "reads p_bias, which has an entry for each token"
-    assert biased in refusal(reduced(traced(Biased()), "evit: {keep: 0.7, layers: [1]}"))
-    full = reduced(dense(3, 9, torch.float32), "tome: {r: 4, layers: [0]}")
-    assert "blocks.0 cannot take 11 tokens: bipartite_merge cannot leave 6 of 11" in refusal(full)
+    full = reduced(dense(3, 9, torch.float32), "tome: {r: 2}")
+    assert "blocks.2 cannot take 8 tokens: bipartite_merge cannot leave 4 of 8" in refusal(full)
     twice = run_passes(host(), [Clca(ClcaOptions(steps=0))], context())
     assert "has a cache and a head of that kind already" in refusal(twice)
+
+
+def test_an_appended_token_has_no_position() -> None:
+    said = "places of tokens are read behind the reduction"
+    assert said in refusal(reduced(traced(Biased()), "evit: {keep: 0.7, layers: [0]}"))
+    said = "reads p_bias, which has an entry for each token"
+    assert said in refusal(reduced(traced(Biased()), "evit: {keep: 0.7, layers: [1]}"))
 
 
 def test_it_comes_behind_a_reduction() -> None:
