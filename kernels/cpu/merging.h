@@ -24,6 +24,24 @@ struct Keys {
   int64_t heads, depth;
 };
 
+// What operators that merge by a score are given: x, size, metric, score and keep, and a prefix that passes.
+template <class T>
+struct Scored {
+  Scored(const Context& context, int64_t protect)
+      : x(context.input<T>(0)), sizes(context.input<float>(1)), scores(context.input<float>(3)),
+        keys(context.input<T>(2), x), keep(context.scalar(4)), behind(x.tokens - protect),
+        half(behind / 2), r(x.tokens - keep) {
+    demand(sizes.shape == Shape{x.batch, x.tokens}, "size is [B, N]", sizes.shape);
+    demand(scores.shape == Shape{x.batch, x.tokens}, "score is [B, N]", scores.shape);
+    demand(protect >= 0 && protect < x.tokens, "protected is less than the tokens", {protect});
+    demand(x.tokens - half <= keep && keep <= x.tokens, "keep can be reached", {keep});
+  }
+  const Stream<T> x;
+  const Tensor<float> sizes, scores;
+  const Keys<T> keys;
+  const int64_t keep, behind, half, r;  // behind the prefix; half of those; that merge
+};
+
 // The mean over the heads as a unit vector; the sum has the same direction.
 template <class T>
 THRESHER_VECTORISED static void unit_key(const Keys<T>& keys, int64_t item, int64_t token, Wide<T>* to) {

@@ -20,16 +20,10 @@ struct RedundantMerge {
   explicit RedundantMerge(const Attributes& given) : protect(given.integer("protected")) {}
 
   void compute(const Context& context) const {
-    const Stream<T> x(context.input<T>(0));
-    const Tensor<float> sizes = context.input<float>(1), scores = context.input<float>(3);
-    const Keys<T> keys(context.input<T>(2), x);
-    const int64_t keep = context.scalar(4);
-    demand(sizes.shape == Shape{x.batch, x.tokens}, "size is [B, N]", sizes.shape);
-    demand(scores.shape == Shape{x.batch, x.tokens}, "score is [B, N]", scores.shape);
-    demand(protect >= 0 && protect < x.tokens, "protected is less than the tokens", {protect});
-    const int64_t behind = x.tokens - protect;
-    demand(x.tokens - behind / 2 <= keep && keep <= x.tokens, "keep can be reached", {keep});
-    const int64_t r = x.tokens - keep;
+    const Scored<T> given(context, protect);
+    const Stream<T>& x = given.x;
+    const Tensor<float>&sizes = given.sizes, &scores = given.scores;
+    const int64_t keep = given.keep, behind = given.behind, r = given.r;
     const Outgoing<T> out(context, x, sizes.data, keep);
 
     Arena arena;
@@ -46,7 +40,7 @@ struct RedundantMerge {
              ranked + item * behind);
     });
     int64_t* into = arena.take<int64_t>(x.batch * r);
-    if (r > 0) match(context, arena, x, sizes.data, keys, pairs, r, into);
+    if (r > 0) match(context, arena, x, sizes.data, given.keys, pairs, r, into);
 
     int64_t* sources = arena.take<int64_t>(x.batch * r);
     int64_t* leaving = arena.take<int64_t>(x.batch * keep);  // the token of each row

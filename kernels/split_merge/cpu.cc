@@ -15,15 +15,10 @@ struct SplitMerge {
   explicit SplitMerge(const Attributes& given) : protect(given.integer("protected")) {}
 
   void compute(const Context& context) const {
-    const Stream<T> x(context.input<T>(0));
-    const Tensor<float> sizes = context.input<float>(1), scores = context.input<float>(3);
-    const Keys<T> keys(context.input<T>(2), x);
-    const int64_t keep = context.scalar(4);
-    demand(sizes.shape == Shape{x.batch, x.tokens}, "size is [B, N]", sizes.shape);
-    demand(scores.shape == Shape{x.batch, x.tokens}, "score is [B, N]", scores.shape);
-    demand(protect >= 0 && protect < x.tokens, "protected is less than the tokens", {protect});
-    const int64_t behind = x.tokens - protect, half = behind / 2, r = x.tokens - keep;
-    demand(x.tokens - half <= keep && keep <= x.tokens, "keep can be reached", {keep});
+    const Scored<T> given(context, protect);
+    const Stream<T>& x = given.x;
+    const Tensor<float>&sizes = given.sizes, &scores = given.scores;
+    const int64_t keep = given.keep, behind = given.behind, half = given.half, r = given.r;
     const Outgoing<T> out(context, x, sizes.data, keep);
 
     Arena arena;
@@ -37,7 +32,7 @@ struct SplitMerge {
     });
     W* best = arena.take<W>(x.batch * half);
     int64_t* into = arena.take<int64_t>(x.batch * half);
-    if (half > 0) match(context, arena, x, sizes.data, keys, ranked, behind, best, into);
+    if (half > 0) match(context, arena, x, sizes.data, given.keys, ranked, behind, best, into);
 
     Ranked* merging = arena.take<Ranked>(x.batch * half);
     int64_t* sources = arena.take<int64_t>(x.batch * r);
