@@ -188,7 +188,8 @@ LearnData = Annotated[
         "--learn-data",
         metavar="DATA",
         help="Other data, for passes that learn or measure (diffrate, acm, atm, channels, drop-blocks, dtem,"
-        " dynamic-vit, early-exit, experts, patch-merger, relufy, sit, skip-tokens, sparsity); --data then only judges.",
+        " dynamic-vit, early-exit, experts, patch-merger, relufy, sit, skip-tokens, sparsity); --data then only"
+        " judges.",
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="What to write.")]
