@@ -165,15 +165,8 @@ class Program:
         names = self.input_names or tuple(node.name for node in nodes)
         return list(zip(names, nodes, strict=True))
 
-    def placeholder_values(
-        self,
-        inputs: Mapping[str, torch.Tensor],
-        instead: Mapping[str, torch.Tensor] | None = None,
-    ) -> list[torch.Tensor]:
-        """Weights, constants and ``inputs`` as the graph takes them, in order; weights are detached.
-
-        ``instead``: other tensors for placeholders, by their names in the graph, taken as they are.
-        """
+    def placeholder_values(self, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Weights, constants and ``inputs`` as the graph takes them, in order; weights are detached."""
         stored = {**self.exported.state_dict, **self.exported.constants}
         given = {
             spec.arg.name: stored[spec.target].detach()
@@ -181,7 +174,6 @@ class Program:
             if spec.target
         }
         given |= {node.name: inputs[name] for name, node in self.named_inputs() if name in inputs}
-        given |= instead or {}
         return [given[node.name] for node in self.graph.nodes if node.op == "placeholder"]
 
     def output_nodes(self) -> list[fx.Node]:

@@ -23,7 +23,7 @@ from thresher.passes.learning.saved import numbered
 from thresher.passes.learning.training import Keeping, Phase, Step, Training
 from thresher.passes.tokens.clca import head
 from thresher.passes.tokens.clca.place import TOKEN, Place
-from thresher.passes.tokens.modules.student import Teacher, outputs_with
+from thresher.passes.tokens.modules.student import Teacher, outputs_with, values_with
 
 FITTED_ON = 4  # items for each channel that the head's beginning is fitted on, at most
 STEEPEST = 1.0  # norm to which gradients are cut
@@ -114,7 +114,7 @@ class HeadTraining:
         """The class token as the first block reads it, on average over the first batch."""
         inputs, _ = next(self.batches.first(1))
         start = self.place.anatomy.starts[0].name
-        seen = _seen(self.place.program, inputs, start)
+        seen = _seen(self.place.program, inputs, start, {})
         return {TOKEN: seen[:, self.place.anatomy.class_token].float().mean(0)}
 
     def _fitted(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -132,11 +132,11 @@ def _seen(
     program: Program,
     inputs: Mapping[str, Tensor],
     wanted: str,
-    instead: Mapping[str, Tensor] | None = None,
+    instead: Mapping[str, Tensor],
 ) -> Tensor:
     """What a node holds, with other tensors in some placeholders."""
     recorder = Recorder(program.exported.graph_module, {wanted})
     with torch.no_grad():
-        recorder.run(*program.placeholder_values(inputs, instead))
+        recorder.run(*values_with(program, inputs, instead))
     found: Tensor = recorder.found[wanted]
     return found

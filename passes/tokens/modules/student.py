@@ -72,8 +72,15 @@ class Teacher:
 
 def outputs_with(program: Program, inputs: Inputs, instead: Mapping[str, Tensor]) -> Outputs:
     """Outputs by name, with gradients to tensors that stand in some placeholders."""
-    values = program.placeholder_values(inputs, instead)
+    values = values_with(program, inputs, instead)
     return _named(program, fx.Interpreter(program.exported.graph_module).run(*values))
+
+
+def values_with(program: Program, inputs: Inputs, instead: Mapping[str, Tensor]) -> list[Tensor]:
+    """Of all placeholders in order, with other tensors in some of them, by their names in the graph."""
+    names = (node.name for node in program.graph.nodes if node.op == "placeholder")
+    values = zip(names, program.placeholder_values(inputs), strict=True)
+    return [instead.get(name, value) for name, value in values]
 
 
 def _named(program: Program, results: list[Tensor]) -> dict[str, Tensor]:
