@@ -51,6 +51,7 @@ def test_a_damaged_library_is_told_with_the_remedy(
     assert found["remedy"] == "thresher kernels build --force"
 
 
+@pytest.mark.slow
 def test_kernels_for_openvino_are_found_and_tried(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ FAMILIES = [entry.name for entry in REDUCIBLE]
 # Every day: all methods on registers, no prefix, and padding; two on most families.
 SHARP = ("timm:vit_small_patch14_reg4_dinov2", "timm:vit_base_patch16_siglip_224", "hf:bert")
 ALL_DAY = ("tome", "evit")
+AS_TOME = ("atm",)  # but for who joins whom: one family every day
 LARGE = ("timm:beit_base_patch16_224", "hf:modernbert", "hf:wav2vec2")  # seconds for each
 LONG = ("hf:bert", "zero-tprune")  # every vote of every block under a symbolic length
 EVERYWHERE = ("dense", "tome", "evit-fuse", "diffrate")
@@ -80,6 +81,8 @@ THIRD = {  # the others on every third family, in turns: CI has a limit
 def every_day(name: str, method: str) -> bool:
     if method in ALL_DAY:
         return name not in LARGE
+    if method in AS_TOME:
+        return name == SHARP[0]
     return name in SHARP and (name, method) != LONG
 
 

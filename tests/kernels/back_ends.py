@@ -28,7 +28,9 @@ from thresher.runtime.backends.openvino import core_with
 Array = NDArray[Any]
 OPSET = 20
 NATIVE_OPENVINO = "native in openvino"
-EVERYWHERE = ("onnxruntime", "openvino", "native", NATIVE_OPENVINO)
+EVERY_DAY = ("onnxruntime", "openvino", "native")
+# The second library takes a minute to build.
+EVERYWHERE = (*EVERY_DAY, pytest.param(NATIVE_OPENVINO, marks=pytest.mark.slow))
 SWITCHED_ON = "THRESHER_TEST_SANITIZED" in os.environ  # the tests again, in a process of their own
 BFLOAT16 = "tensor(bfloat16)"
 TYPES = {

@@ -50,9 +50,7 @@ everywhere = pytest.mark.parametrize("back_end", BACK_ENDS)
 bodies = pytest.mark.parametrize("back_end", BACK_ENDS[:2])  # operators without kernels
 without_gpu = pytest.mark.parametrize("back_end", EVERYWHERE)  # operators that have no such kernels
 BY_SCORE = {"redundant_merge": "RedundantMerge", "split_merge": "SplitMerge"}
-merging_by_score = pytest.mark.parametrize(
-    ("name", "back_end"), [(name, back_end) for name in BY_SCORE for back_end in EVERYWHERE]
-)
+by_score = pytest.mark.parametrize("name", BY_SCORE)
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +184,8 @@ def test_select_diverse_half(back_end: str, case: DiverseCase) -> None:
     assert_array_equal(y, expected.y)
 
 
-@merging_by_score
+@by_score
+@without_gpu
 @FAST
 @given(case=redundant_cases())
 def test_merge_by_score(back_end: str, name: str, case: RedundantCase) -> None:
@@ -199,7 +198,8 @@ def test_merge_by_score(back_end: str, name: str, case: RedundantCase) -> None:
     assert_allclose(y, expected.y, atol=SINGLE * scale(case.x))
 
 
-@merging_by_score
+@by_score
+@without_gpu
 @FAST
 @given(case=redundant_cases(dtype="float16"))
 def test_merge_by_score_half(back_end: str, name: str, case: RedundantCase) -> None:

@@ -89,7 +89,9 @@ HOSTS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("passes", HOSTS)
+@pytest.mark.parametrize(
+    "passes", [*HOSTS[:2], *(pytest.param(host, marks=pytest.mark.slow) for host in HOSTS[2:])]
+)
 def test_every_reduction_can_be_undone_and_extended(passes: str) -> None:
     """What is taught by is the model before its reduction; tokens are found again behind cache tokens."""
     whole = dense(3, 9)
