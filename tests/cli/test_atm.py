@@ -55,5 +55,5 @@ def test_it_is_compared_at_budgets(cli: Cli, made: Made, tmp_path: Path) -> None
         "--flops", "0.7", "--no-control", "--rounds", "1", "--json")  # fmt: skip
     assert done.code == 0, done.err
     rows = {row["method"]: row for row in done.json["rows"]}
-    assert all(0.6 < row["share"] <= 0.7 for row in rows.values())
+    assert all(0.6 < rows[method]["share"] <= 0.7 for method in ("tome", "atm"))
     assert "counts are the pairs above a cosine" in rows["atm"]["note"]
