@@ -227,9 +227,14 @@ class Pass(ABC, Generic[O_co]):
         self._complain(None if result.program is program else "returned another Program from match")
         return result
 
+    @property
+    def decided(self) -> bool:
+        """Whether the options hold what data would tell, as by a ``calibration`` that was kept."""
+        return getattr(self.options, "calibration", None) is not None
+
     def demand_data(self, context: Context) -> None:
         """Raise UsageError if the pass needs data and the context has none."""
-        if self.needs_data and context.data is None:
+        if self.needs_data and not self.decided and context.data is None:
             raise UsageError(f"pass {self.name!r} needs data and none was given: add --data DATA")
 
     def _check_result(self, result: object) -> None:

@@ -61,10 +61,6 @@ class Acm(Pass[AcmOptions]):
             calibration=Calibration(file, digest, trained, self.options.facts),
         )
 
-    def demand_data(self, context: Context) -> None:
-        if self.options.calibration is None:
-            super().demand_data(context)
-
     def _sites(self, program: Program) -> tuple[Program, list[Site], list[Refusal]]:
         """The Program whose sites these are, and why others are left alone."""
         options, chosen = self.options, self.options.projections

@@ -76,9 +76,9 @@ class DropBlocks(Pass[DropOptions]):
     Options = DropOptions
     needs_data: ClassVar[bool] = True
 
-    def demand_data(self, context: Context) -> None:
-        if self.options.drop is None:
-            super().demand_data(context)
+    @property
+    def decided(self) -> bool:
+        return self.options.drop is not None
 
     def run(self, program: Program, context: Context) -> PassResult:
         branches = find_branches(program)

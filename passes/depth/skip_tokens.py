@@ -92,9 +92,9 @@ class SkipTokens(Pass[SkipOptions]):
     trains = True
     chooses_tokens = True
 
-    def demand_data(self, context: Context) -> None:
-        if self.options.router != "random" and self.options.calibration is None:
-            super().demand_data(context)
+    @property
+    def decided(self) -> bool:
+        return self.options.router == "random" or super().decided
 
     def match(self, program: Program, context: Context) -> PassResult:
         """What :meth:`run` would count and what that would cost; nothing is fitted or trained."""

@@ -91,10 +91,6 @@ class EarlyExit(Pass[ExitOptions]):
     needs_data: ClassVar[bool] = True
     trains = True
 
-    def demand_data(self, context: Context) -> None:
-        if self.options.calibration is None:
-            super().demand_data(context)
-
     def match(self, program: Program, context: Context) -> PassResult:
         """Whether the model has a place for an exit; no training."""
         place = self._place(program)

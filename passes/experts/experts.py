@@ -77,10 +77,6 @@ class Experts(Pass[ExpertsOptions]):
             calibration=Calibration(file, digest, kept.tensors(found, ffns), self.options.facts),
         )
 
-    def demand_data(self, context: Context) -> None:
-        if self.options.calibration is None:
-            super().demand_data(context)
-
     def _found(self, job: Job[FFN, ExpertsOptions], digest: str) -> Routed:
         """Routers, trained or read; where there is data the tau and the shares are of it."""
         data = job.context.data

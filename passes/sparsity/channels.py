@@ -96,10 +96,6 @@ class ChannelPruning(Pass[ChannelOptions]):
     Options = ChannelOptions
     needs_data: ClassVar[bool] = True
 
-    def demand_data(self, context: Context) -> None:
-        if self.options.calibration is None:
-            super().demand_data(context)
-
     def run(self, program: Program, context: Context) -> PassResult:
         found = find(program)
         ffns = [ffn for ffn in found.ffns if provenance(ffn.down).get("pass") != self.name]

@@ -138,10 +138,6 @@ class Sparsity(Pass[SparsityOptions]):
     Options = SparsityOptions
     needs_data: ClassVar[bool] = True
 
-    def demand_data(self, context: Context) -> None:
-        if self.options.calibration is None:
-            super().demand_data(context)
-
     def run(self, program: Program, context: Context) -> PassResult:
         found = find(program)
         chosen = [entry for entry in found.inputs if entry.kind in self.options.kinds]

@@ -142,9 +142,9 @@ class Atm(TokenReduction[AtmOptions]):
     by_share = False
     needs_data = True
 
-    def demand_data(self, context: Context) -> None:
-        if not self.options.counted:
-            super().demand_data(context)
+    @property
+    def decided(self) -> bool:
+        return self.options.counted
 
     def step(self, sites: Sites) -> MergeBySize:
         first = self.options.by_size

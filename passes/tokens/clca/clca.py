@@ -33,10 +33,6 @@ class Clca(Pass[ClcaOptions]):
     needs_data: ClassVar[bool] = True
     trains = True
 
-    def demand_data(self, context: Context) -> None:
-        if self.options.calibration is None:
-            super().demand_data(context)
-
     def match(self, program: Program, context: Context) -> PassResult:
         """Whether the model has a place for cache and head; no training."""
         place = self._place(program)

@@ -57,9 +57,9 @@ class LearnedReduction(TokenReduction[M_co], Generic[M_co]):
             calibration=Calibration(file, digest, kept.tensors(found.weights), job.facts),
         )
 
-    def demand_data(self, context: Context) -> None:
-        if self.options.calibration is None and self.options.published is None:
-            super().demand_data(context)
+    @property
+    def decided(self) -> bool:
+        return self.options.published is not None or super().decided
 
     def _found(self, job: Job, digest: str) -> Trained:
         if self.options.published is not None:
