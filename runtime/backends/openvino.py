@@ -13,8 +13,7 @@ import numpy as np
 
 from thresher.compiler.errors import MissingRequirementError, RefusedError
 from thresher.kernels.native import SWITCH, KernelError, wanted
-from thresher.kernels.openvino_library import PROCESSOR, TAKEN, extension
-from thresher.kernels.registry import DOMAIN
+from thresher.kernels.operator import DOMAIN
 from thresher.runtime.backends.base import Array, Backend, Feeds, Tell, silent
 from thresher.runtime.backends.trial import trial
 from thresher.runtime.host import free_memory
@@ -90,6 +89,8 @@ def kernel_library() -> Path | None:
     Raises:
         MissingRequirementError: they are damaged.
     """
+    from thresher.kernels.openvino_library import extension
+
     try:
         kind = extension()
     except KernelError:
@@ -116,6 +117,8 @@ def try_kernels(library: Path) -> None:
 
 def _takes_kernels(manifest: Manifest) -> bool:
     """Whether the graph has operators of ours, and kernels for all of them."""
+    from thresher.kernels.openvino_library import TAKEN
+
     operators = set(manifest.built.get(OPERATORS, ()))
     return bool(operators) and operators <= set(TAKEN)
 
@@ -174,6 +177,8 @@ def core_with(kernels: Path | None) -> Any:
     """
     import openvino as ov
 
+    from thresher.kernels.openvino_library import PROCESSOR
+
     core = ov.Core()
     if kernels is not None:
         try:
@@ -192,6 +197,8 @@ def _narrow(model: ov.Model) -> None:
     The plugin rounds only what it knows, and would widen and round again around each of them.
     """
     import openvino.opset15 as opset
+
+    from thresher.kernels.openvino_library import TAKEN
 
     for node in model.get_ordered_ops():
         operator = TAKEN.get(node.get_type_name())

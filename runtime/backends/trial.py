@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from thresher.compiler.errors import MissingRequirementError
-from thresher.kernels.registry import DOMAIN, VERSION
+from thresher.kernels.operator import DOMAIN, VERSION
 from thresher.runtime.backends.base import Array
 
 OPSET, IR_VERSION = 20, 10

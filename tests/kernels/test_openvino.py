@@ -214,7 +214,7 @@ def test_an_engine_without_our_operators_or_with_one_that_has_no_kernel_runs_bod
         assert reduced.details["kernels"] == "native"
         assert reduced.manifest.built == {"operators": ["BipartiteMerge"]}
     monkeypatch.setattr(
-        "thresher.runtime.backends.openvino.TAKEN", TAKEN.keys() - {"BipartiteMerge"}
+        "thresher.kernels.openvino_library.TAKEN", TAKEN.keys() - {"BipartiteMerge"}
     )
     with Engine.load(tmp_path / "tome", threads=1) as reduced:
         assert reduced.details["kernels"] == "function bodies"
