@@ -47,7 +47,8 @@ class Insertion(Recount):
     def inserted(self) -> Program:
         """The Program with cache and head."""
         exported = self.run()
-        came = {n.name: self._came(n) for n in self.rewriter.graph.nodes if n.name in self._nodes}
+        steps = {entry.node for entry in self.program.ledger}
+        came = {n.name: self._came(n) for n in self.rewriter.graph.nodes if n.name in steps}
         ledger = tuple(
             replace(
                 entry, tokens_in=came[entry.node], appended=came[entry.node] - int(entry.tokens_in)
@@ -55,10 +56,6 @@ class Insertion(Recount):
             for entry in self.program.ledger
         )
         return replace(self.program, exported=exported, ledger=ledger)
-
-    @property
-    def _nodes(self) -> set[str]:
-        return {entry.node for entry in self.program.ledger}
 
     @staticmethod
     def _came(operation: fx.Node) -> int:
