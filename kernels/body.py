@@ -1,6 +1,23 @@
-"""Statements that several function bodies begin with."""
+"""What several operators that take tokens away have in common: signatures, and statements of their bodies."""
 
 from __future__ import annotations
+
+# Outputs of operators that merge, and their axes.
+MERGED_OUTPUTS = {
+    "y": "T",
+    "out_size": "tensor(float)",
+    "kept": "tensor(int64)",
+    "slot": "tensor(int64)",
+}
+MERGED_SHAPES = {"y": "x0 keep x2", "out_size": "x0 keep", "kept": "x0 keep", "slot": "x0 x1"}
+# Inputs of those that merge by a score.
+SCORED_INPUTS = {
+    "x": "T",
+    "size": "tensor(float)",
+    "metric": "T",
+    "score": "tensor(float)",
+    "keep": "tensor(int64)",
+}
 
 # Reads x, its token count nv, and the constants i0 = 0, i1 = 1, last = [-1].
 ROWS = """

@@ -11,7 +11,7 @@ Two operators: in ``BipartiteMerge`` the staying sources leave in index order, i
 
 from __future__ import annotations
 
-from thresher.kernels.body import HEADS, MERGED, ROWS, UNIT
+from thresher.kernels.body import HEADS, MERGED, MERGED_OUTPUTS, MERGED_SHAPES, ROWS, UNIT
 from thresher.kernels.operator import Operator
 
 _POSITIONS = (
@@ -161,13 +161,8 @@ def _operator(name: str, staying: str, place: str) -> Operator:
         name=name,
         torch_name="bipartite_merge",
         inputs={"x": "T", "size": "tensor(float)", "metric": "T", "keep": "tensor(int64)"},
-        outputs={
-            "y": "T",
-            "out_size": "tensor(float)",
-            "kept": "tensor(int64)",
-            "slot": "tensor(int64)",
-        },
-        shapes={"y": "x0 keep x2", "out_size": "x0 keep", "kept": "x0 keep", "slot": "x0 x1"},
+        outputs=MERGED_OUTPUTS,
+        shapes=MERGED_SHAPES,
         attributes={"protected": int},
         body=_POSITIONS + _MATCHING + staying + _MERGING + place + _MAPS,
     )

@@ -8,7 +8,7 @@ matter and no reduction is needed.
 
 from __future__ import annotations
 
-from thresher.kernels.body import ROWS
+from thresher.kernels.body import MERGED_OUTPUTS, MERGED_SHAPES, ROWS
 from thresher.kernels.operator import Operator
 
 _RANKING = (
@@ -140,13 +140,8 @@ OPERATOR = Operator(
         "pruned": "tensor(int64)",
         "keep": "tensor(int64)",
     },
-    outputs={
-        "y": "T",
-        "out_size": "tensor(float)",
-        "kept": "tensor(int64)",
-        "slot": "tensor(int64)",
-    },
-    shapes={"y": "x0 keep x2", "out_size": "x0 keep", "kept": "x0 keep", "slot": "x0 x1"},
+    outputs=MERGED_OUTPUTS,
+    shapes=MERGED_SHAPES,
     attributes={"protected": int},
     body=_RANKING + _MATCHING + _MERGING + _SLOT,
 )

@@ -6,26 +6,24 @@ overwrite their places in the gathered output; rows with the same target are equ
 
 from __future__ import annotations
 
-from thresher.kernels.body import HEADS, MERGED, ROWS, STAYING, UNIT
+from thresher.kernels.body import (
+    HEADS,
+    MERGED,
+    MERGED_OUTPUTS,
+    MERGED_SHAPES,
+    ROWS,
+    SCORED_INPUTS,
+    STAYING,
+    UNIT,
+)
 from thresher.kernels.operator import Operator
 
 OPERATOR = Operator(
     name="RedundantMerge",
     torch_name="redundant_merge",
-    inputs={
-        "x": "T",
-        "size": "tensor(float)",
-        "metric": "T",
-        "score": "tensor(float)",
-        "keep": "tensor(int64)",
-    },
-    outputs={
-        "y": "T",
-        "out_size": "tensor(float)",
-        "kept": "tensor(int64)",
-        "slot": "tensor(int64)",
-    },
-    shapes={"y": "x0 keep x2", "out_size": "x0 keep", "kept": "x0 keep", "slot": "x0 x1"},
+    inputs=SCORED_INPUTS,
+    outputs=MERGED_OUTPUTS,
+    shapes=MERGED_SHAPES,
     attributes={"protected": int},
     triton=False,
     cuda=False,
