@@ -19,10 +19,10 @@ struct Adaptive {
       const Stream<T> x(context.input<T>(0));
       const Tensor<int64_t> k = context.input<int64_t>(1);
       demand(k.shape == Shape{x.batch, x.tokens}, "k is [B, N]", k.shape);
-      node.run<T>(context, Choice::by_count(k.data, x.batch * x.tokens, node.count));
+      node.run(context, Choice::by_count(k.data, x.batch * x.tokens, node.count));
     }
 
-    const LearnersNode node;
+    const LearnersNode<T> node;
   };
 };
 

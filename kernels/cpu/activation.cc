@@ -6,20 +6,21 @@ namespace thresher {
 namespace {
 
 template <Activation KIND, class W>
-THRESHER_VECTORISED void activate_as(W* values, int64_t count) {
-  change_all(values, count, [](const Vector<W>& x) __attribute__((always_inline)) {
-    return activated<KIND, W>(x);
-  });
+THRESHER_VECTORISED void activate_as(const Rows<W>& of) {
+  for (int64_t row = 0; row < of.count; ++row)
+    change_all(of.data + row * of.stride, of.width, [](const Vector<W>& x) __attribute__((always_inline)) {
+      return activated<KIND, W>(x);
+    });
 }
 
 template <class W>
-void activate_any(Activation kind, W* values, int64_t count) {
+void activate_any(Activation kind, const Rows<W>& of) {
   switch (kind) {
-    case Activation::SILU: return activate_as<Activation::SILU>(values, count);
-    case Activation::GELU: return activate_as<Activation::GELU>(values, count);
-    case Activation::GELU_TANH: return activate_as<Activation::GELU_TANH>(values, count);
-    case Activation::QUICK_GELU: return activate_as<Activation::QUICK_GELU>(values, count);
-    case Activation::RELU: return activate_as<Activation::RELU>(values, count);
+    case Activation::SILU: return activate_as<Activation::SILU>(of);
+    case Activation::GELU: return activate_as<Activation::GELU>(of);
+    case Activation::GELU_TANH: return activate_as<Activation::GELU_TANH>(of);
+    case Activation::QUICK_GELU: return activate_as<Activation::QUICK_GELU>(of);
+    case Activation::RELU: return activate_as<Activation::RELU>(of);
     case Activation::IDENTITY: return;
   }
 }
@@ -36,7 +37,7 @@ Activation activation_called(const std::string& name) {
   throw Error("no activation " + name);
 }
 
-void activate(Activation kind, float* values, int64_t count) { activate_any(kind, values, count); }
-void activate(Activation kind, double* values, int64_t count) { activate_any(kind, values, count); }
+void activate(Activation kind, const Rows<float>& of) { activate_any(kind, of); }
+void activate(Activation kind, const Rows<double>& of) { activate_any(kind, of); }
 
 }  // namespace thresher

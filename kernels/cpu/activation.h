@@ -88,7 +88,12 @@ THRESHER_INLINE void change_all(W* values, int64_t count, const Function& functi
 // By the names in activations.py; throws an Error for another.
 Activation activation_called(const std::string& name);
 
-void activate(Activation kind, float* values, int64_t count);
-void activate(Activation kind, double* values, int64_t count);
+template <class W>
+struct Rows {
+  W* data;
+  int64_t count, width, stride;
+};
+void activate(Activation kind, const Rows<float>& of);
+void activate(Activation kind, const Rows<double>& of);
 
 }  // namespace thresher

@@ -64,6 +64,8 @@ class Context {
     const void* data = read(index, shape);
     return {static_cast<const T*>(data), std::move(shape)};
   }
+  // Whether an input is the same at every computation of a kernel.
+  virtual bool constant(size_t index) const = 0;
   // The one number in an input.
   int64_t scalar(size_t index) const;
   // Null for an output that nobody reads.

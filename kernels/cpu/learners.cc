@@ -6,40 +6,26 @@
 namespace thresher {
 namespace {
 
-constexpr int64_t PART = 512;                // tokens that one block of columns passes at once
+constexpr int64_t PART = 1024;               // rows that one block of columns passes at once
 constexpr int64_t WORTH = int64_t{1} << 22;  // multiplications that are worth a thread
-
-// Weights of all learners; v and c are null without a second factor.
-template <class T>
-struct Learners {
-  Learners(const Context& context, bool gated, int64_t count, int64_t width)
-      : v(nullptr), c(nullptr), count(count), width(width) {
-    const Tensor<T> up = context.input<T>(2), bias = context.input<T>(3);
-    demand(up.shape.size() == 3 && up.shape[0] == count && up.shape[1] == width,
-           "w1 is [L, D, H] of x [B, N, D] and L learners", up.shape);
-    hidden = up.shape[2];
-    demand(bias.shape == Shape{count, hidden}, "b1 is [L, H] for w1 [L, D, H]", bias.shape);
-    w1 = up.data, b1 = bias.data;
-    if (gated) {
-      const Tensor<T> factor = context.input<T>(4), shift = context.input<T>(5);
-      demand(factor.shape == up.shape, "v is shaped as w1", factor.shape);
-      demand(shift.shape == bias.shape, "c is shaped as b1", shift.shape);
-      v = factor.data, c = shift.data;
-    }
-    const Tensor<T> down = context.input<T>(gated ? 6 : 4);
-    demand(down.shape == Shape{count, hidden, width}, "w2 is [L, H, D] for w1 [L, D, H]", down.shape);
-    const Tensor<T> begin = context.input<T>(gated ? 7 : 5);
-    demand(begin.shape == Shape{width}, "b2 is [D] of x [B, N, D]", begin.shape);
-    w2 = down.data, b2 = begin.data;
-  }
-
-  const T *w1, *b1, *v, *c, *w2, *b2;
-  int64_t count, width, hidden;
-};
 
 template <class T>
 THRESHER_VECTORISED void widen_row(Wide<T>* to, const T* from, int64_t width) {
   begin_sum<T>(to, 1, from, width);
+}
+template <class T>
+THRESHER_VECTORISED void begin_rows(Wide<T>* to, int64_t stride, int64_t rows, const T* begin) {
+  for (int64_t row = 0; row < rows; ++row) begin_sum<T>(to + row * stride, 1, begin, BLOCK);
+}
+template <class T>
+THRESHER_VECTORISED void end_rows(T* to, int64_t stride, const Wide<T>* sums, int64_t sums_stride, int64_t rows,
+                                  int64_t width) {
+  for (int64_t row = 0; row < rows; ++row) end_sum<T>(to + row * stride, sums + row * sums_stride, width);
+}
+template <class W>
+THRESHER_VECTORISED void multiply_rows(const Rows<W>& of, const W* factors) {
+  for (int64_t row = 0; row < of.count; ++row)
+    for (int64_t i = 0; i < of.width; ++i) of.data[row * of.stride + i] *= factors[row * of.stride + i];
 }
 
 template <class T>
@@ -53,88 +39,66 @@ class Run {
 
   // Rows of x [tokens, D] in the order of the choice.
   const W* gather(const T* x) {
-    const int64_t count = static_cast<int64_t>(choice_.tokens.size());
-    W* rows = arena_.take<W>(count * of_.width);
-    context_.parallel(count, row_grain<T>(of_.width), [&](int64_t begin, int64_t end) {
+    const int64_t count = static_cast<int64_t>(choice_.tokens.size()), width = of_.w1.depth();
+    W* rows = arena_.take<W>(count * width);
+    context_.parallel(count, row_grain<T>(width), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
-        widen_row(rows + i * of_.width, x + choice_.tokens[i] * of_.width, of_.width);
+        widen_row(rows + i * width, x + choice_.tokens[i] * width, width);
     });
     return rows;
   }
 
-  // The hidden values of all groups: [rows, H].
+  // The hidden values of all groups: [rows, H], padded to whole blocks.
   const W* open(const W* x, Activation activation) {
-    W* hidden = arena_.take<W>(choice_.rows() * of_.hidden);
-    W* factor = of_.v ? arena_.take<W>(choice_.rows() * of_.hidden) : nullptr;
-    Products list;
-    std::vector<const T*> biases;
-    const int64_t blocks = blocks_of(of_.hidden), tasks = parts() * blocks;
-    for (int64_t task = 0; task < tasks; ++task) {
-      for (int64_t learner = 0; learner < of_.count; ++learner) {
-        const Group& group = choice_.groups[task / blocks * of_.count + learner];
-        if (group.count == 0) continue;
-        const auto add = [&](const T* matrices, const T* bias, W* to) {
-          const Columns<T> matrix(matrices + learner * of_.width * of_.hidden, of_.width,
-                                  of_.hidden, task % blocks);
-          list.all.push_back({x + group.first * of_.width, group.count, matrix,
-                              to + group.before * of_.hidden + task % blocks * BLOCK, of_.hidden,
-                              nullptr});
-          biases.push_back(bias + learner * of_.hidden + task % blocks * BLOCK);
-        };
-        add(of_.w1, of_.b1, hidden);
-        if (of_.v) add(of_.v, of_.c, factor);
-      }
-      list.close();
-    }
-    const size_t step = of_.v ? 2 : 1;
-    context_.parallel(tasks, grain(tasks, of_.v ? 2 : 1), [&](int64_t begin, int64_t end) {
-      for (size_t i = list.ends[begin]; i < list.ends[end]; ++i)
-        for (int64_t row = 0; row < list.all[i].rows; ++row)
-          widen_row(list.all[i].y + row * of_.hidden, biases[i], list.all[i].matrix.width);
+    const int64_t width = of_.w1.depth(), stride = of_.w1.blocks() * BLOCK;
+    W* hidden = arena_.take<W>(choice_.rows() * stride);
+    W* factor = of_.v ? arena_.take<W>(choice_.rows() * stride) : nullptr;
+    const Products list = products(of_.w1, [&](auto& all, const Group& group, int64_t learner,
+                                               int64_t block) {
+      const auto add = [&](const Packed<T>& matrices, const Packed<T>& biases, W* to) {
+        all.push_back({x + group.first * width, width, group.count, matrices.block(learner, block), width,
+                       biases.block(learner, block), to + group.before * stride + block * BLOCK, stride,
+                       nullptr});
+      };
+      add(of_.w1, of_.b1, hidden);
+      if (factor) add(*of_.v, *of_.c, factor);
+    });
+    const size_t step = factor ? 2 : 1;
+    context_.parallel(list.tasks(), grain(list, step), [&](int64_t begin, int64_t end) {
       list.multiply(begin, end);
-      for (size_t i = list.ends[begin]; i < list.ends[end]; i += step)
-        for (int64_t row = 0; row < list.all[i].rows; ++row) {
-          const int64_t width = list.all[i].matrix.width;
-          W* values = list.all[i].y + row * of_.hidden;
-          activate(activation, values, width);
-          if (step == 1) continue;
-          const W* factors = list.all[i + 1].y + row * of_.hidden;
-          for (int64_t column = 0; column < width; ++column) values[column] *= factors[column];
-        }
+      for (size_t i = list.ends[begin]; i < list.ends[end]; i += step) {
+        const Rows<W> found{list.all[i].y, list.all[i].rows, BLOCK, stride};
+        activate(activation, found);
+        if (factor) multiply_rows(found, list.all[i + 1].y);
+      }
     });
     return hidden;
   }
 
   // The output bias and the sums of all learners of a token.
   void close(const W* hidden, T* y) {
+    const int64_t width = of_.w1.depth(), depth = of_.w2.depth(), stride = of_.w2.blocks() * BLOCK;
     W* sums = nullptr;
-    if constexpr (std::is_same_v<T, W>)
-      sums = y;
-    else
-      sums = arena_.take<W>(choice_.parts.back() * of_.width);
-    Products list;
-    const int64_t blocks = blocks_of(of_.width), tasks = parts() * blocks;
-    for (int64_t task = 0; task < tasks; ++task) {
-      for (int64_t learner = 0; learner < of_.count; ++learner) {
-        const Group& group = choice_.groups[task / blocks * of_.count + learner];
-        if (group.count == 0) continue;
-        const Columns<T> matrix(of_.w2 + learner * of_.width * of_.hidden, of_.hidden, of_.width,
-                                task % blocks);
-        list.all.push_back({hidden + group.before * of_.hidden, group.count, matrix,
-                            sums + task % blocks * BLOCK, of_.width,
-                            choice_.tokens.data() + group.first});
-      }
-      list.close();
-    }
-    context_.parallel(tasks, grain(tasks, 1), [&](int64_t begin, int64_t end) {
-      each_row(begin, end, blocks, [&](int64_t at, int64_t from, int64_t width) {
-        widen_row(sums + at, of_.b2 + from, width);
+    if constexpr (std::is_same_v<T, W>) sums = stride == width ? y : nullptr;
+    const bool apart = !sums;
+    if (apart) sums = arena_.take<W>(choice_.parts.back() * stride);
+    const Products list = products(of_.w2, [&](auto& all, const Group& group, int64_t learner,
+                                               int64_t block) {
+      const int64_t from = of_.w1.blocks() * BLOCK;
+      all.push_back({hidden + group.before * from, from, group.count, of_.w2.block(learner, block),
+                     depth, nullptr, sums + block * BLOCK, stride, choice_.tokens.data() + group.first});
+    });
+    context_.parallel(list.tasks(), grain(list, 1), [&](int64_t begin, int64_t end) {
+      each_task(begin, end, [&](int64_t first, int64_t count, int64_t block) {
+        begin_rows(sums + first * stride + block * BLOCK, stride, count, of_.b2.block(0, block));
       });
       list.multiply(begin, end);
-      if constexpr (!std::is_same_v<T, W>)
-        each_row(begin, end, blocks, [&](int64_t at, int64_t, int64_t width) {
-          end_sum<T>(y + at, sums + at, width);
-        });
+      if (!apart) return;
+      each_task(begin, end, [&](int64_t first, int64_t count, int64_t block) {
+        const int64_t from = block * BLOCK;
+        end_rows<T>(y + first * width + from, width, sums + first * stride + from, stride, count,
+                    std::min(BLOCK, width - from));
+      });
     });
   }
 
@@ -144,30 +108,43 @@ class Run {
     std::vector<Multiplication<T>> all;
     std::vector<size_t> ends{0};  // of the tasks before
 
-    void close() { ends.push_back(all.size()); }
+    int64_t tasks() const { return static_cast<int64_t>(ends.size()) - 1; }
     void multiply(int64_t begin, int64_t end) const {
       thresher::multiply(all.data() + ends[begin], static_cast<int64_t>(ends[end] - ends[begin]));
     }
   };
 
+  // A task is a part of the tokens and a block of columns; add(all, group, learner, block) adds the
+  // product of a group.
+  template <class Add>
+  Products products(const Packed<T>& of, const Add& add) const {
+    Products list;
+    for (int64_t part = 0; part < parts(); ++part)
+      for (int64_t block = 0; block < of.blocks(); ++block) {
+        for (int64_t learner = 0; learner < of.count(); ++learner) {
+          const Group& group = choice_.groups[part * of.count() + learner];
+          if (group.count > 0) add(list.all, group, learner, block);
+        }
+        list.ends.push_back(list.all.size());
+      }
+    return list;
+  }
+
   int64_t parts() const { return static_cast<int64_t>(choice_.parts.size()) - 1; }
 
-  // Calls body(place, column, width) for every row of y in some tasks, each a part of the tokens and a block of
-  // columns.
+  // Calls body(first token, how many, block) for some tasks of `close`.
   template <class Body>
-  void each_row(int64_t begin, int64_t end, int64_t blocks, const Body& body) const {
+  void each_task(int64_t begin, int64_t end, const Body& body) const {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t from = task % blocks * BLOCK, width = std::min(BLOCK, of_.width - from);
-      const int64_t part = task / blocks;
-      for (int64_t token = choice_.parts[part]; token < choice_.parts[part + 1]; ++token)
-        body(token * of_.width + from, from, width);
+      const int64_t part = task / of_.w2.blocks(), first = choice_.parts[part];
+      body(first, choice_.parts[part + 1] - first, task % of_.w2.blocks());
     }
   }
 
   // How many of the tasks that share the products of all rows are worth a thread.
-  int64_t grain(int64_t tasks, int64_t matrices) const {
-    const int64_t work = choice_.rows() * of_.width * of_.hidden * matrices;
-    return std::max<int64_t>(1, tasks * WORTH / std::max<int64_t>(1, work));
+  int64_t grain(const Products& list, int64_t matrices) const {
+    const int64_t work = choice_.rows() * of_.w1.depth() * of_.w2.depth() * matrices;
+    return std::max<int64_t>(1, list.tasks() * WORTH / std::max<int64_t>(1, work));
   }
 
   const Context& context_;
@@ -178,14 +155,16 @@ class Run {
 
 }  // namespace
 
-Choice::Choice(int64_t tokens) {
-  const int64_t count = (tokens + PART - 1) / PART;
+Choice::Choice(int64_t tokens, int64_t rows) {
+  const int64_t count = std::min(tokens, rows / PART + 1);
   for (int64_t part = 0; part < count; ++part) parts.push_back(tokens * part / count);
   parts.push_back(tokens);
 }
 
 Choice Choice::by_count(const int64_t* k, int64_t tokens, int64_t learners) {
-  Choice choice(tokens);
+  int64_t rows = 0;
+  for (int64_t token = 0; token < tokens; ++token) rows += std::clamp<int64_t>(k[token], 0, learners);
+  Choice choice(tokens, rows);
   for (size_t part = 0; part + 1 < choice.parts.size(); ++part) {
     const int64_t first = static_cast<int64_t>(choice.tokens.size());
     std::vector<int64_t> running(static_cast<size_t>(learners) + 1);  // at least so many learners
@@ -202,7 +181,8 @@ Choice Choice::by_count(const int64_t* k, int64_t tokens, int64_t learners) {
 }
 
 Choice Choice::by_mask(const Bool* run, int64_t tokens, int64_t learners) {
-  Choice choice(tokens);
+  const int64_t rows = std::count_if(run, run + tokens * learners, [](Bool one) { return one.value != 0; });
+  Choice choice(tokens, rows);
   for (size_t part = 0; part + 1 < choice.parts.size(); ++part)
     for (int64_t learner = 0; learner < learners; ++learner) {
       const int64_t first = static_cast<int64_t>(choice.tokens.size());
@@ -213,28 +193,49 @@ Choice Choice::by_mask(const Bool* run, int64_t tokens, int64_t learners) {
   return choice;
 }
 
-LearnersNode::LearnersNode(const Attributes& given, const char* count_name, bool gated)
-    : count(given.integer(count_name)), activation_(activation_called(given.text("activation"))),
-      gated_(gated) {}
+template <class T>
+Learners<T> LearnersNode<T>::read(const Context& context) const {
+  const int64_t width = context.input<T>(0).shape[2];
+  const Tensor<T> w1 = context.input<T>(2), b1 = context.input<T>(3);
+  demand(w1.shape.size() == 3 && w1.shape[0] == count && w1.shape[1] == width,
+         "w1 is [L, D, H] of x [B, N, D] and L learners", w1.shape);
+  const int64_t hidden = w1.shape[2];
+  demand(b1.shape == Shape{count, hidden}, "b1 is [L, H] for w1 [L, D, H]", b1.shape);
+  const Tensor<T> w2 = context.input<T>(gated_ ? 6 : 4), b2 = context.input<T>(gated_ ? 7 : 5);
+  demand(w2.shape == Shape{count, hidden, width}, "w2 is [L, H, D] for w1 [L, D, H]", w2.shape);
+  demand(b2.shape == Shape{width}, "b2 is [D] of x [B, N, D]", b2.shape);
+  Learners<T> found{{w1.data, count, width, hidden}, {b1.data, count, 1, hidden},
+                    {w2.data, count, hidden, width}, {b2.data, 1, 1, width}, nullptr, nullptr};
+  if (gated_) {
+    const Tensor<T> v = context.input<T>(4), c = context.input<T>(5);
+    demand(v.shape == w1.shape, "v is shaped as w1", v.shape);
+    demand(c.shape == b1.shape, "c is shaped as b1", c.shape);
+    found.v = std::make_unique<Packed<T>>(v.data, count, width, hidden);
+    found.c = std::make_unique<Packed<T>>(c.data, count, 1, hidden);
+  }
+  return found;
+}
 
 template <class T>
-void LearnersNode::run(const Context& context, const Choice& choice) const {
+void LearnersNode<T>::run(const Context& context, const Choice& choice) const {
+  bool constant = true;
+  for (size_t input = 2; input < (gated_ ? 8 : 6); ++input) constant &= context.constant(input);
+  std::unique_ptr<const Learners<T>> own;
+  if (constant)
+    std::call_once(packed_, [&] { held_ = std::make_unique<Learners<T>>(read(context)); });
+  else
+    own = std::make_unique<Learners<T>>(read(context));
+  const Learners<T>& learners = constant ? *held_ : *own;
   const Tensor<T> x = context.input<T>(0);
-  const Learners<T> learners(context, gated_, count, x.shape[2]);
-  const T* matrices[] = {learners.w1, learners.v, learners.w2};
-  for (int i = 0; i < 3; ++i)  // a block of columns touches every row, each in a page of its own
-    if (matrices[i])
-      pages_[i].hold(matrices[i], sizeof(T) * static_cast<size_t>(count * learners.width * learners.hidden));
+  demand(x.shape[2] == learners.w1.depth(), "x is [B, N, D] for w1 [L, D, H]", x.shape);
   T* y = context.output<T>(0, x.shape);
   Run<T> run(context, learners, choice);
   run.close(run.open(run.gather(x.data), activation_), y);
 }
 
-#define THRESHER_INSTANTIATE(T) \
-  template void LearnersNode::run<T>(const Context&, const Choice&) const
-THRESHER_INSTANTIATE(float);
-THRESHER_INSTANTIATE(Half);
-THRESHER_INSTANTIATE(BFloat16);
-THRESHER_INSTANTIATE(double);
+template class LearnersNode<float>;
+template class LearnersNode<Half>;
+template class LearnersNode<BFloat16>;
+template class LearnersNode<double>;
 
 }  // namespace thresher

@@ -2,9 +2,12 @@
 // the rows that run it and no others.
 #pragma once
 
+#include <memory>
+#include <mutex>
+
 #include "cpu/activation.h"
 #include "cpu/kernel.h"
-#include "cpu/pages.h"
+#include "cpu/packed.h"
 #include "cpu/rows.h"
 
 namespace thresher {
@@ -29,8 +32,15 @@ struct Choice {
   std::vector<Group> groups;  // [parts, learners]
 
  private:
-  explicit Choice(int64_t tokens);
+  Choice(int64_t tokens, int64_t rows);
   void add(int64_t first, int64_t count) { groups.push_back({first, count, rows()}); }
+};
+
+// The weights of all learners.
+template <class T>
+struct Learners {
+  Packed<T> w1, b1, w2, b2;
+  std::unique_ptr<const Packed<T>> v, c;  // null without a second factor
 };
 
 // A node whose inputs are tokens x [B, N, D], a choice, and the weights of all learners: w1 [L, D, H], b1 [L, H],
@@ -38,20 +48,27 @@ struct Choice {
 // a second factor.
 //
 //   y[t] = b2 + sum over the learners n of token t of (act(x[t] w1[n] + b1[n]) * (x[t] v[n] + c[n])) w2[n]
+//
+// Weights that are constants are packed at the first run and held beside the host's.
+template <class T>
 class LearnersNode {
  public:
   // `count_name` is the attribute that tells how many learners there are.
-  LearnersNode(const Attributes& given, const char* count_name, bool gated);
+  LearnersNode(const Attributes& given, const char* count_name, bool gated)
+      : count(given.integer(count_name)), activation_(activation_called(given.text("activation"))),
+        gated_(gated) {}
 
-  template <class T>
   void run(const Context& context, const Choice& choice) const;
 
   const int64_t count;
 
  private:
+  Learners<T> read(const Context& context) const;
+
   const Activation activation_;
   const bool gated_;
-  LargePages pages_[3];
+  mutable std::once_flag packed_;
+  mutable std::unique_ptr<const Learners<T>> held_;
 };
 
 }  // namespace thresher

@@ -16,6 +16,12 @@
 #else
 #define THRESHER_VECTORISED
 #endif
+// Compiles a function for what many_registers() in tile.h asks for, and nothing else.
+#if defined(__x86_64__)
+#define THRESHER_MANY_REGISTERS __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,bmi2")))
+#else
+#define THRESHER_MANY_REGISTERS
+#endif
 #define THRESHER_INLINE inline __attribute__((always_inline))
 
 namespace thresher {

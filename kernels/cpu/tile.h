@@ -8,7 +8,8 @@ namespace thresher {
 // Whether sums of twelve rows by two vectors fit: each value of a row is then read once for both.
 inline bool many_registers() {
 #if defined(__x86_64__)
-  static const bool found = __builtin_cpu_supports("avx512f");
+  static const bool found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   return found;
 #else
   return false;

@@ -15,10 +15,10 @@ struct Experts {
     const Stream<T> x(context.input<T>(0));
     const Tensor<Bool> run = context.input<Bool>(1);
     demand(run.shape == Shape{x.batch, x.tokens, node.count}, "run is [B, N, L]", run.shape);
-    node.run<T>(context, Choice::by_mask(run.data, x.batch * x.tokens, node.count));
+    node.run(context, Choice::by_mask(run.data, x.batch * x.tokens, node.count));
   }
 
-  const LearnersNode node;
+  const LearnersNode<T> node;
 };
 
 }  // namespace

@@ -89,9 +89,18 @@ namespace {
 
 struct Instance {
   Instance(Table table, const KernelInfo* info, const Implementation& of)
-      : api(table), of(of), kernel(of.make(NodeAttributes(api, info)), of.release) {}
+      : api(table), of(of), kernel(of.make(NodeAttributes(api, info)), of.release) {
+    for (size_t input = 0; input < of.signature->input_count; ++input) {
+      int constant = 0;
+      const Value* value = nullptr;
+      api.check(api.get<Status* (*)(const KernelInfo*, size_t, int*, const Value**)>(
+          GET_CONSTANT_INPUT)(info, input, &constant, &value));
+      constants.push_back(constant != 0);
+    }
+  }
   const Api api;
   const Implementation& of;
+  std::vector<bool> constants;
   const std::unique_ptr<void, void (*)(void*)> kernel;
 };
 
@@ -137,7 +146,7 @@ constexpr CustomOp CALLBACKS{
     [](void* kernel, KernelContext* given) {
       const Instance& one = *static_cast<Instance*>(kernel);
       return guarded(one.api, one.of,
-                     [&] { one.of.compute(one.kernel.get(), Run(one.api, given)); });
+                     [&] { one.of.compute(one.kernel.get(), Run(one.api, given, one.constants)); });
     },
 };
 

@@ -33,13 +33,16 @@ struct NodeAttributes final : Attributes {
 };
 
 struct Run final : Context {
-  Run(const Api& api, KernelContext* handle) : api(api), handle(handle) {}
+  Run(const Api& api, KernelContext* handle, const std::vector<bool>& constants)
+      : api(api), handle(handle), constants(constants) {}
+  bool constant(size_t index) const override { return constants.at(index); }
   const void* read(size_t index, Shape& shape) const override;
   void* write(size_t index, const Shape& shape) const override;
   void run(void (*part)(void*, size_t), size_t parts, void* job) const override;
 
   const Api& api;
   KernelContext* const handle;
+  const std::vector<bool>& constants;  // by input
 };
 
 struct Domain final : Library {

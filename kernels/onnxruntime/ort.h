@@ -61,6 +61,7 @@ enum Slot : size_t {
   CREATE_OP = 213,
   INVOKE_OP = 214,
   RELEASE_OP = 215,
+  GET_CONSTANT_INPUT = 249,
   PARALLEL_FOR = 274,
 };
 

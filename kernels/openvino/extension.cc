@@ -53,9 +53,12 @@ struct NodeAttributes final : Attributes, std::map<std::string, Value> {
 };
 
 struct Run final : Context {
-  Run(const Implementation& of, ov::TensorVector& outputs, const ov::TensorVector& inputs)
-      : of(of), outputs(outputs), inputs(inputs) {}
+  Run(const ov::Node& node, const Implementation& of, ov::TensorVector& outputs, const ov::TensorVector& inputs)
+      : node(node), of(of), outputs(outputs), inputs(inputs) {}
 
+  bool constant(size_t index) const override {
+    return ov::is_type<ov::op::v0::Constant>(node.get_input_node_ptr(index));
+  }
   const void* read(size_t index, Shape& shape) const override {
     const ov::Tensor& from = inputs.at(index);
     shape.assign(from.get_shape().begin(), from.get_shape().end());
@@ -75,6 +78,7 @@ struct Run final : Context {
     tbb::parallel_for(size_t{0}, parts, [&](size_t at) { part(job, at); });
   }
 
+  const ov::Node& node;
   const Implementation& of;
   ov::TensorVector& outputs;
   const ov::TensorVector& inputs;
@@ -116,7 +120,7 @@ class Node final : public ov::op::Op {
   bool has_evaluate() const override { return true; }
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
     guarded([&] {
-      implementation_->compute(kernel_.get(), Run(*implementation_, outputs, inputs));
+      implementation_->compute(kernel_.get(), Run(*this, *implementation_, outputs, inputs));
     });
     return true;
   }

@@ -103,7 +103,7 @@ struct Gated {
 
     static void activate_all(const Context& context, W* values, int64_t count) {
       context.parallel(count, GRAIN, [&](int64_t begin, int64_t end) {
-        activate(KIND, values + begin, end - begin);
+        activate(KIND, Rows<W>{values + begin, 1, end - begin, 0});
       });
     }
 

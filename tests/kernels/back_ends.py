@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import onnx
 import onnx.checker
 import onnx.helper
 import onnx.inliner
+import onnx.numpy_helper
 import pytest
 from numpy.typing import NDArray
 
@@ -125,6 +127,14 @@ def model(
     body = operator.function(OPSET, outputs, dict(attributes))
     made = onnx.helper.make_model(graph, opset_imports=opsets, functions=[body], ir_version=10)
     onnx.checker.check_model(made)
+    return made
+
+
+def with_constants(made: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
+    """The model with these values of some of its inputs as constants; changes it."""
+    for given in [one for one in made.graph.input if one.name in values]:
+        made.graph.input.remove(given)
+        made.graph.initializer.append(onnx.numpy_helper.from_array(values[given.name], given.name))
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 import thresher.kernels.ops  # noqa: F401
-from tests.kernels.back_ends import library, run, through_casts
+from tests.kernels.back_ends import library, model, run, through_casts, with_constants
 from tests.kernels.cases import Array
 from thresher.kernels.activations import ACTIVATIONS
 from thresher.kernels.registry import OPERATORS
+from thresher.runtime.backends.onnx_runtime import CPU, session_options
 
 NAMES = ("AdaptiveMLP", "AdaptiveGatedMLP", "ExpertMLP")
 TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -64,9 +66,9 @@ def expected(name: str, arguments: dict[str, Array], activation: str = "gelu") -
     ("tokens", "width", "hidden", "learners"),
     [
         (1, 1, 1, 1),
-        (29, 70, 45, 3),  # no width fills its vectors, nor the depth its chunks
-        (150, 32, 64, 4),  # two parts of tokens
+        (29, 70, 45, 3),  # no width fills its vectors, nor the depth its blocks
         (300, 96, 33, 2),
+        (700, 32, 64, 4),  # three parts of tokens
         (7, 16, 200, 16),
     ],
 )
@@ -74,6 +76,38 @@ def test_every_size(name: str, tokens: int, width: int, hidden: int, learners: i
     arguments = operands(name, tokens, width, hidden, learners)
     (y,) = run("native", name, arguments, **attributes(name, arguments))
     assert_allclose(y, expected(name, arguments), atol=2e-5)
+
+
+def chosen(arguments: dict[str, Array]) -> dict[str, Array]:
+    """Tokens and their choice, without the weights."""
+    return {n: v for n, v in arguments.items() if n in ("x", "k", "run")}
+
+
+def held(name: str, arguments: dict[str, Array]) -> bytes:
+    """A model that holds the weights as constants."""
+    ranks = tuple(value.ndim for value in arguments.values())
+    made = model(name, ranks, "float32", tuple(attributes(name, arguments).items()))
+    weights = {n: v for n, v in arguments.items() if n not in chosen(arguments)}
+    return with_constants(made, weights).SerializeToString()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_constant_weights_are_packed_once(name: str) -> None:
+    """Which changes no bit of what they come to, also for two runs at once and other tokens later."""
+    import onnxruntime as ort
+
+    arguments = operands(name, 60, 40, 33, 3)
+    options = session_options(2, library())
+    session = ort.InferenceSession(held(name, arguments), options, providers=[CPU])
+    feeds = [chosen(operands(name, tokens, 40, 33, 3, tokens)) for tokens in (60, 61, 7)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda fed: session.run(None, fed)[0], feeds))
+    for fed, y in zip(feeds, found, strict=True):
+        given = attributes(name, arguments)
+        assert_array_equal(y, *run("native", name, arguments | fed, **given))
+    wide = feeds[0] | {"x": np.zeros((2, 60, 41), np.float32)}
+    with pytest.raises(Exception, match=r"x is \[B, N, D\] for w1 \[L, D, H\], not \[2, 60, 41\]"):
+        session.run(None, wide)
 
 
 @pytest.mark.parametrize("name", NAMES)

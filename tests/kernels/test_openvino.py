@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx.numpy_helper
+import onnx.helper
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -21,6 +21,7 @@ from tests.kernels.back_ends import (
     model,
     openvino_library,
     run,
+    with_constants,
 )
 from tests.kernels.test_native import (
     ENERGY,
@@ -85,9 +86,7 @@ def test_tokens_of_whole_numbers(element: str) -> None:
 def constant_keep(keep: int, outputs: int | None = None) -> Any:
     """A merging model whose count is a constant, read by OpenVINO."""
     made = model("BipartiteMerge", (3, 2, 4, 0), "float32", (("protected", 1),), outputs)
-    (given,) = (i for i in made.graph.input if i.name == "keep")
-    made.graph.input.remove(given)
-    made.graph.initializer.append(onnx.numpy_helper.from_array(np.array(keep), "keep"))
+    with_constants(made, {"keep": np.array(keep)})
     if outputs:
         made.graph.node[-1].attribute.append(onnx.helper.make_attribute("plugin_outputs", outputs))
     return core_with(openvino_library()).read_model(made.SerializeToString())

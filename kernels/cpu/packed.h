@@ -1,0 +1,45 @@
+// Weights in the order in which products read them.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/numeric.h"
+#include "cpu/pages.h"
+
+namespace thresher {
+
+constexpr int64_t BLOCK = 2 * LANES;  // columns that are multiplied together
+
+// Matrices [count, depth, width] in blocks of columns, each in one piece: [count, blocks, depth, BLOCK],
+// with zeros behind the last column.  As they came, the rows of a block are `width` apart, which often
+// puts all of them into a few sets of the caches.
+template <class S>
+class Packed {
+ public:
+  Packed(const S* matrices, int64_t count, int64_t depth, int64_t width)
+      : count_(count), depth_(depth), blocks_((width + BLOCK - 1) / BLOCK),
+        data_(allocate<S>(static_cast<size_t>(count * blocks_ * depth * BLOCK))) {
+    S* to = data_.get();
+    for (int64_t matrix = 0; matrix < count; ++matrix, matrices += depth * width)
+      for (int64_t from = 0; from < width; from += BLOCK)
+        for (int64_t row = 0; row < depth; ++row, to += BLOCK) {
+          const int64_t columns = std::min(BLOCK, width - from);
+          std::copy_n(matrices + row * width + from, columns, to);
+          std::fill(to + columns, to + BLOCK, S{});
+        }
+  }
+
+  // [depth, BLOCK]
+  const S* block(int64_t matrix, int64_t block) const {
+    return data_.get() + (matrix * blocks_ + block) * depth_ * BLOCK;
+  }
+  int64_t count() const { return count_; }
+  int64_t depth() const { return depth_; }
+  int64_t blocks() const { return blocks_; }
+
+ private:
+  int64_t count_, depth_, blocks_;
+  Owned<S> data_;
+};
+
+}  // namespace thresher
