@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import onnx
 import onnx.helper as make
 import onnx.numpy_helper
 
-from tests.benchmarks.common import say
+from tests.benchmarks.common import bound, say
 from thresher.kernels.native import Library
 from thresher.kernels.registry import DOMAIN, OPERATORS, VERSION
 from thresher.runtime.backends.onnx_runtime import CPU, session_options
@@ -105,8 +104,8 @@ def calls(tokens: int, threads: int) -> tuple[list[Callable[[], Any]], list[floa
     (expected,) = whole.run(None, {"x": x})
     for one in cut:
         np.testing.assert_allclose(one.run(None, {"x": x, "k": every})[0], expected, atol=1e-3)
-    made: list[Callable[[], Any]] = [partial(whole.run, None, {"x": x})]
-    made += [partial(one.run, None, {"x": x, "k": k}) for one in cut for k in chosen]
+    made = [bound(whole, {"x": x})]
+    made += [bound(one, {"x": x, "k": k}) for one in cut for k in chosen]
     return made, [float(k.mean()) / LEARNERS for k in chosen]
 
 

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from thresher.compiler.contract import Context, Dataset
 from thresher.compiler.program import Program
@@ -17,6 +21,9 @@ from thresher.compiler.variants import CONTROL, DENSE, Variant, variants
 from thresher.runtime import Comparison, compare
 from thresher.runtime.comparing import Evaluate
 from thresher.runtime.conditions import load_average
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 BUDGETS = (0.8, 0.65, 0.5)
 METHODS = ("tome", "evit", "diffrate", "topk-norm", CONTROL)
@@ -43,6 +50,18 @@ def parser(description: str | None, *, limit: int) -> argparse.ArgumentParser:
     made.add_argument("--eager", action="store_true", help="run with torch instead of engines")
     made.add_argument("--json", type=Path, default=None, help="also write the result here")
     return made
+
+
+def bound(session: InferenceSession, feeds: Mapping[str, np.ndarray]) -> Callable[[], Any]:
+    """Runs on these inputs, into memory that is there already, as a node inside of a network does."""
+    from onnxruntime import OrtValue
+
+    binding = session.io_binding()
+    for name, value in feeds.items():
+        binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(value))
+    for output, value in zip(session.get_outputs(), session.run(None, dict(feeds)), strict=True):
+        binding.bind_ortvalue_output(output.name, OrtValue.ortvalue_from_numpy(value))
+    return partial(session.run_with_iobinding, binding)
 
 
 def study(

@@ -11,12 +11,11 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tests.benchmarks.common import say
+from tests.benchmarks.common import bound, say
 from tests.kernels.back_ends import model
 from thresher.kernels.native import Library
 from thresher.runtime.backends.onnx_runtime import CPU, session_options
@@ -67,12 +66,7 @@ def calls(case: Case, dtype: str, threads: int) -> list[Callable[[], Any]]:
         session = ort.InferenceSession(
             made.SerializeToString(), session_options(threads, kernels), providers=[CPU]
         )
-        binding = session.io_binding()
-        for name, value in feeds.items():
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value))
-        for output, value in zip(session.get_outputs(), session.run(None, feeds), strict=True):
-            binding.bind_ortvalue_output(output.name, ort.OrtValue.ortvalue_from_numpy(value))
-        found.append(partial(session.run_with_iobinding, binding))
+        found.append(bound(session, feeds))
     return found
 
 
