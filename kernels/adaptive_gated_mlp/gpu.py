@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from thresher.kernels.adaptive_gated_mlp.reference import check
-from thresher.kernels.gpu.learners import run_learners
+from thresher.kernels.gpu.learners import Choice, run_learners
 from thresher.kernels.gpu.shapes import demand
 
 
@@ -27,4 +27,4 @@ def adaptive_gated_mlp(
     """
     check(x, k, w1, b1, v, c, w2, b2, activation)
     demand("adaptive_gated_mlp", "k", k, x.shape[:2])
-    return run_learners(x, k, (w1, b1), (v, c), (w2, b2), activation)
+    return run_learners(x, Choice.by_count(k, len(w1)), (w1, b1), (v, c), (w2, b2), activation)

@@ -93,7 +93,6 @@ OPERATOR = Operator(
     shapes={"y": "x0 x1 x2"},
     attributes={"experts": int, "activation": str},
     body=body,
-    triton=False,
     cuda=False,
     product=True,
 )

@@ -19,7 +19,8 @@ SUITES = {
         "tests/gpu/test_device.py", "tests/kernels/test_triton.py", "-k", "not compile"],
     "Triton kernels against the float64 oracles": [
         "tests/kernels/test_bodies.py", "tests/kernels/test_sparse.py",
-        "tests/kernels/test_sparse_ffn.py", "tests/kernels/test_adaptive.py", "-k", "triton"],
+        "tests/kernels/test_sparse_ffn.py", "tests/kernels/test_adaptive.py",
+        "tests/kernels/test_experts.py", "tests/kernels/test_learners.py", "-k", "triton"],
     "CUDA kernels": [
         "tests/kernels/test_bodies.py", "tests/kernels/test_cuda.py",
         "-k", "cuda and not nvcc and not cmake and not emulator", "-n0"],  # one builds them

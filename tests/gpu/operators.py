@@ -16,6 +16,7 @@ from thresher.kernels.adaptive_gated_mlp.reference import adaptive_gated_mlp
 from thresher.kernels.adaptive_mlp.reference import adaptive_mlp
 from thresher.kernels.bipartite_merge.reference import bipartite_merge
 from thresher.kernels.class_attention.reference import class_attention
+from thresher.kernels.expert_mlp.reference import expert_mlp
 from thresher.kernels.gather_tokens.reference import gather_tokens
 from thresher.kernels.gpu.dispatch import kernels
 from thresher.kernels.keep_tokens.reference import keep_tokens
@@ -91,7 +92,8 @@ def cases(setting: Setting, batch: int, tokens: int) -> Iterator[tuple[Any, tupl
     """References with arguments; a fifteenth of the tokens merges, a fifth is dropped."""
     torch.manual_seed(0)
     make = partial(torch.randn, device=setting.device, dtype=setting.dtype)
-    x, metric = make(batch, tokens, WIDTH), make(batch, HEADS, tokens, DEPTH)
+    width = DEPTH if setting.dry else WIDTH
+    x, metric = make(batch, tokens, width), make(batch, HEADS, tokens, DEPTH)
     size = torch.ones(batch, tokens, device=setting.device)
     score = torch.rand(batch, tokens, device=setting.device)
     fewer, some = tokens - tokens // 5, tokens - max(tokens // 15, 1)
@@ -101,8 +103,10 @@ def cases(setting: Setting, batch: int, tokens: int) -> Iterator[tuple[Any, tupl
     yield keep_tokens, (x, score, fewer, 1, True)
     yield class_attention, (metric, metric, None, 0.125, 0)
     yield gather_tokens, (x, index)
-    learners = make(4, WIDTH, WIDTH) / WIDTH**0.5  # half of which run
+    learners = make(4, width, width) / width**0.5  # half of which run
     k = torch.randint(0, 5, (batch, tokens), device=setting.device)
-    yield adaptive_mlp, (x, k, learners, make(4, WIDTH), learners, make(WIDTH), "gelu")
-    both = (learners, make(4, WIDTH), learners.flip(0), make(4, WIDTH), learners, make(WIDTH))
+    yield adaptive_mlp, (x, k, learners, make(4, width), learners, make(width), "gelu")
+    both = (learners, make(4, width), learners.flip(0), make(4, width), learners, make(width))
     yield adaptive_gated_mlp, (x, k, *both, "silu")
+    run = torch.rand(batch, tokens, 4, device=setting.device) < 0.5
+    yield expert_mlp, (x, run, learners, make(4, width), learners, make(width), "gelu")

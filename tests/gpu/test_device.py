@@ -66,12 +66,13 @@ def network(name: str, x: torch.Tensor) -> tuple[Any, ...]:
     bias = torch.randn(4, 256, device="cuda").to(x.dtype)
     out = torch.randn(width, device="cuda").to(x.dtype)
     k = torch.randint(-1, 6, x.shape[:2], device="cuda")
-    if name == "adaptive_mlp":
-        return x, k, learners, bias, back, out, "gelu"
+    run = torch.rand(*x.shape[:2], 4, device="cuda") < 0.5
+    if name in ("adaptive_mlp", "expert_mlp"):
+        return x, k if name == "adaptive_mlp" else run, learners, bias, back, out, "gelu"
     return x, k, learners, bias, learners.flip(0).contiguous(), bias.flip(0), back, out, "silu"
 
 
-NETWORKS = ("sparse_linear", "sparse_gated_ffn", "adaptive_mlp", "adaptive_gated_mlp")
+NETWORKS = ("sparse_linear", "sparse_gated_ffn", "adaptive_mlp", "adaptive_gated_mlp", "expert_mlp")
 NAMES = (
     "bipartite_merge",
     "class_attention",

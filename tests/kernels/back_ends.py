@@ -72,8 +72,13 @@ def openvino_library() -> Path:
 
 
 def demand(back_end: str) -> None:
-    """Skip the test where a back end for ONNX nodes is missing."""
-    made = {"native": library, NATIVE_OPENVINO: openvino_library}
+    """Skip the test where a back end is missing."""
+    made = {
+        "native": library,
+        NATIVE_OPENVINO: openvino_library,
+        "cuda": cuda_back_end.kernels,
+        "triton": triton_back_end.device,
+    }
     made[back_end]() if back_end in made else pytest.importorskip(back_end)
 
 

@@ -165,10 +165,10 @@ def test_the_sort_is_stable() -> None:
     device = triton_back_end.device()
     from thresher.kernels.gpu.learners import sort_by_count
 
-    k = np.random.default_rng(3).integers(0, 5, 1000)
-    order, runs = sort_by_count(torch.from_numpy(k).to(device), 4)
-    assert_array_equal(order.cpu(), np.argsort(-k, kind="stable"))
-    assert_array_equal(runs.cpu(), -np.sort(-k))
+    k = np.random.default_rng(3).integers(-1, 6, (2, 1000)).clip(0, 4)
+    order, count = sort_by_count(torch.from_numpy(k).to(device), 4)
+    assert_array_equal(order.cpu(), np.argsort(-k, kind="stable", axis=1))
+    assert_array_equal(count.cpu(), [[(row > n).sum() for n in range(4)] for row in k])
 
 
 @everywhere

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from numpy.testing import assert_allclose, assert_array_equal
 
 import thresher.kernels.ops  # noqa: F401
-from tests.kernels import oracle, triton_back_end
+from tests.kernels import oracle
 from tests.kernels.back_ends import EVERYWHERE, demand, run
 from tests.kernels.cases import (
     DiverseCase,
@@ -30,7 +29,6 @@ from tests.kernels.cases import (
     redundant_cases,
     soft_cases,
 )
-from tests.kernels.cuda_back_end import kernels
 from tests.kernels.test_definitions import HALF, MARGIN, SINGLE, scale, tensors
 
 ops = torch.ops.thresher
@@ -54,9 +52,7 @@ by_score = pytest.mark.parametrize("name", BY_SCORE)
 @pytest.fixture(autouse=True)
 def _installed(request: pytest.FixtureRequest) -> None:
     if "back_end" in request.fixturenames:
-        back_end = request.getfixturevalue("back_end")
-        needs = {"cuda": kernels, "triton": triton_back_end.device}
-        needs.get(back_end, partial(demand, back_end))()
+        demand(request.getfixturevalue("back_end"))
 
 
 def merge_on(back_end: str, case: MergeCase) -> list[Any]:

@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch.library import opcheck
 
 import thresher.kernels.ops  # noqa: F401
-from tests.kernels.back_ends import run
+from tests.kernels.back_ends import demand, run
 from tests.kernels.cases import Array
 from tests.kernels.test_adaptive import act
 from thresher.kernels.registry import OPERATORS
@@ -21,7 +21,7 @@ from thresher.kernels.registry import OPERATORS
 NAME = "ExpertMLP"
 expert_mlp = torch.ops.thresher.expert_mlp
 SINGLE, HALF = 2.0**-20, 2.0**-8  # sums of some dozens of terms
-everywhere = pytest.mark.parametrize("back_end", ["onnxruntime", "openvino", "native"])
+everywhere = pytest.mark.parametrize("back_end", ["onnxruntime", "openvino", "native", "triton"])
 FAST = settings(
     max_examples=20, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
@@ -87,8 +87,7 @@ def test_the_definition_in_double_precision_is_the_oracle(case: Case) -> None:
 
 
 def on(back_end: str, case: Case) -> Array:
-    if back_end != "native":
-        pytest.importorskip(back_end)
+    demand(back_end)
     operands = dict(zip(OPERATORS[NAME].inputs, case[:6], strict=True))
     (y,) = run(back_end, NAME, operands, experts=len(case.b1), activation=case.activation)
     return y

@@ -1,4 +1,4 @@
-"""The native kernel that AdaptiveMLP, AdaptiveGatedMLP and ExpertMLP share: sizes beyond a tile, types, threads."""
+"""The kernels that AdaptiveMLP, AdaptiveGatedMLP and ExpertMLP share: sizes beyond a tile, types, threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 import thresher.kernels.ops  # noqa: F401
-from tests.kernels.back_ends import library, model, run, through_casts, with_constants
+from tests.kernels.back_ends import (
+    demand,
+    library,
+    model,
+    run,
+    through_casts,
+    with_constants,
+)
 from tests.kernels.cases import Array
 from thresher.kernels.activations import ACTIVATIONS
 from thresher.kernels.registry import OPERATORS
@@ -20,11 +27,12 @@ from thresher.runtime.backends.onnx_runtime import CPU, session_options
 
 NAMES = ("AdaptiveMLP", "AdaptiveGatedMLP", "ExpertMLP")
 TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+kernels = pytest.mark.parametrize("back_end", ["native", "triton"])
 
 
 @pytest.fixture(autouse=True)
-def _built() -> None:
-    library()
+def _built(request: pytest.FixtureRequest) -> None:
+    demand(request.getfixturevalue("back_end") if "back_end" in request.fixturenames else "native")
 
 
 def operands(
@@ -61,6 +69,7 @@ def expected(name: str, arguments: dict[str, Array], activation: str = "gelu") -
     return found
 
 
+@kernels
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("tokens", "width", "hidden", "learners"),
@@ -72,9 +81,11 @@ def expected(name: str, arguments: dict[str, Array], activation: str = "gelu") -
         (7, 16, 200, 16),
     ],
 )
-def test_every_size(name: str, tokens: int, width: int, hidden: int, learners: int) -> None:
+def test_every_size(
+    back_end: str, name: str, tokens: int, width: int, hidden: int, learners: int
+) -> None:
     arguments = operands(name, tokens, width, hidden, learners)
-    (y,) = run("native", name, arguments, **attributes(name, arguments))
+    (y,) = run(back_end, name, arguments, **attributes(name, arguments))
     assert_allclose(y, expected(name, arguments), atol=2e-5)
 
 
@@ -110,26 +121,28 @@ def test_constant_weights_are_packed_once(name: str) -> None:
         session.run(None, wide)
 
 
+@kernels
 @pytest.mark.parametrize("name", NAMES)
-def test_nobody_and_everybody(name: str) -> None:
+def test_nobody_and_everybody(back_end: str, name: str) -> None:
     arguments = operands(name, 40, 24, 40, 3)
     choice = "run" if name == "ExpertMLP" else "k"
     for value in (0, 3):
         arguments[choice] = np.full_like(arguments[choice], value)
-        (y,) = run("native", name, arguments, **attributes(name, arguments))
+        (y,) = run(back_end, name, arguments, **attributes(name, arguments))
         assert_allclose(y, expected(name, arguments), atol=2e-5)
         assert value or (y == arguments["b2"]).all()
 
 
+@kernels
 @pytest.mark.parametrize("name", NAMES)
-def test_no_tokens_and_no_neurons_are_no_crash(name: str) -> None:
+def test_no_tokens_and_no_neurons_are_no_crash(back_end: str, name: str) -> None:
     none = operands(name, tokens=0)
-    (y,) = run("native", name, none, **attributes(name, none))
+    (y,) = run(back_end, name, none, **attributes(name, none))
     assert y.shape == none["x"].shape
     empty = operands(name, hidden=1)
     empty |= {n: v[..., :0] for n, v in empty.items() if n in ("w1", "b1", "v", "c")}
     empty["w2"] = empty["w2"][:, :0]
-    (y,) = run("native", name, empty, **attributes(name, empty))
+    (y,) = run(back_end, name, empty, **attributes(name, empty))
     assert_array_equal(y, np.broadcast_to(empty["b2"], y.shape))
 
 

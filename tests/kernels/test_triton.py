@@ -141,6 +141,8 @@ def test_strides_are_followed() -> None:
     same("gather_tokens", x.reshape(2, 13, 3, 2).transpose(2, 3), index.clamp(min=0))
     bias = torch.rand(13, 13).t() < 0.5
     same("class_attention", metric, metric, bias, 0.3, 4)
+    run, w = torch.randn(3, 13, 2).permute(2, 1, 0) < 0, torch.randn(3, 5, 6).mT
+    same("expert_mlp", x, run, w, w[:, 0], w.mT, w[0, :, 0], "silu")
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8, torch.float16])
@@ -192,7 +194,9 @@ def test_nan_is_no_crash() -> None:
 
 def test_shapes_that_do_not_fit_are_an_error() -> None:
     x, size, metric = stream(6, 4, 3)
+    w = torch.zeros(2, 4, 3)
     for name, arguments, said in (
+        ("expert_mlp", (x, x[:, :5, :2] > 0, w, w[:, 0], w.mT, w[0, :, 0], "relu"), "run has the"),
         ("bipartite_merge", (x, size[:, :5], metric, 5, 1, True), r"size has the shape \[1, 5\]"),
         ("bipartite_merge", (x, size, metric[:, :, :5], 5, 1, True), "metric has the shape"),
         ("bipartite_merge", (x, size, metric, 7, 1, True), "are possible"),

@@ -25,6 +25,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "SparseGeGLU": {"activation": "gelu"},
     "SparseReGLU": {"activation": "relu"},
 }
+IMPLIED = ("learners", "experts")  # attributes that torch reads off the weights
 
 
 @cache
@@ -50,7 +51,8 @@ def run(name: str, arguments: dict[str, Array], **attributes: Any) -> list[Array
     }
     kernel = kernels(operator.torch_name)
     assert kernel is not None
-    results = kernel(**given, **attributes, **SWITCHES.get(name, {}))
+    told = {n: value for n, value in attributes.items() if n not in IMPLIED}
+    results = kernel(**given, **told, **SWITCHES.get(name, {}))
     results = list(results) if isinstance(results, tuple) else [results]
     if "slot" in operator.outputs:  # in torch it comes before kept
         results[-2:] = reversed(results[-2:])

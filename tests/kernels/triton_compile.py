@@ -51,6 +51,8 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
     yield "adaptive_mlp", (rows, rows[..., 0].long(), *both, *back, "gelu")
     yield "adaptive_gated_mlp", (rows, rows[..., 0].long(), *both, *both, *back, "silu")
     yield "adaptive_gated_mlp", (x, x[..., 0].long(), *both, *both, *back, "silu")
+    for some in (x, rows):
+        yield "expert_mlp", (some, some[..., :4] > 0, *both, *back, "gelu")
     yield "prune_merge", (x, size, size, 180, 150, 1)
     yield "gather_tokens", (x, index)
     yield "restore_tokens", (x[:, :120], index, x[:, :150])

@@ -1,0 +1,22 @@
+"""``expert_mlp`` in Triton; see reference.py for what it computes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from thresher.kernels.expert_mlp.reference import check
+from thresher.kernels.gpu.learners import Choice, run_learners
+from thresher.kernels.gpu.shapes import demand
+
+
+def expert_mlp(
+    x: Tensor, run: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str
+) -> Tensor:
+    """The definition's result, for float16, bfloat16 and float32.
+
+    Raises:
+        ValueError: shapes or types that do not fit, or an unknown activation.
+    """
+    check(x, run, w1, b1, w2, b2, activation)
+    demand("expert_mlp", "run", run, (*x.shape[:2], len(w1)))
+    return run_learners(x, Choice.by_mask(run), (w1, b1), None, (w2, b2), activation)
