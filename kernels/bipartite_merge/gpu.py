@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from thresher.kernels.bipartite_merge.reference import check
-from thresher.kernels.gpu.nearest import EverySecond, match_every_second, unit_vectors
+from thresher.kernels.gpu.nearest import EverySecond, match_every_second
+from thresher.kernels.gpu.pairs import unit_vectors
 from thresher.kernels.gpu.ranking import rank
 from thresher.kernels.gpu.rows import merge_rows
 from thresher.kernels.gpu.shapes import blocks, demand, demand_prefix

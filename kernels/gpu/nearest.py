@@ -9,13 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thresher.kernels.gpu.shapes import blocks, power
+from thresher.kernels.gpu.pairs import depth_of, height_of, products
+from thresher.kernels.gpu.shapes import blocks
 
-EPSILON = 1e-12  # a zero vector gets similarity 0 to everything
 PADDING = 1e4  # beyond every cosine
-ELEMENTS = 4096  # of a block of unit vectors
-TARGETS, DEPTH = 64, 64  # tokens and channels that meet a block of sources at once
-MANY = 256  # from so many sources on, larger blocks of them are not mostly empty
+TARGETS = 64  # tokens that meet a block of sources at once
 PROGRAMS = 512  # that fill a device: with fewer, the targets are split among more,
 LEAST = 4  # blocks of targets each at least
 LANES = 128  # sources of a program that chooses among the parts
@@ -36,26 +34,13 @@ class EverySecond(NamedTuple):
     targets: int
 
 
-def unit_vectors(metric: Tensor, first: int) -> Tensor:
-    """Means over the heads as unit vectors: ``[B, H, N, d]`` to ``[B, N - first, d]`` float32."""
-    batch, heads, tokens, depth = metric.shape
-    count = tokens - first
-    unit = metric.new_empty(batch, count, depth, dtype=torch.float32)
-    width = power(depth, 16, 1 << 16)
-    rows = max(1, ELEMENTS // width)
-    _unit_vectors[(batch, blocks(count, rows))](
-        metric, unit, *metric.stride(), heads, first, count, depth, EPSILON, rows, width
-    )
-    return unit
-
-
 def match_every_second(
     unit: Tensor, size: Tensor, tokens: EverySecond, row: int
 ) -> tuple[Tensor, Tensor]:
     """What a matching of even with odd positions decides by.
 
     Args:
-        unit: of :func:`unit_vectors`, from ``tokens.first`` on.
+        unit: of :func:`~thresher.kernels.gpu.pairs.unit_vectors`, from ``tokens.first`` on.
         size: ``[B, N]``; a target of size 0 is chosen only where there is nothing else.
         tokens: the two sides.
         row: outgoing row of the first target.
@@ -92,7 +77,7 @@ def _launch(
 ) -> None:  # fmt: skip
     batch, rows, depth = unit.shape
     sources, targets = counts
-    block = 64 if sources >= MANY else 16
+    block = height_of(sources)
     joining, kept, slot = lists
     height = blocks(sources, block)
     tiles = blocks(targets, TARGETS)
@@ -105,33 +90,13 @@ def _launch(
     _nearest[(batch, height, splits)](
         unit, size, joining, kept, slot, tops, numbers, *size.stride(), joining.stride(0),
         kept.stride(0), size.shape[1], *ends, rows, depth, start[1], targets, span,
-        split, listed, PADDING, block, TARGETS, power(depth, 16, DEPTH),
+        split, listed, PADDING, block, TARGETS, depth_of(depth),
     )  # fmt: skip
     if split:
         _best_of[(batch, blocks(sources, LANES))](
             tops, numbers, size, joining, slot, best, into, *size.stride(), joining.stride(0),
             size.shape[1], *ends, splits, listed, PADDING, LANES,
         )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["heads", "first", "count"])
-def _unit_vectors(
-    metric, unit, of_item, of_head, of_token, of_channel, heads, first, count, depth,
-    EPSILON: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    item = tl.program_id(0).to(tl.int64)
-    row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    channel = tl.arange(0, WIDTH)
-    mask = (row < count)[:, None] & (channel < depth)[None, :]
-    at = metric + item * of_item + (first + row)[:, None] * of_token + channel[None, :] * of_channel
-    total = tl.zeros([ROWS, WIDTH], tl.float32)
-    for head in range(0, heads):
-        total += tl.load(at + head * of_head, mask=mask, other=0.0).to(tl.float32)
-    mean = tl.div_rn(total, tl.zeros([ROWS, WIDTH], tl.float32) + heads)
-    length = tl.sqrt_rn(tl.sum(mean * mean, 1))
-    length = tl.where(length < EPSILON, EPSILON, length)
-    to = unit + (item * count + row)[:, None] * depth + channel[None, :]
-    tl.store(to, tl.div_rn(mean, length[:, None] + tl.zeros([ROWS, WIDTH], tl.float32)), mask=mask)
 
 
 @triton.jit
@@ -186,20 +151,9 @@ def _nearest(
             target = tl.load(kept + item * kept_item + number, mask=there, other=0)
         else:
             target = (first_target + 2 * number).to(tl.int64)
-        alike = tl.zeros([SOURCES, TARGETS], tl.float32)
-        for at in range(0, depth, DEPTH):
-            channel = at + tl.arange(0, DEPTH)
-            wanted = channel < depth
-            left = tl.load(
-                unit + (source - first)[:, None] * depth + channel[None, :],
-                mask=inside[:, None] & wanted[None, :], other=0.0,
-            )  # fmt: skip
-            right = tl.load(
-                unit + (target - first)[None, :] * depth + channel[:, None],
-                mask=there[None, :] & wanted[:, None], other=0.0,
-            )  # fmt: skip
-            # Exact products: with TensorFloat-32 ties and near ties would be decided otherwise.
-            alike = tl.dot(left, right, alike, input_precision="ieee")
+        alike = products(
+            unit, source - first, inside, target - first, there, depth, SOURCES, TARGETS, DEPTH
+        )
         held = tl.load(size + target * size_token, mask=there, other=0.0)
         alike = tl.where((held == 0)[None, :], -PADDING, alike)
         alike = tl.where(

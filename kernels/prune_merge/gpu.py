@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thresher.kernels.gpu.nearest import Listed, match_listed, unit_vectors
+from thresher.kernels.gpu.nearest import Listed, match_listed
+from thresher.kernels.gpu.pairs import unit_vectors
 from thresher.kernels.gpu.ranking import rank, select
 from thresher.kernels.gpu.rows import merge_rows
 from thresher.kernels.gpu.shapes import demand, demand_prefix

@@ -40,6 +40,7 @@ def arguments(name: str, batch: int, tokens: int, dtype: torch.dtype) -> tuple[A
         "class_attention": (metric, metric, None, 0.125, 0),
         "keep_tokens": (x, score, few, 1, True),
         "prune_merge": (x, size, score, some, few, 1),
+        "select_diverse": (x, size, few, 1),
         "gather_tokens": (x, index),
         "restore_tokens": (x[:, :few], index.clamp(max=few) - 1, x[:, :few]),
     }
@@ -78,6 +79,7 @@ NAMES = (
     "class_attention",
     "keep_tokens",
     "prune_merge",
+    "select_diverse",
     "gather_tokens",
     "restore_tokens",
     *NETWORKS,
@@ -108,6 +110,10 @@ def test_kernels_equal_the_definition_in_double(
         rows = (found[3] == expected[3]) & close(found[1], expected[1], 1e-4)
         assert not size[0] or rows.float().mean() > 0.995
         pairs = [(found[0][rows], expected[0][rows])]
+    elif name == "select_diverse":
+        same = (found[1] < 0) == (expected[1] < 0)
+        assert not size[0] or same.float().mean() > 0.99  # one near tie decides on later ones
+        pairs = [(found[0], ops.gather_tokens(given[0], found[2]))]
     else:
         pairs = list(zip(found, expected, strict=True))
     assert found[0].dtype == (torch.float32 if name == "class_attention" else dtype)

@@ -30,6 +30,7 @@ from tests.kernels.cases import (
     soft_cases,
 )
 from tests.kernels.test_definitions import HALF, MARGIN, SINGLE, scale, tensors
+from thresher.kernels.registry import OPERATORS
 
 ops = torch.ops.thresher
 # Triton's interpreter is slow; test_triton.py has a few cases for every day.
@@ -42,6 +43,18 @@ FAST = settings(
     max_examples=50, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
 )  # fmt: skip
+
+
+def wherever(name: str) -> pytest.MarkDecorator:
+    """The mark of a test on every back end that has kernels of an operator."""
+
+    def has(back_end: Any) -> bool:
+        kind = back_end if isinstance(back_end, str) else back_end.values[0]
+        return bool(getattr(OPERATORS[name], kind, True))
+
+    return pytest.mark.parametrize("back_end", list(filter(has, BACK_ENDS)))
+
+
 everywhere = pytest.mark.parametrize("back_end", BACK_ENDS)
 bodies = pytest.mark.parametrize("back_end", BACK_ENDS[:2])  # operators without kernels
 without_gpu = pytest.mark.parametrize("back_end", EVERYWHERE)  # operators that have no such kernels
@@ -154,7 +167,7 @@ def test_keep_half(back_end: str, case: KeepCase) -> None:
     assert_allclose(y, expected[0], atol=HALF * scale(expected[0]))
 
 
-@without_gpu
+@wherever("SelectDiverse")
 @FAST
 @given(case=diverse_cases())
 def test_select_diverse(back_end: str, case: DiverseCase) -> None:
@@ -166,7 +179,7 @@ def test_select_diverse(back_end: str, case: DiverseCase) -> None:
     assert_array_equal(y, expected.y)
 
 
-@without_gpu
+@wherever("SelectDiverse")
 @FAST
 @given(case=diverse_cases(dtype="float16"))
 def test_select_diverse_half(back_end: str, case: DiverseCase) -> None:

@@ -54,6 +54,8 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
     for some in (x, rows):
         yield "expert_mlp", (some, some[..., :4] > 0, *both, *back, "gelu")
     yield "prune_merge", (x, size, size, 180, 150, 1)
+    for some, sizes in ((x, size), many[:2]):
+        yield "select_diverse", (some, sizes, 150, 1)
     yield "gather_tokens", (x, index)
     yield "restore_tokens", (x[:, :120], index, x[:, :150])
     gate, up, down = (
