@@ -46,10 +46,14 @@ def sum_of_rows(x: Tensor, matrix: Tensor, threshold: Tensor | None, dtype: torc
         tokens, width, columns, span, threshold is not None, power(tokens, 1, MOST_TOKENS), ROWS, across,
         num_warps=2,
     )  # fmt: skip
-    y = x.new_empty(tokens, columns, dtype=dtype)
-    _add_up[(blocks(tokens * columns, LANES),)](
-        sums, y, splits, tokens * columns, LANES, power(splits, 1, LANES)
-    )
+    return add_up(sums, dtype)
+
+
+def add_up(sums: Tensor, dtype: torch.dtype) -> Tensor:
+    """``sums [S, ...]`` float32 over the first axis, in its order."""
+    y = sums.new_empty(sums.shape[1:], dtype=dtype)
+    splits, count = len(sums), y.numel()
+    _add_up[(blocks(count, LANES),)](sums, y, splits, count, LANES, power(splits, 1, LANES))
     return y
 
 

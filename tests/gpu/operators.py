@@ -24,6 +24,7 @@ from thresher.kernels.operator import Operator
 from thresher.kernels.prune_merge.reference import prune_merge
 from thresher.kernels.registry import BY_TORCH_NAME, OPERATORS
 from thresher.kernels.select_diverse.reference import select_diverse
+from thresher.kernels.token_energy.reference import token_energy
 
 SECTION = "operators"
 SIZES = ((8, 197), (1, 197), (64, 197), (8, 577), (1, 4096), (8, 4096))
@@ -103,6 +104,7 @@ def cases(setting: Setting, batch: int, tokens: int) -> Iterator[tuple[Any, tupl
     yield prune_merge, (x, size, score, some, fewer, 1)
     yield keep_tokens, (x, score, fewer, 1, True)
     yield select_diverse, (x, size, fewer, 1)
+    yield token_energy, (metric, size, 0.9, 1)
     yield class_attention, (metric, metric, None, 0.125, 0)
     yield gather_tokens, (x, index)
     learners = make(4, width, width) / width**0.5  # half of which run

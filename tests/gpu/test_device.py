@@ -41,6 +41,7 @@ def arguments(name: str, batch: int, tokens: int, dtype: torch.dtype) -> tuple[A
         "keep_tokens": (x, score, few, 1, True),
         "prune_merge": (x, size, score, some, few, 1),
         "select_diverse": (x, size, few, 1),
+        "token_energy": (metric, size, 0.9, 1),  # no cosine of two tokens comes near
         "gather_tokens": (x, index),
         "restore_tokens": (x[:, :few], index.clamp(max=few) - 1, x[:, :few]),
     }
@@ -80,6 +81,7 @@ NAMES = (
     "keep_tokens",
     "prune_merge",
     "select_diverse",
+    "token_energy",
     "gather_tokens",
     "restore_tokens",
     *NETWORKS,
@@ -116,9 +118,10 @@ def test_kernels_equal_the_definition_in_double(
         pairs = [(found[0], ops.gather_tokens(given[0], found[2]))]
     else:
         pairs = list(zip(found, expected, strict=True))
-    assert found[0].dtype == (torch.float32 if name == "class_attention" else dtype)
+    scores = name in ("class_attention", "token_energy")
+    assert found[0].dtype == (torch.float32 if scores else dtype)
     # An exponential magnifies roundings, and so does a long sum.
-    least = 1e-5 if name in ("class_attention", *NETWORKS) else 4e-7
+    least = 1e-5 if scores or name in NETWORKS else 4e-7
     for one, other in pairs:
         unit = torch.finfo(one.dtype).eps if one.is_floating_point() else 0.0
         scale = float(other.double().abs().max()) if other.numel() else 1.0

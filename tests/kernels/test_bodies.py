@@ -218,7 +218,7 @@ def test_merge_by_score_half(back_end: str, name: str, case: RedundantCase) -> N
     assert_allclose(y, expected.y, atol=HALF * scale(case.x))
 
 
-@without_gpu
+@wherever("TokenEnergy")
 @FAST
 @given(case=energy_cases())
 def test_token_energy(back_end: str, case: EnergyCase) -> None:
@@ -227,7 +227,7 @@ def test_token_energy(back_end: str, case: EnergyCase) -> None:
     assert_allclose(energy_on(back_end, case), expected.score, atol=4 * SINGLE)
 
 
-@without_gpu
+@wherever("TokenEnergy")
 @FAST
 @given(case=energy_cases(dtype="float16"))
 def test_token_energy_half(back_end: str, case: EnergyCase) -> None:
@@ -236,7 +236,7 @@ def test_token_energy_half(back_end: str, case: EnergyCase) -> None:
     assert_allclose(energy_on(back_end, case), expected.score, atol=4 * SINGLE)
 
 
-@without_gpu
+@wherever("TokenEnergy")
 def test_energies_of_a_key_that_is_no_number_are_none(back_end: str) -> None:
     case = EnergyCase(np.ones((2, 1, 20, 3), np.float32), np.ones((2, 20), np.float32), 0.5, 1)
     case.metric[0, 0, 7, 1] = np.nan

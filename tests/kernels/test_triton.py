@@ -20,7 +20,13 @@ from torch.testing import assert_close
 
 import thresher.kernels.ops  # noqa: F401
 from tests.kernels import test_bodies as bodies
-from tests.kernels.cases import diverse_cases, keep_cases, merge_cases, prune_merge_cases
+from tests.kernels.cases import (
+    diverse_cases,
+    energy_cases,
+    keep_cases,
+    merge_cases,
+    prune_merge_cases,
+)
 from tests.kernels.triton_back_end import device
 from thresher.kernels.bipartite_merge import reference as merging
 from thresher.kernels.gpu import dispatch
@@ -28,8 +34,8 @@ from thresher.kernels.gpu import dispatch
 ops: Any = torch.ops.thresher
 FEW = settings(bodies.FAST, max_examples=4)
 STREAMING = {
-    "_attend", "_closeness", "_copy_rows", "_fuse", "_hidden", "_merge_rows", "_nearest", "_products_of_rows",
-    "_sum_of_rows", "_summed", "_unit_vectors",
+    "_attend", "_closeness", "_copy_rows", "_energy", "_fuse", "_hidden", "_merge_rows", "_nearest",
+    "_products_of_rows", "_sum_of_rows", "_summed", "_unit_vectors",
 }  # fmt: skip
 CAPABILITIES = ("75", "80", "86", "87", "89", "90", "100", "103", "110", "120", "121")
 
@@ -66,6 +72,12 @@ def test_keep(case: Any) -> None:
 @given(case=diverse_cases(dtype="float16"))
 def test_diverse(case: Any) -> None:
     examples_of(bodies.test_select_diverse_half, case)
+
+
+@FEW
+@given(case=energy_cases())
+def test_energy(case: Any) -> None:
+    examples_of(bodies.test_token_energy, case)
 
 
 def kernel(name: str, *arguments: Any) -> list[torch.Tensor]:
@@ -110,6 +122,7 @@ def test_more_than_one_block_of_everything() -> None:
     same("prune_merge", x[..., :70], size, score, 165, 25, 1)
     same("keep_tokens", x, score, 133, 2, True)
     same("select_diverse", x, size, 100, 3)
+    same("token_energy", metric, size, 0.1, 3)
     q, k = torch.randn(1, 2, 3, 20), torch.randn(1, 2, 300, 20)
     same("class_attention", q, k, None, 0.4, 1)
 
@@ -120,6 +133,15 @@ def test_many_targets_are_split_among_programs() -> None:
     x[:, 300:600] = x[:, :300]
     found = same("prune_merge", x, size, torch.randn(1, 620), 615, 600, 1)
     assert len(set(found[2][0].tolist())) == 601  # 600 rows and what was dropped
+
+
+def test_energies_are_split_among_programs() -> None:
+    """More tokens than one program feels; that an item's neighbours change nothing is exact."""
+    _, size, metric = stream(1100, 1, 20, batch=2)
+    size[:, ::7] = 0
+    (both,) = same("token_energy", metric, size, 0.05, 1)
+    (alone,) = kernel("token_energy", metric[1:], size[1:], 0.05, 1)
+    assert torch.equal(both[1:], alone)
 
 
 def test_equal_tokens_are_picked_by_index() -> None:
@@ -152,6 +174,7 @@ def test_strides_are_followed() -> None:
     same("prune_merge", x, size, score, 10, 6, 1)
     same("keep_tokens", x, score, 6, 1, True)
     same("select_diverse", x, size, 6, 1)
+    same("token_energy", metric, size, 0.2, 2)
     index = torch.randint(-1, 13, (5, 2)).t()
     same("restore_tokens", x, index, torch.randn(2, 3, 5).transpose(1, 2)[..., :3].repeat(1, 1, 2))
     same("gather_tokens", x.reshape(2, 13, 3, 2).transpose(2, 3), index.clamp(min=0))
@@ -181,6 +204,7 @@ def test_nothing_to_do(tokens: int, protected: int) -> None:
     same("bipartite_merge", x, size, metric, tokens, protected, True)
     same("prune_merge", x, size, size, tokens, tokens, protected)
     same("keep_tokens", x, size, tokens, protected, False)
+    same("token_energy", metric, size, 0.2, tokens)
     if tokens > protected:
         same("select_diverse", x, size, tokens, protected)
 
@@ -191,6 +215,7 @@ def test_an_empty_batch() -> None:
     assert same("prune_merge", x, size, size, 5, 4, 1)[0].shape == (0, 4, 4)
     assert same("keep_tokens", x, size, 5, 1, True)[0].shape == (0, 5, 4)
     assert same("select_diverse", x, size, 5, 1)[0].shape == (0, 5, 4)
+    assert same("token_energy", metric, size, 0.2, 1)[0].shape == (0, 7)
     index = torch.zeros(0, 5, dtype=torch.int64)
     assert same("gather_tokens", x, index)[0].shape == (0, 5, 4)
     assert same("restore_tokens", x, index, x[:, :5])[0].shape == (0, 5, 4)
@@ -225,6 +250,8 @@ def test_shapes_that_do_not_fit_are_an_error() -> None:
         ("prune_merge", (x, size, size, 5, 4, -1), "protected is -1"),
         ("prune_merge", (x, size, size[:, :5], 5, 4, 1), "score has the shape"),
         ("select_diverse", (x, size, 5, -1), "protected is -1"),
+        ("token_energy", (metric, size, 0.5, 7), "a prefix of 7 is none of 6 tokens"),
+        ("token_energy", (metric, size[:, :5], 0.5, 1), "size has the shape"),
         ("select_diverse", (x, size[:, :5], 5, 1), "size has the shape"),
         ("keep_tokens", (x, size[:, :5], 5, 1, False), "score has the shape"),
         ("class_attention", (metric, metric[:, :1], None, 1.0, 0), "k has the shape"),
@@ -352,8 +379,8 @@ def test_the_kernels_of_skipping_compile_for_a_gpu() -> None:
 @pytest.mark.slow
 def test_every_kernel_compiles_for_every_gpu() -> None:
     kernels = (
-        "_add_up _attend _best_of _choose _closeness _copy_rows _counted _fuse _hidden _merge_rows _nearest _place"
-        " _products_of_rows _rank _select _sorted _sum_of_rows _summed _unit_vectors"
+        "_add_up _attend _best_of _choose _closeness _copy_rows _counted _energy _fuse _hidden _merge_rows"
+        " _nearest _place _products_of_rows _rank _select _sorted _sum_of_rows _summed _unit_vectors"
     )
     check_compiled(compiled(*CAPABILITIES, "--types", "fp16"), kernels, CAPABILITIES)
 

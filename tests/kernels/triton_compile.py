@@ -56,6 +56,8 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
     yield "prune_merge", (x, size, size, 180, 150, 1)
     for some, sizes in ((x, size), many[:2]):
         yield "select_diverse", (some, sizes, 150, 1)
+    for keys, sizes in ((metric, size), (many[2], many[1])):
+        yield "token_energy", (keys, sizes, 0.9, 1)
     yield "gather_tokens", (x, index)
     yield "restore_tokens", (x[:, :120], index, x[:, :150])
     gate, up, down = (
