@@ -20,7 +20,7 @@ LANES = 128  # sources of a program that chooses among the parts
 
 
 class Listed(NamedTuple):
-    """Sources and targets that are given one by one: ``[B, S]`` and ``[B, T]`` int64."""
+    """Sources and targets that are given one by one: ``[B, S]`` and ``[B, T]`` int64, in any strides."""
 
     sources: Tensor
     targets: Tensor
@@ -53,12 +53,23 @@ def match_every_second(
     best = unit.new_empty(batch, tokens.sources)
     into = unit.new_empty(batch, tokens.sources, dtype=torch.int64)
     first = (tokens.first + tokens.first % 2, tokens.first + 1 - tokens.first % 2)
-    _launch(unit, size, (into, into, into), best, into, tokens.first, first, tokens[1:], row, False)
+    _launch(
+        unit, size, (into, into, into), best, into, tokens.first, first, tokens[1:], row, "second"
+    )
+    return best, into
+
+
+def match_pairs(unit: Tensor, size: Tensor, tokens: Listed) -> tuple[Tensor, Tensor]:
+    """The same for listed tokens, with the target itself in place of its row; ``unit`` begins behind the prefix."""
+    best = unit.new_empty(tokens.sources.shape)
+    into = unit.new_empty(tokens.sources.shape, dtype=torch.int64)
+    first, counts = size.shape[1] - unit.shape[1], (tokens[0].shape[1], tokens[1].shape[1])
+    _launch(unit, size, (*tokens, into), best, into, first, (0, 0), counts, 0, "pairs")
     return best, into
 
 
 def match_listed(unit: Tensor, size: Tensor, tokens: Listed, slot: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for listed tokens; ``unit`` begins behind the prefix, and so do the rows of targets.
+    """The rows, as of :func:`match_every_second`, for listed tokens whose targets stand behind the prefix.
 
     Writes the row of each source's target to ``slot [B, N]`` too, and returns plain similarities.
     """
@@ -67,13 +78,13 @@ def match_listed(unit: Tensor, size: Tensor, tokens: Listed, slot: Tensor) -> tu
     best = unit.new_empty(batch, sources)
     into = unit.new_empty(batch, sources, dtype=torch.int64)
     counts = (sources, tokens.targets.shape[1])
-    _launch(unit, size, (*tokens, slot), best, into, first, (0, 0), counts, first, True)
+    _launch(unit, size, (*tokens, slot), best, into, first, (0, 0), counts, first, "rows")
     return best, into
 
 
 def _launch(
     unit: Tensor, size: Tensor, lists: tuple[Tensor, Tensor, Tensor], best: Tensor, into: Tensor,
-    first: int, start: tuple[int, int], counts: tuple[int, int], row: int, listed: bool,
+    first: int, start: tuple[int, int], counts: tuple[int, int], row: int, kind: str,
 ) -> None:  # fmt: skip
     batch, rows, depth = unit.shape
     sources, targets = counts
@@ -87,40 +98,42 @@ def _launch(
     tops = best.new_empty(splits, batch, sources) if split else best
     numbers = into.new_empty(splits, batch, sources) if split else into
     ends = (first, start[0], sources, row)
+    strides = (*size.stride(), *joining.stride(), *kept.stride())
     _nearest[(batch, height, splits)](
-        unit, size, joining, kept, slot, tops, numbers, *size.stride(), joining.stride(0),
-        kept.stride(0), size.shape[1], *ends, rows, depth, start[1], targets, span,
-        split, listed, PADDING, block, TARGETS, depth_of(depth),
+        unit, size, joining, kept, slot, tops, numbers, *strides, size.shape[1], *ends, rows, depth,
+        start[1], targets, span, split, kind, PADDING, block, TARGETS, depth_of(depth),
     )  # fmt: skip
     if split:
         _best_of[(batch, blocks(sources, LANES))](
-            tops, numbers, size, joining, slot, best, into, *size.stride(), joining.stride(0),
-            size.shape[1], *ends, splits, listed, PADDING, LANES,
+            tops, numbers, size, joining, kept, slot, best, into, *strides, size.shape[1], *ends,
+            splits, kind, PADDING, LANES,
         )  # fmt: skip
 
 
 @triton.jit
-def _sources(mine, inside, joining, first_source, LISTED: tl.constexpr):
-    """Tokens of the sources by number."""
-    if LISTED:
-        return tl.load(joining + mine, mask=inside, other=0)
+def _side(number, there, listed, stride, first, KIND: tl.constexpr):
+    """Tokens of a side by number."""
+    if KIND == "second":
+        return (first + 2 * number).to(tl.int64)
     else:
-        return (first_source + 2 * mine).to(tl.int64)
+        return tl.load(listed + number * stride, mask=there, other=0)
 
 
 @triton.jit
 def _write(
-    top, number, source, inside, held, best, into, slot, first_row,
-    LISTED: tl.constexpr, PADDING: tl.constexpr,
+    top, number, source, inside, held, best, into, kept, kept_token, slot, first_row,
+    KIND: tl.constexpr, PADDING: tl.constexpr,
 ):  # fmt: skip
-    """The similarity and the outgoing row of each source's target."""
-    row = (first_row + number).to(tl.int64)
-    if LISTED:
-        tl.store(slot + source, row, mask=inside)
+    """The similarity and the outgoing row of each source's target, or the target."""
+    target = (first_row + number).to(tl.int64)
+    if KIND == "pairs":
+        target = tl.load(kept + number * kept_token, mask=inside, other=0)
+    if KIND == "rows":
+        tl.store(slot + source, target, mask=inside)
     else:  # padding merges before all others
         top = tl.where(held == 0, PADDING, top)
     tl.store(best, top, mask=inside)
-    tl.store(into, row, mask=inside)
+    tl.store(into, target, mask=inside)
 
 
 @triton.jit(
@@ -130,35 +143,32 @@ def _write(
     ]
 )  # fmt: skip
 def _nearest(
-    unit, size, joining, kept, slot, best, into, size_item, size_token, joining_item, kept_item,
-    tokens, first, first_source, sources, first_row, rows, depth, first_target, targets, span,
-    SPLIT: tl.constexpr, LISTED: tl.constexpr, PADDING: tl.constexpr, SOURCES: tl.constexpr,
-    TARGETS: tl.constexpr, DEPTH: tl.constexpr,
+    unit, size, joining, kept, slot, best, into, size_item, size_token, joining_item, joining_token,
+    kept_item, kept_token, tokens, first, first_source, sources, first_row, rows, depth,
+    first_target, targets, span, SPLIT: tl.constexpr, KIND: tl.constexpr, PADDING: tl.constexpr,
+    SOURCES: tl.constexpr, TARGETS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(0).to(tl.int64)
     unit += item * rows * depth
     size += item * size_item
+    joining += item * joining_item
+    kept += item * kept_item
     mine = tl.program_id(1) * SOURCES + tl.arange(0, SOURCES)
     inside = mine < sources
-    source = _sources(mine, inside, joining + item * joining_item, first_source, LISTED)
+    source = _side(mine, inside, joining, joining_token, first_source, KIND)
     top = tl.full([SOURCES], float("-inf"), tl.float32)
     chosen = tl.zeros([SOURCES], tl.int32)
     begin = tl.program_id(2) * span
     for start in range(begin, tl.minimum(begin + span, targets), TARGETS):
         number = start + tl.arange(0, TARGETS)
         there = number < targets
-        if LISTED:
-            target = tl.load(kept + item * kept_item + number, mask=there, other=0)
-        else:
-            target = (first_target + 2 * number).to(tl.int64)
+        target = _side(number, there, kept, kept_token, first_target, KIND)
         alike = products(
             unit, source - first, inside, target - first, there, depth, SOURCES, TARGETS, DEPTH
         )
         held = tl.load(size + target * size_token, mask=there, other=0.0)
-        alike = tl.where((held == 0)[None, :], -PADDING, alike)
-        alike = tl.where(
-            there[None, :] & (alike == alike), alike, float("-inf")
-        )  # NaN is never best
+        real = (held != 0)[None, :] & (alike == alike)  # NaN is never best
+        alike = tl.where(there[None, :], tl.where(real, alike, -PADDING), float("-inf"))
         peak = tl.max(alike, 1)
         equal = alike == peak[:, None]
         lowest = tl.min(tl.where(equal, number[None, :], 2147483647), 1)
@@ -172,27 +182,27 @@ def _nearest(
         held = tl.load(size + source * size_token, mask=inside, other=1.0)
         to = item * sources + mine
         _write(
-            top, chosen, source, inside, held, best + to, into + to, slot + item * tokens, first_row,
-            LISTED, PADDING,
+            top, chosen, source, inside, held, best + to, into + to, kept, kept_token,
+            slot + item * tokens, first_row, KIND, PADDING,
         )  # fmt: skip
 
 
 @triton.jit(
     do_not_specialize=[
-        "size_item", "joining_item", "tokens", "first", "first_source", "sources", "first_row",
-        "splits",
+        "size_item", "joining_item", "kept_item", "tokens", "first", "first_source", "sources",
+        "first_row", "splits",
     ]
 )  # fmt: skip
 def _best_of(
-    tops, numbers, size, joining, slot, best, into, size_item, size_token, joining_item, tokens,
-    first, first_source, sources, first_row, splits,
-    LISTED: tl.constexpr, PADDING: tl.constexpr, LANES: tl.constexpr,
+    tops, numbers, size, joining, kept, slot, best, into, size_item, size_token, joining_item,
+    joining_token, kept_item, kept_token, tokens, first, first_source, sources, first_row, splits,
+    KIND: tl.constexpr, PADDING: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """The best of all parts; of equal ones the first, whose targets come before the others'."""
     item = tl.program_id(0).to(tl.int64)
     mine = tl.program_id(1) * LANES + tl.arange(0, LANES)
     inside = mine < sources
-    source = _sources(mine, inside, joining + item * joining_item, first_source, LISTED)
+    source = _side(mine, inside, joining + item * joining_item, joining_token, first_source, KIND)
     top = tl.full([LANES], float("-inf"), tl.float32)
     chosen = tl.zeros([LANES], tl.int64)
     for part in range(0, splits):
@@ -203,6 +213,6 @@ def _best_of(
     held = tl.load(size + item * size_item + source * size_token, mask=inside, other=1.0)
     to = item * sources + mine
     _write(
-        top, chosen, source, inside, held, best + to, into + to, slot + item * tokens, first_row,
-        LISTED, PADDING,
+        top, chosen, source, inside, held, best + to, into + to, kept + item * kept_item,
+        kept_token, slot + item * tokens, first_row, KIND, PADDING,
     )  # fmt: skip

@@ -21,6 +21,18 @@ def demand_prefix(operator: str, protected: int, tokens: int) -> None:
         raise ValueError(f"{operator}: protected is {protected} and from 0 to {tokens} is possible")
 
 
+def demand_scored(
+    operator: str, tensors: tuple[Tensor, Tensor, Tensor, Tensor], protected: int
+) -> None:
+    """Raise ValueError unless size ``[B, N]``, metric ``[B, H, N, d]``, score ``[B, N]`` and the prefix fit x."""
+    x, size, metric, score = tensors
+    batch, tokens, _ = x.shape
+    demand_prefix(operator, protected, tokens)
+    demand(operator, "size", size, (batch, tokens))
+    demand(operator, "metric", metric, (batch, metric.shape[1], tokens, metric.shape[-1]))
+    demand(operator, "score", score, (batch, tokens))
+
+
 def blocks(count: int, block: int) -> int:
     """How many blocks hold ``count``."""
     return -(-count // block)

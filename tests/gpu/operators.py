@@ -22,8 +22,10 @@ from thresher.kernels.gpu.dispatch import kernels
 from thresher.kernels.keep_tokens.reference import keep_tokens
 from thresher.kernels.operator import Operator
 from thresher.kernels.prune_merge.reference import prune_merge
+from thresher.kernels.redundant_merge.reference import redundant_merge
 from thresher.kernels.registry import BY_TORCH_NAME, OPERATORS
 from thresher.kernels.select_diverse.reference import select_diverse
+from thresher.kernels.split_merge.reference import split_merge
 from thresher.kernels.token_energy.reference import token_energy
 
 SECTION = "operators"
@@ -102,6 +104,8 @@ def cases(setting: Setting, batch: int, tokens: int) -> Iterator[tuple[Any, tupl
     index = torch.randint(0, tokens, (batch, fewer), device=setting.device)
     yield bipartite_merge, (x, size, metric, some, 1, True)
     yield prune_merge, (x, size, score, some, fewer, 1)
+    for merge in (redundant_merge, split_merge):
+        yield merge, (x, size, metric, score, some, 1)
     yield keep_tokens, (x, score, fewer, 1, True)
     yield select_diverse, (x, size, fewer, 1)
     yield token_energy, (metric, size, 0.9, 1)

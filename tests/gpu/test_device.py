@@ -40,6 +40,8 @@ def arguments(name: str, batch: int, tokens: int, dtype: torch.dtype) -> tuple[A
         "class_attention": (metric, metric, None, 0.125, 0),
         "keep_tokens": (x, score, few, 1, True),
         "prune_merge": (x, size, score, some, few, 1),
+        "redundant_merge": (x, size, metric, score, few, 1),
+        "split_merge": (x, size, metric, score, few, 1),
         "select_diverse": (x, size, few, 1),
         "token_energy": (metric, size, 0.9, 1),  # no cosine of two tokens comes near
         "gather_tokens": (x, index),
@@ -80,6 +82,8 @@ NAMES = (
     "class_attention",
     "keep_tokens",
     "prune_merge",
+    "redundant_merge",
+    "split_merge",
     "select_diverse",
     "token_energy",
     "gather_tokens",
@@ -106,7 +110,7 @@ def test_kernels_equal_the_definition_in_double(
     )  # fmt: skip
     found = leaves(getattr(ops, name)(*given))
     expected = leaves(getattr(ops, name)(*wide))  # double: the reference
-    if name in ("bipartite_merge", "prune_merge"):
+    if name.endswith("_merge"):
         same = (found[2] == expected[2]).float().mean() if size[0] else 1.0
         assert same > 0.999  # similarities that agree to a rounding error may be ordered either way
         rows = (found[3] == expected[3]) & close(found[1], expected[1], 1e-4)

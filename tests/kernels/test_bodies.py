@@ -192,7 +192,7 @@ def test_select_diverse_half(back_end: str, case: DiverseCase) -> None:
 
 
 @by_score
-@without_gpu
+@wherever("SplitMerge")
 @FAST
 @given(case=redundant_cases())
 def test_merge_by_score(back_end: str, name: str, case: RedundantCase) -> None:
@@ -206,7 +206,7 @@ def test_merge_by_score(back_end: str, name: str, case: RedundantCase) -> None:
 
 
 @by_score
-@without_gpu
+@wherever("SplitMerge")
 @FAST
 @given(case=redundant_cases(dtype="float16"))
 def test_merge_by_score_half(back_end: str, name: str, case: RedundantCase) -> None:

@@ -26,12 +26,15 @@ from tests.kernels.cases import (
     keep_cases,
     merge_cases,
     prune_merge_cases,
+    redundant_cases,
 )
 from tests.kernels.triton_back_end import device
 from thresher.kernels.bipartite_merge import reference as merging
 from thresher.kernels.gpu import dispatch
+from thresher.kernels.matching import best_target
 
 ops: Any = torch.ops.thresher
+BY_SCORE = tuple(bodies.BY_SCORE)
 FEW = settings(bodies.FAST, max_examples=4)
 STREAMING = {
     "_attend", "_closeness", "_copy_rows", "_energy", "_fuse", "_hidden", "_merge_rows", "_nearest",
@@ -45,9 +48,9 @@ def _runs() -> None:
     device()
 
 
-def examples_of(test: Any, case: Any) -> None:
+def examples_of(test: Any, *case: Any) -> None:
     """The body of a property test of another file."""
-    test.hypothesis.inner_test("triton", case)
+    test.hypothesis.inner_test("triton", *case)
 
 
 @FEW
@@ -78,6 +81,13 @@ def test_diverse(case: Any) -> None:
 @given(case=energy_cases())
 def test_energy(case: Any) -> None:
     examples_of(bodies.test_token_energy, case)
+
+
+@bodies.by_score
+@FEW
+@given(case=redundant_cases())
+def test_merge_by_score(name: str, case: Any) -> None:
+    examples_of(bodies.test_merge_by_score, name, case)
 
 
 def kernel(name: str, *arguments: Any) -> list[torch.Tensor]:
@@ -121,6 +131,8 @@ def test_more_than_one_block_of_everything() -> None:
     score = torch.randn(1, 170)
     same("prune_merge", x[..., :70], size, score, 165, 25, 1)
     same("keep_tokens", x, score, 133, 2, True)
+    for name in BY_SCORE:
+        same(name, x[..., :70], size, metric, score, 100, 3)
     same("select_diverse", x, size, 100, 3)
     same("token_energy", metric, size, 0.1, 3)
     q, k = torch.randn(1, 2, 3, 20), torch.randn(1, 2, 300, 20)
@@ -133,6 +145,23 @@ def test_many_targets_are_split_among_programs() -> None:
     x[:, 300:600] = x[:, :300]
     found = same("prune_merge", x, size, torch.randn(1, 620), 615, 600, 1)
     assert len(set(found[2][0].tolist())) == 601  # 600 rows and what was dropped
+
+
+def test_lists_of_many_targets() -> None:
+    """Similarities that tie wherever the parts end; exact, as the keys are axes.  NaN is like nothing."""
+    from thresher.kernels.gpu.nearest import Listed, match_pairs
+
+    _, size, _ = stream(1300, 1, 1)
+    size[:, ::11] = 0
+    keys = torch.eye(16)[torch.randint(0, 16, (1, 1300))]
+    keys[:, 500:510] = torch.nan
+    order = torch.randperm(1298)[None]
+    source, target = 2 + order[:, :80:2], 2 + order[:, 81::2]
+    given = [t.to(device()) for t in (keys[:, 2:], size, source, target)]
+    best, token = match_pairs(given[0], given[1], Listed(*given[2:]))
+    expected, number = best_target(size, keys[:, None], source, target)
+    assert_close(best.cpu(), torch.where(size.gather(1, source) == 0, 1e4, expected))
+    assert_close(token.cpu(), target.gather(1, number))
 
 
 def test_energies_are_split_among_programs() -> None:
@@ -175,6 +204,8 @@ def test_strides_are_followed() -> None:
     same("keep_tokens", x, score, 6, 1, True)
     same("select_diverse", x, size, 6, 1)
     same("token_energy", metric, size, 0.2, 2)
+    for name in BY_SCORE:
+        same(name, x, size, metric, score, 9, 1)
     index = torch.randint(-1, 13, (5, 2)).t()
     same("restore_tokens", x, index, torch.randn(2, 3, 5).transpose(1, 2)[..., :3].repeat(1, 1, 2))
     same("gather_tokens", x.reshape(2, 13, 3, 2).transpose(2, 3), index.clamp(min=0))
@@ -207,6 +238,8 @@ def test_nothing_to_do(tokens: int, protected: int) -> None:
     same("token_energy", metric, size, 0.2, tokens)
     if tokens > protected:
         same("select_diverse", x, size, tokens, protected)
+        for name in BY_SCORE:
+            same(name, x, size, metric, size, tokens, protected)
 
 
 def test_an_empty_batch() -> None:
@@ -216,6 +249,8 @@ def test_an_empty_batch() -> None:
     assert same("keep_tokens", x, size, 5, 1, True)[0].shape == (0, 5, 4)
     assert same("select_diverse", x, size, 5, 1)[0].shape == (0, 5, 4)
     assert same("token_energy", metric, size, 0.2, 1)[0].shape == (0, 7)
+    for name in BY_SCORE:
+        assert same(name, x, size, metric, size, 5, 1)[0].shape == (0, 5, 4)
     index = torch.zeros(0, 5, dtype=torch.int64)
     assert same("gather_tokens", x, index)[0].shape == (0, 5, 4)
     assert same("restore_tokens", x, index, x[:, :5])[0].shape == (0, 5, 4)
@@ -230,6 +265,7 @@ def test_nan_is_no_crash() -> None:
         ("prune_merge", (x, size, size, 7, 5, 1)),
         ("keep_tokens", (x, size, 6, 1, True)),
         ("select_diverse", (x, size, 6, 1)),
+        *((name, (x, size, metric, size, 6, 1)) for name in BY_SCORE),
     ):
         *_, slot, kept = kernel(name, *arguments)
         assert sorted(set(kept[0].tolist())) == sorted(kept[0].tolist())
@@ -250,6 +286,10 @@ def test_shapes_that_do_not_fit_are_an_error() -> None:
         ("prune_merge", (x, size, size, 5, 4, -1), "protected is -1"),
         ("prune_merge", (x, size, size[:, :5], 5, 4, 1), "score has the shape"),
         ("select_diverse", (x, size, 5, -1), "protected is -1"),
+        ("split_merge", (x, size, metric, size, 3, 1), "are possible"),
+        ("split_merge", (x, size, metric[:, :, :5], size, 5, 1), "metric has the shape"),
+        ("redundant_merge", (x, size, metric, size[:, :5], 5, 1), "score has the shape"),
+        ("redundant_merge", (x, size, metric, size, 5, -1), "protected is -1"),
         ("token_energy", (metric, size, 0.5, 7), "a prefix of 7 is none of 6 tokens"),
         ("token_energy", (metric, size[:, :5], 0.5, 1), "size has the shape"),
         ("select_diverse", (x, size[:, :5], 5, 1), "size has the shape"),
@@ -380,7 +420,7 @@ def test_the_kernels_of_skipping_compile_for_a_gpu() -> None:
 def test_every_kernel_compiles_for_every_gpu() -> None:
     kernels = (
         "_add_up _attend _best_of _choose _closeness _copy_rows _counted _energy _fuse _hidden _merge_rows"
-        " _nearest _place _products_of_rows _rank _select _sorted _sum_of_rows _summed _unit_vectors"
+        " _nearest _place _products_of_rows _rank _select _settle _sorted _sum_of_rows _summed _unit_vectors"
     )
     check_compiled(compiled(*CAPABILITIES, "--types", "fp16"), kernels, CAPABILITIES)
 

@@ -58,6 +58,9 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
         yield "select_diverse", (some, sizes, 150, 1)
     for keys, sizes in ((metric, size), (many[2], many[1])):
         yield "token_energy", (keys, sizes, 0.9, 1)
+    for name in ("redundant_merge", "split_merge"):
+        yield name, (x, size, metric, size, 184, 1)
+        yield name, (*many, many[1], 1000, 1)
     yield "gather_tokens", (x, index)
     yield "restore_tokens", (x[:, :120], index, x[:, :150])
     gate, up, down = (
