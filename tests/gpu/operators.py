@@ -104,13 +104,13 @@ def cases(setting: Setting, batch: int, tokens: int) -> Iterator[tuple[Any, tupl
     index = torch.randint(0, tokens, (batch, fewer), device=setting.device)
     yield bipartite_merge, (x, size, metric, some, 1, True)
     yield prune_merge, (x, size, score, some, fewer, 1)
-    for merge in (redundant_merge, split_merge):
-        yield merge, (x, size, metric, score, some, 1)
     yield keep_tokens, (x, score, fewer, 1, True)
     yield select_diverse, (x, size, fewer, 1)
     yield token_energy, (metric, size, 0.9, 1)
     yield class_attention, (metric, metric, None, 0.125, 0)
     yield gather_tokens, (x, index)
+    yield redundant_merge, (x, size, metric, score, some, 1)
+    yield split_merge, (x, size, metric, score, some, 1)
     learners = make(4, width, width) / width**0.5  # half of which run
     k = torch.randint(0, 5, (batch, tokens), device=setting.device)
     yield adaptive_mlp, (x, k, learners, make(4, width), learners, make(width), "gelu")
