@@ -57,7 +57,6 @@ def wherever(name: str) -> pytest.MarkDecorator:
 
 everywhere = pytest.mark.parametrize("back_end", BACK_ENDS)
 bodies = pytest.mark.parametrize("back_end", BACK_ENDS[:2])  # operators without kernels
-without_gpu = pytest.mark.parametrize("back_end", EVERYWHERE)  # operators that have no such kernels
 BY_SCORE = {"redundant_merge": "RedundantMerge", "split_merge": "SplitMerge"}
 by_score = pytest.mark.parametrize("name", BY_SCORE)
 
