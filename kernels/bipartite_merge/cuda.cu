@@ -167,10 +167,8 @@ int merge(const Call& call, Scratch& scratch, bool by_index) {
 
   Launcher launch(call);
   const int64_t blocks = x.batch * parts(of.sources, BLOCK);
-  launch.clear(best, x.batch * of.sources);
-  if (of.targets)
-    find_nearest(launch, static_cast<const T*>(metric.data), x.batch, of.tokens, metric.dims[1],
-                 metric.dims[3], of.size, of, of.sources, of.targets, units, best);
+  find_nearest(launch, static_cast<const T*>(metric.data), x.batch, of.tokens, metric.dims[1],
+               metric.dims[3], of.size, of, of.sources, of.targets, units, best);
   launch(blocks, dim3(BLOCK), rank_by_counting<BySimilarity>, BySimilarity{of}, of.sources, rank);
   launch(x.batch * parts(of.tokens, BLOCK), dim3(BLOCK), place_others, of);
   launch(blocks, dim3(BLOCK), place_sources, of);

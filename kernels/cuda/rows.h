@@ -22,6 +22,16 @@ __device__ inline void copy_row(T* to, const T* from, int64_t width) {
   for (int64_t c = threadIdx.x; c < width; c += blockDim.x) to[c] = from[c];
 }
 
+// The `stay` tokens of `origin` go to the first of `keep` rows; kept may be null.  One block for each.
+template <class T>
+__global__ void copy_rows(const T* x, int tokens, int stay, int keep, int64_t width,
+                          const int* origin, T* y, int64_t* kept) {
+  const int64_t item = blockIdx.x / stay, row = blockIdx.x % stay;
+  const int64_t from = origin[item * stay + row];
+  if (kept && threadIdx.x == 0) kept[item * keep + row] = from;
+  copy_row(y + (item * keep + row) * width, x + (item * tokens + from) * width, width);
+}
+
 struct alignas(16) Sixteen {
   uint64_t low, high;
 };

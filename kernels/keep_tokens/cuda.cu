@@ -7,16 +7,6 @@ namespace {
 
 constexpr int GROUPS = 8;  // dropped tokens that a block of fuse_rows reads at once
 
-// One block for each row that stays.
-template <class T>
-__global__ void copy_rows(const T* x, int tokens, int stay, int keep, int64_t width,
-                          const int* origin, T* y, int64_t* kept) {
-  const int64_t item = blockIdx.x / stay, row = blockIdx.x % stay;
-  const int64_t from = origin[item * stay + row];
-  if (kept && threadIdx.x == 0) kept[item * keep + row] = from;
-  copy_row(y + (item * keep + row) * width, x + (item * tokens + from) * width, width);
-}
-
 // The last row: sum_i score_i x_i over the tokens that do not stay, LANES channels of it in each block.
 // Threads (LANES, GROUPS).
 template <class T>

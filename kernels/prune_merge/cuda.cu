@@ -156,7 +156,6 @@ int compute(const Call& call, Scratch& scratch) {
   launch(blocks, dim3(BLOCK), place,
          Placement{rank, x.tokens, of.keep, of.most, count, of.origin, of.joining, of.slot});
   if (of.most) {
-    launch.clear(best, x.batch * of.most);
     find_nearest(launch, tokens, x.batch, x.tokens, 1, x.width, of.size, of, of.most,
                  of.keep - of.protect, units, best);
     launch(x.batch * parts(of.most, BLOCK), dim3(BLOCK), link, of);

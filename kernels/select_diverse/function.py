@@ -16,7 +16,6 @@ OPERATOR = Operator(
     outputs={"y": "T", "kept": "tensor(int64)", "slot": "tensor(int64)"},
     shapes={"y": "x0 keep x2", "kept": "x0 keep", "slot": "x0 x1"},
     attributes={"protected": int},
-    cuda=False,
     body="""
     i0 = Constant <value = int64 {0}> ()
     i1 = Constant <value = int64 {1}> ()

@@ -32,6 +32,7 @@ constexpr Row TABLE[] = {
     {"PruneMerge", "x:T size:float score:float pruned:int64 keep:int64", "T x0 keep x2, float x0 keep, int64 x0 keep, int64 x0 x1", "protected"},
     {"GatherTokens", "x:T index:int64", "T x0 index1 x2+", ""},
     {"RestoreTokens", "x:T slot:int64 aside:T", "T aside0 aside1 aside2", ""},
+    {"SelectDiverse", "x:T size:float keep:int64", "T x0 keep x2, int64 x0 keep, int64 x0 x1", "protected"},
 };
 
 std::vector<std::string> split(const std::string& text, char at) {

@@ -22,7 +22,7 @@ import thresher.kernels.ops  # noqa: F401
 from tests.kernels.back_ends import SWITCHED_ON
 from tests.kernels.cuda_back_end import run
 from tests.kernels.emulated import EMULATED, EMULATOR, call, kernels, results
-from tests.kernels.test_native import HOSTILE, KEEP, MERGE, METRIC, POSITIONS, PRUNE, X
+from tests.kernels.test_native import HOSTILE, KEEP, MERGE, METRIC, POSITIONS, PRUNE, REDUCING, X
 from thresher.kernels.cuda_library import CUDA, ELEMENTS, Call, Kernels, Tensor
 from thresher.kernels.native import HERE, SANITIZED, KernelError, Library
 from thresher.kernels.registry import OPERATORS, WITH_CUDA
@@ -70,6 +70,13 @@ def test_pruning_and_merging_over_many_tiles() -> None:
     y, size, kept, slot = run("PruneMerge", arguments, EXTRA, protected=1)
     wide = ops.prune_merge(*(given[n] for n in ("x", "size", "score")), 260, 150, 1)
     equal((y, size, slot, kept), wide)
+
+
+def test_choosing_over_many_tiles() -> None:
+    given = arrays(5)
+    arguments = {n: given[n].numpy() for n in ("x", "size")} | {"keep": np.array(120)}
+    y, kept, slot = run("SelectDiverse", arguments, EXTRA, protected=2)
+    equal((y, slot, kept), ops.select_diverse(given["x"], given["size"], 120, 2))
 
 
 def test_fusing_over_many_blocks() -> None:
@@ -130,9 +137,8 @@ def test_positions_out_of_range_read_nothing() -> None:
 )  # fmt: skip
 def test_hostile_input_is_an_error(name: str, arguments: dict[str, Any], protected: int) -> None:
     library, operator = kernels(EXTRA), OPERATORS[name]
-    usual = {"BipartiteMerge": MERGE, "PruneMerge": PRUNE}.get(name, KEEP)
     arguments = {one: np.array(value, order="C") for one, value in arguments.items()}
-    made = call(name, arguments, results(name, usual), protected=protected)
+    made = call(name, arguments, results(name, REDUCING[name]), protected=protected)
     room = np.zeros(1 << 16, np.uint8)
     made.workspace, made.workspace_bytes = room.ctypes.data, room.size
     with pytest.raises(KernelError, match=f"{name}: (the shapes|keep, protected or row)"):
@@ -177,7 +183,9 @@ def test_outputs_that_nobody_reads_may_be_missing() -> None:
 def test_nan_is_no_crash() -> None:
     """What is chosen is of no meaning, but positions stay positions."""
     nan = np.float32("nan")
-    for name, arguments in (("BipartiteMerge", MERGE), ("KeepTokens", KEEP), ("PruneMerge", PRUNE)):
+    for name, arguments in REDUCING.items():
+        if name not in WITH_CUDA:
+            continue
         spoilt = {n: v * nan if v.dtype == np.float32 else v for n, v in arguments.items()}
         *_, kept, slot = run(name, spoilt, EXTRA, protected=1)
         assert ((kept >= 0) & (kept < 6)).all()

@@ -143,6 +143,14 @@ PRUNE = {"x": X, "size": SIZE, "score": SIZE, "pruned": np.array(5), "keep": np.
 DIVERSE = {"x": X, "size": SIZE, "keep": np.array(5)}
 SCORED = {"x": X, "size": SIZE, "metric": METRIC, "score": SIZE, "keep": np.array(5)}
 ENERGY = {"metric": METRIC, "size": SIZE}
+REDUCING: dict[str, dict[str, Any]] = {
+    "BipartiteMerge": MERGE,
+    "KeepTokens": KEEP,
+    "FuseTokens": KEEP,
+    "PruneMerge": PRUNE,
+    "SelectDiverse": DIVERSE,
+    **dict.fromkeys(BY_SCORE, SCORED),
+}
 SCORED_HOSTILE: Sequence[tuple[dict[str, Any], int, str]] = [
     ({"keep": np.array(3)}, 1, "keep can be reached, not"),
     ({"keep": np.array(7)}, 1, "keep can be reached, not"),
@@ -209,11 +217,7 @@ def test_positions_out_of_range_are_an_error() -> None:
 def test_nan_is_no_crash() -> None:
     """What is chosen is of no meaning, but positions stay positions."""
     nan = np.float32("nan")
-    cases: Sequence[tuple[str, dict[str, Any]]] = (
-        ("BipartiteMerge", MERGE), ("KeepTokens", KEEP), ("PruneMerge", PRUNE),
-        ("SelectDiverse", DIVERSE), *((name, SCORED) for name in BY_SCORE),
-    )  # fmt: skip
-    for name, arguments in cases:
+    for name, arguments in REDUCING.items():
         spoilt = {n: v * nan if v.dtype == np.float32 else v for n, v in arguments.items()}
         *_, kept, slot = run("native", name, spoilt, protected=1)
         assert ((kept >= 0) & (kept < 6)).all()

@@ -39,18 +39,34 @@ def _emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_family, "CUDA", EMULATED)
 
 
+METHODS = {
+    "tome": (["r=2"], ("BipartiteMerge",)),
+    "max-min": (["keep=0.5"], ("SelectDiverse",)),
+}
+
+
 @pytest.mark.usefixtures("_emulated")
-def test_plugins_are_built_in_place_of_bodies(tmp_path: Path) -> None:
-    program = optimize(traced(Toy()), load_recipe("tome", ["r=2"]))
+@pytest.mark.parametrize("method", METHODS)
+def test_plugins_are_built_in_place_of_bodies(method: str, tmp_path: Path) -> None:
+    options, steps = METHODS[method]
+    program = optimize(traced(Toy()), load_recipe(method, options))
     engine = built(program, tmp_path / "e", "1..8@4", target=TARGET, precision="fp16")
     told = engine.manifest.built
-    assert told["steps"] == "plugins thresher::BipartiteMerge 1"
-    assert told["plugins"] == {"thresher::BipartiteMerge 1": len(program.ledger)}
+    names = [f"{DOMAIN}::{step} 1" for step in steps]
+    assert told["steps"] == f"plugins {', '.join(names)}"
+    assert told["plugins"] == dict.fromkeys(names, len(program.ledger))
     library = Library(kind=EMULATED).file
     assert told["plugin library"] == digest(library)
-    assert b"BipartiteMerge" in (tmp_path / "e" / PLAN).read_bytes()
-    plain = built(program, tmp_path / "plain", "1..8@4", precision="fp16")
-    assert plain.manifest.built["steps"] == "function bodies"  # nothing stays registered
+    plan = (tmp_path / "e" / PLAN).read_bytes()
+    assert all(step.encode() in plan for step in steps)
+
+
+@pytest.mark.usefixtures("_emulated")
+def test_no_plugin_stays_registered(tmp_path: Path) -> None:
+    program = optimize(traced(Toy()), load_recipe("tome", ["r=2"]))
+    built(program, tmp_path / "e", "2", target=TARGET)
+    plain = built(program, tmp_path / "plain", "2")
+    assert plain.manifest.built["steps"] == "function bodies"
     assert b"BipartiteMerge\x00" not in (tmp_path / "plain" / PLAN).read_bytes()
 
 
