@@ -68,6 +68,7 @@ class Call(ctypes.Structure):
         ("protect", ctypes.c_int64),
         ("row", ctypes.c_int64),
         ("scale", ctypes.c_double),
+        ("margin", ctypes.c_double),
         ("workspace", ctypes.c_void_p),
         ("workspace_bytes", ctypes.c_int64),
         ("stream", ctypes.c_void_p),

@@ -23,6 +23,7 @@ struct ThresherCall {
   int64_t protect;      // attribute "protected"
   int64_t row;          // attribute of ClassAttention, as is `scale`
   double scale;
+  double margin;        // attribute of TokenEnergy
   void* workspace;      // device memory, aligned to 16 bytes
   int64_t workspace_bytes;
   void* stream;         // a cudaStream_t

@@ -14,6 +14,7 @@ int prune_merge(const Call& call, Scratch& scratch);
 int gather_tokens(const Call& call, Scratch& scratch);
 int restore_tokens(const Call& call, Scratch& scratch);
 int select_diverse(const Call& call, Scratch& scratch);
+int token_energy(const Call& call, Scratch& scratch);
 
 namespace {
 
@@ -25,7 +26,7 @@ constexpr struct {
     {"ClassAttention", class_attention}, {"KeepTokens", keep_tokens},
     {"FuseTokens", fuse_tokens},         {"PruneMerge", prune_merge},
     {"GatherTokens", gather_tokens},     {"RestoreTokens", restore_tokens},
-    {"SelectDiverse", select_diverse},
+    {"SelectDiverse", select_diverse},   {"TokenEnergy", token_energy},
 };
 
 int compute(const char* name, const Call* call, Scratch& scratch) {

@@ -24,15 +24,16 @@ struct Row {
   const char *name, *inputs, *outputs, *attributes;
 };
 constexpr Row TABLE[] = {
-    {"BipartiteMerge", "x:T size:float metric:T keep:int64", "T x0 keep x2, float x0 keep, int64 x0 keep, int64 x0 x1", "protected"},
-    {"RankedBipartiteMerge", "x:T size:float metric:T keep:int64", "T x0 keep x2, float x0 keep, int64 x0 keep, int64 x0 x1", "protected"},
-    {"ClassAttention", "q:T k:T bias:float", "float k0 k2", "scale row"},
-    {"KeepTokens", "x:T score:float keep:int64", "T x0 keep x2, int64 x0 keep, int64 x0 x1", "protected"},
-    {"FuseTokens", "x:T score:float keep:int64", "T x0 keep x2, int64 x0 keep, int64 x0 x1", "protected"},
-    {"PruneMerge", "x:T size:float score:float pruned:int64 keep:int64", "T x0 keep x2, float x0 keep, int64 x0 keep, int64 x0 x1", "protected"},
+    {"BipartiteMerge", "x:T size:float metric:T keep:int64", "T x0 keep x2, float x0 keep, int64 x0 keep, int64 x0 x1", "protected:int"},
+    {"RankedBipartiteMerge", "x:T size:float metric:T keep:int64", "T x0 keep x2, float x0 keep, int64 x0 keep, int64 x0 x1", "protected:int"},
+    {"ClassAttention", "q:T k:T bias:float", "float k0 k2", "scale:float row:int"},
+    {"KeepTokens", "x:T score:float keep:int64", "T x0 keep x2, int64 x0 keep, int64 x0 x1", "protected:int"},
+    {"FuseTokens", "x:T score:float keep:int64", "T x0 keep x2, int64 x0 keep, int64 x0 x1", "protected:int"},
+    {"PruneMerge", "x:T size:float score:float pruned:int64 keep:int64", "T x0 keep x2, float x0 keep, int64 x0 keep, int64 x0 x1", "protected:int"},
     {"GatherTokens", "x:T index:int64", "T x0 index1 x2+", ""},
     {"RestoreTokens", "x:T slot:int64 aside:T", "T aside0 aside1 aside2", ""},
-    {"SelectDiverse", "x:T size:float keep:int64", "T x0 keep x2, int64 x0 keep, int64 x0 x1", "protected"},
+    {"SelectDiverse", "x:T size:float keep:int64", "T x0 keep x2, int64 x0 keep, int64 x0 x1", "protected:int"},
+    {"TokenEnergy", "metric:T size:float", "float metric0 metric2", "margin:float protected:int"},
 };
 
 std::vector<std::string> split(const std::string& text, char at) {
@@ -48,7 +49,12 @@ std::vector<std::string> split(const std::string& text, char at) {
 
 // A row of the table, read once.
 struct Operator {
-  explicit Operator(const Row& row) : name(row.name), attributes(split(row.attributes, ' ')) {
+  explicit Operator(const Row& row) : name(row.name) {
+    for (const std::string& attribute : split(row.attributes, ' ')) {
+      const std::vector<std::string> parts = split(attribute, ':');
+      attributes.push_back(parts[0]);
+      attribute_kinds.push_back(parts[1]);
+    }
     for (const std::string& input : split(row.inputs, ' ')) {
       const std::vector<std::string> parts = split(input, ':');
       if (parts[0] == KEEP) continue;
@@ -72,7 +78,7 @@ struct Operator {
   std::vector<std::string> inputs, kinds;  // of all but keep
   std::vector<std::string> output_kinds;
   std::vector<std::vector<std::string>> shapes;
-  std::vector<std::string> attributes;
+  std::vector<std::string> attributes, attribute_kinds;
 };
 
 int64_t element_of(DataType type) {
@@ -101,14 +107,14 @@ using Values = std::map<std::string, double>;  // attributes, and how many outpu
 class Fields {
  public:
   Fields(const Operator& of, const Values& values) {
-    std::vector<std::string> names = of.attributes;
-    names.push_back(OUTPUTS);
-    wholes_.reserve(names.size());
-    numbers_.reserve(names.size());
-    names_ = names;
-    for (const std::string& name : names_) {
+    names_ = of.attributes;
+    names_.push_back(OUTPUTS);
+    wholes_.reserve(names_.size());
+    numbers_.reserve(names_.size());
+    for (size_t i = 0; i < names_.size(); ++i) {
+      const std::string& name = names_[i];
       const double value = values.at(name);
-      if (name == "scale") {
+      if (i < of.attributes.size() && of.attribute_kinds[i] == "float") {
         numbers_.push_back(static_cast<float>(value));
         fields_.emplace_back(name.c_str(), &numbers_.back(), PluginFieldType::kFLOAT32, 1);
       } else {
@@ -245,6 +251,7 @@ class Plugin : public IPluginV3,
     call.protect = static_cast<int64_t>(value("protected"));
     call.row = static_cast<int64_t>(value("row"));
     call.scale = value("scale");
+    call.margin = value("margin");
     return call;
   }
 

@@ -16,7 +16,6 @@ OPERATOR = Operator(
     outputs={"score": "tensor(float)"},
     shapes={"score": "metric0 metric2"},
     attributes={"margin": float, "protected": int},
-    cuda=False,
     body="""
     v1 = Constant <value = int64[1] {1}> ()
     last = Constant <value = int64[1] {-1}> ()

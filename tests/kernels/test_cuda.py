@@ -22,7 +22,18 @@ import thresher.kernels.ops  # noqa: F401
 from tests.kernels.back_ends import SWITCHED_ON
 from tests.kernels.cuda_back_end import run
 from tests.kernels.emulated import EMULATED, EMULATOR, call, kernels, results
-from tests.kernels.test_native import HOSTILE, KEEP, MERGE, METRIC, POSITIONS, PRUNE, REDUCING, X
+from tests.kernels.test_native import (
+    ENERGY,
+    HOSTILE,
+    KEEP,
+    MERGE,
+    METRIC,
+    POSITIONS,
+    PRUNE,
+    REDUCING,
+    X,
+    attributes_of,
+)
 from thresher.kernels.cuda_library import CUDA, ELEMENTS, Call, Kernels, Tensor
 from thresher.kernels.native import HERE, SANITIZED, KernelError, Library
 from thresher.kernels.registry import OPERATORS, WITH_CUDA
@@ -30,6 +41,7 @@ from thresher.runtime.backends.jetson import plugin_sources
 
 ops = torch.ops.thresher
 EXTRA = SANITIZED if SWITCHED_ON else ()
+USUAL = {n: a for n, a in (*REDUCING.items(), ("TokenEnergy", ENERGY)) if n in WITH_CUDA}
 TOKENS = 301  # more than two blocks of a ranking, ten tiles of a matching, none of them full
 
 
@@ -77,6 +89,15 @@ def test_choosing_over_many_tiles() -> None:
     arguments = {n: given[n].numpy() for n in ("x", "size")} | {"keep": np.array(120)}
     y, kept, slot = run("SelectDiverse", arguments, EXTRA, protected=2)
     equal((y, slot, kept), ops.select_diverse(given["x"], given["size"], 120, 2))
+
+
+def test_energies_over_many_tiles() -> None:
+    given = arrays(6)
+    arguments = {n: given[n].numpy() for n in ("metric", "size")}
+    for margin, protected in ((0.25, 2), (0.0, TOKENS)):
+        (score,) = run("TokenEnergy", arguments, EXTRA, margin=margin, protected=protected)
+        wide = ops.token_energy(given["metric"].double(), given["size"], margin, protected)
+        assert_allclose(score, wide, rtol=1e-5, atol=1e-6)
 
 
 def test_fusing_over_many_blocks() -> None:
@@ -132,13 +153,13 @@ def test_positions_out_of_range_read_nothing() -> None:
     ("name", "arguments", "protected"),
     # The count "pruned" is read on the device, where nothing can be refused.
     [(n, a, p) for n, a, p, said in HOSTILE if n in WITH_CUDA
-     and "pruned" not in said and a["keep"].ndim == 0
+     and "pruned" not in said and a.get("keep", KEEP["keep"]).ndim == 0
      and not (n == "PruneMerge" and a["keep"] == 1)],
 )  # fmt: skip
 def test_hostile_input_is_an_error(name: str, arguments: dict[str, Any], protected: int) -> None:
     library, operator = kernels(EXTRA), OPERATORS[name]
     arguments = {one: np.array(value, order="C") for one, value in arguments.items()}
-    made = call(name, arguments, results(name, REDUCING[name]), protected=protected)
+    made = call(name, arguments, results(name, USUAL[name]), protected=protected)
     room = np.zeros(1 << 16, np.uint8)
     made.workspace, made.workspace_bytes = room.ctypes.data, room.size
     with pytest.raises(KernelError, match=f"{name}: (the shapes|keep, protected or row)"):
@@ -183,19 +204,18 @@ def test_outputs_that_nobody_reads_may_be_missing() -> None:
 def test_nan_is_no_crash() -> None:
     """What is chosen is of no meaning, but positions stay positions."""
     nan = np.float32("nan")
-    for name, arguments in REDUCING.items():
-        if name not in WITH_CUDA:
-            continue
-        spoilt = {n: v * nan if v.dtype == np.float32 else v for n, v in arguments.items()}
+    for name in WITH_CUDA.keys() & REDUCING:
+        arguments = REDUCING[name].items()
+        spoilt = {n: v * nan if v.dtype == np.float32 else v for n, v in arguments}
         *_, kept, slot = run(name, spoilt, EXTRA, protected=1)
         assert ((kept >= 0) & (kept < 6)).all()
         assert (slot < 6).all()
 
 
 def test_nothing_to_do_is_no_crash() -> None:
-    empty = {n: v[:0] if v.ndim else v for n, v in MERGE.items()}
-    y, *_ = run("BipartiteMerge", empty, EXTRA, protected=1)
-    assert y.shape == (0, 5, 4)
+    for name, arguments in USUAL.items():
+        empty = {n: v[:0] if v.ndim else v for n, v in arguments.items()}
+        assert all(len(one) == 0 for one in run(name, empty, EXTRA, **attributes_of(name, 1)))
     none = {"x": X, "size": X[..., 0], "score": X[..., 0], "pruned": np.array(6)}
     y, *_, slot = run("PruneMerge", none | {"keep": np.array(0)}, EXTRA, protected=0)
     assert y.shape == (2, 0, 4)

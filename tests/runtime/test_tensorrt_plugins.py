@@ -42,6 +42,7 @@ def _emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 METHODS = {
     "tome": (["r=2"], ("BipartiteMerge",)),
     "max-min": (["keep=0.5"], ("SelectDiverse",)),
+    "pitome": (["r=2"], ("TokenEnergy",)),
 }
 
 
@@ -88,7 +89,7 @@ def test_the_plugins_in_cpp_are_the_registered_operators() -> None:
             name,
             " ".join(f"{n}:{kinds[t]}" for n, t in operator.inputs.items()),
             ", ".join(f"{kinds[t]} {operator.shapes[n]}" for n, t in operator.outputs.items()),
-            " ".join(operator.attributes),
+            " ".join(f"{n}:{kind.__name__}" for n, kind in operator.attributes.items()),
         )
         for name, operator in WITH_CUDA.items()
     ]

@@ -11,6 +11,29 @@ using namespace nvinfer1;
 
 extern "C" IPluginCreatorInterface* const* getCreators(int32_t& count);
 
+// Whether a plugin keeps the attributes that it is made with, as the type that its creator names.
+bool keeps_attributes(IPluginCreatorV3One& creator) {
+  const int32_t whole = 1;
+  const float number = 0.25f;
+  const PluginFieldCollection& named = *creator.getFieldNames();
+  std::vector<PluginField> fields;
+  for (int i = 0; i < named.nbFields; ++i) {
+    const bool is_float = named.fields[i].type == PluginFieldType::kFLOAT32;
+    fields.push_back({named.fields[i].name, is_float ? static_cast<const void*>(&number) : &whole,
+                      named.fields[i].type, 1});
+  }
+  const PluginFieldCollection given{named.nbFields, fields.data()};
+  std::unique_ptr<IPluginV3> made(creator.createPlugin("", &given, TensorRTPhase::kBUILD));
+  auto* runtime = static_cast<IPluginV3OneRuntime*>(
+      made->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
+  const PluginFieldCollection& kept = *runtime->getFieldsToSerialize();
+  for (int i = 0; i < named.nbFields; ++i)
+    if (std::strcmp(kept.fields[i].name, fields[i].name) || kept.fields[i].type != fields[i].type ||
+        std::memcmp(kept.fields[i].data, fields[i].data, 4))
+      return false;
+  return kept.nbFields == named.nbFields;
+}
+
 int main() {
   int tokens, width, keep;
   if (std::scanf("%d %d %d", &tokens, &width, &keep) != 3) return 1;
@@ -25,6 +48,7 @@ int main() {
   for (int i = 0; i < count; ++i) {
     auto* one = static_cast<IPluginCreatorV3One*>(creators[i]);
     std::printf("%s ", one->getPluginName());
+    if (!keeps_attributes(*one)) return 6;
     if (!std::strcmp(one->getPluginName(), "BipartiteMerge")) creator = one;
   }
   const int32_t protect = 1, wanted = 2;
