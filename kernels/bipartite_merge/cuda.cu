@@ -1,127 +1,54 @@
 // BipartiteMerge and RankedBipartiteMerge in CUDA; see reference.py for what they compute.
 //
 // Unit keys, nearest targets, ranks of the sources, places of all tokens, outgoing rows.
-#include "cuda/nearest.h"
-#include "cuda/rank.h"
+#include "cuda/merging.h"
 
 namespace thresher {
 namespace {
 
 // All that the steps share; sources and targets are counted from the first of their kind.
-struct Merge {
-  int tokens, protect, keep, first_source, first_target, sources, targets;
+struct Merge : Groups {
+  int protect, first_source, first_target, targets;
   bool by_index;
-  const float* size;
-  const Found* best;  // [B, S], the most similar target of each source
-  const int* rank;    // [B, S]
-  int* origin;        // [B, K], the token of each outgoing row
-  int* head;          // [B, T], the first source that joins a target, or -1
-  int* next;          // [B, S], the next one that joins the same target, or -1
-  int64_t* slot;      // [B, N] or null
+  const int* rank;  // [B, S]
 
-  __host__ __device__ int merging() const { return tokens - keep; }
   __device__ int before() const { return protect + sources - merging(); }  // rows before the targets
   __device__ int wanted() const { return sources; }
+  __device__ bool joins(int64_t item, int index) const {
+    return rank[item * sources + index] < merging();
+  }
+  __device__ void leave(int64_t, int) const {}
   __device__ int source(int64_t, int index) const { return first_source + 2 * index; }
   __device__ int target(int64_t, int index) const { return first_target + 2 * index; }
 };
 
-// Sources that merge most gladly first, padding (size 0) before all others.
-struct BySimilarity {
-  Merge of;
-
-  __device__ uint32_t operator()(int64_t item, int index) const {
-    const bool padding = of.size[item * of.tokens + of.source(item, index)] == 0;
-    return order_key(padding ? PADDING : number_of(of.best[item * of.sources + index]));
-  }
-};
-
-// One thread for each token: prefix and targets get their places, and lists begin empty.
-__global__ void place_others(Merge of) {
+// One thread for each token: its row, unless it merges; no list has begun.
+__global__ void place_tokens(Merge of) {
+  __shared__ int ranks[BLOCK];
   const Mine mine(of.tokens);
+  const int lane = static_cast<int>(threadIdx.x), behind = mine.index - of.first_source;
+  const int source = behind >= 0 && behind % 2 == 0 ? behind / 2 : -1;
+  const int* rank = of.rank + mine.item * of.sources;
+  int staying = 0;  // before it
+  for (int start = 0; start < of.sources; start += BLOCK) {
+    __syncthreads();  // the last tile has been read
+    if (start + lane < of.sources) ranks[lane] = rank[start + lane];
+    __syncthreads();
+    const int filled = min(BLOCK, min(of.sources, source) - start);
+    for (int k = 0; k < filled; ++k) staying += ranks[k] >= of.merging();
+  }
   if (mine.index >= of.tokens) return;
-  const int behind = mine.index - of.first_target;
-  int row = mine.index;
-  if (mine.index >= of.protect) {
-    if (behind < 0 || behind % 2) return;  // a source
-    row = of.before() + behind / 2;
-    of.head[mine.item * of.targets + behind / 2] = -1;
+  of.head[mine.item * of.tokens + mine.index] = -1;
+  int row = mine.index;  // of the prefix
+  if (source >= 0) {
+    const int order = rank[source] - of.merging();
+    if (order < 0) return;
+    row = of.protect + (of.by_index ? staying : order);
+  } else if (mine.index >= of.protect) {
+    row = of.before() + (mine.index - of.first_target) / 2;
   }
   of.origin[mine.item * of.keep + row] = mine.index;
   if (of.slot) of.slot[mine.item * of.tokens + mine.index] = row;
-}
-
-// One thread for each source: its place, or its neighbours in the list of its target.
-__global__ void place_sources(Merge of) {
-  __shared__ int ranks[BLOCK], joined[BLOCK];
-  const Mine mine(of.sources);
-  const int lane = static_cast<int>(threadIdx.x);
-  const int* rank = of.rank + mine.item * of.sources;
-  const Found* best = of.best + mine.item * of.sources;
-  const bool here = mine.index < of.sources;
-  const int target = here && of.targets ? index_of(best[mine.index]) : -1;
-  int staying = 0, next = -1;
-  bool first = true;
-  for (int start = 0; start < of.sources; start += BLOCK) {
-    __syncthreads();  // the last tiles have been read
-    if (start + lane < of.sources) {
-      ranks[lane] = rank[start + lane];
-      joined[lane] = of.targets ? index_of(best[start + lane]) : -1;
-    }
-    __syncthreads();
-    const int filled = min(BLOCK, of.sources - start);
-    for (int k = 0; k < filled; ++k) {
-      const bool merges = ranks[k] < of.merging();
-      staying += !merges && start + k < mine.index;
-      if (merges && joined[k] == target && start + k < mine.index) first = false;
-      if (merges && joined[k] == target && start + k > mine.index && next < 0) next = start + k;
-    }
-  }
-  if (!here) return;
-  const int own = rank[mine.index], token = of.source(mine.item, mine.index);
-  int row;
-  if (own < of.merging()) {
-    of.next[mine.item * of.sources + mine.index] = next;
-    if (first) of.head[mine.item * of.targets + target] = mine.index;
-    row = of.before() + target;
-  } else {
-    row = of.protect + (of.by_index ? staying : own - of.merging());
-    of.origin[mine.item * of.keep + row] = token;
-  }
-  if (of.slot) of.slot[mine.item * of.tokens + token] = row;
-}
-
-// One block for each outgoing row.
-template <class T>
-__global__ void write_rows(Merge of, const T* x, int64_t width, T* y, float* out_size,
-                           int64_t* kept) {
-  const int64_t item = blockIdx.x / of.keep;
-  const int row = static_cast<int>(blockIdx.x % of.keep), target = row - of.before();
-  const int from = of.origin[item * of.keep + row];
-  const int first = target < 0 ? -1 : of.head[item * of.targets + target];
-  const int* next = of.next + item * of.sources;
-  const float* size = of.size + item * of.tokens;
-  const T* tokens = x + item * of.tokens * width;
-  float total = size[from];
-  for (int s = first; s >= 0; s = next[s]) total += size[of.source(item, s)];
-  if (threadIdx.x == 0) {
-    if (out_size) out_size[item * of.keep + row] = total;
-    if (kept) kept[item * of.keep + row] = from;
-  }
-  T* to = y + (item * of.keep + row) * width;
-  if (first < 0) {
-    copy_row(to, tokens + from * width, width);
-    return;
-  }
-  const float share = total == 0 ? 1.0f : size[from] / total;
-  for (int64_t c = threadIdx.x; c < width; c += blockDim.x) {
-    float sum = share * widen(tokens[from * width + c]);
-    for (int s = first; s >= 0; s = next[s]) {
-      const int token = of.source(item, s);
-      if (size[token] != 0) sum += size[token] / total * widen(tokens[token * width + c]);
-    }
-    to[c] = narrow<T>(sum);
-  }
 }
 
 template <class T>
@@ -148,7 +75,7 @@ int merge(const Call& call, Scratch& scratch, bool by_index) {
   Found* best = scratch.take<Found>(x.batch * of.sources);
   int* rank = scratch.take<int>(x.batch * of.sources);
   of.origin = scratch.take<int>(x.batch * of.tokens);
-  of.head = scratch.take<int>(x.batch * of.targets);
+  of.head = scratch.take<int>(x.batch * of.tokens);
   of.next = scratch.take<int>(x.batch * of.sources);
   if (!scratch.ready()) return scratch.status();
 
@@ -169,12 +96,13 @@ int merge(const Call& call, Scratch& scratch, bool by_index) {
   const int64_t blocks = x.batch * parts(of.sources, BLOCK);
   find_nearest(launch, static_cast<const T*>(metric.data), x.batch, of.tokens, metric.dims[1],
                metric.dims[3], of.size, of, of.sources, of.targets, units, best);
-  launch(blocks, dim3(BLOCK), rank_by_counting<BySimilarity>, BySimilarity{of}, of.sources, rank);
-  launch(x.batch * parts(of.tokens, BLOCK), dim3(BLOCK), place_others, of);
-  launch(blocks, dim3(BLOCK), place_sources, of);
-  launch(x.batch * of.keep, dim3(BLOCK), write_rows<T>, of, static_cast<const T*>(given.data),
-         x.width, static_cast<T*>(y.data), static_cast<float*>(out_size.data),
-         static_cast<int64_t*>(kept.data));
+  launch(blocks, dim3(BLOCK), rank_by_counting<BySimilarity<Merge>>, BySimilarity<Merge>{of},
+         of.sources, rank);
+  launch(x.batch * parts(of.tokens, BLOCK), dim3(BLOCK), place_tokens, of);
+  launch(blocks, dim3(BLOCK), link<Merge>, of);
+  launch(x.batch * of.keep, dim3(BLOCK), write_means<T, Merge>, of,
+         static_cast<const T*>(given.data), x.width, static_cast<T*>(y.data),
+         static_cast<float*>(out_size.data), static_cast<int64_t*>(kept.data));
   return launch.status();
 }
 

@@ -15,6 +15,8 @@ int gather_tokens(const Call& call, Scratch& scratch);
 int restore_tokens(const Call& call, Scratch& scratch);
 int select_diverse(const Call& call, Scratch& scratch);
 int token_energy(const Call& call, Scratch& scratch);
+int redundant_merge(const Call& call, Scratch& scratch);
+int split_merge(const Call& call, Scratch& scratch);
 
 namespace {
 
@@ -27,6 +29,7 @@ constexpr struct {
     {"FuseTokens", fuse_tokens},         {"PruneMerge", prune_merge},
     {"GatherTokens", gather_tokens},     {"RestoreTokens", restore_tokens},
     {"SelectDiverse", select_diverse},   {"TokenEnergy", token_energy},
+    {"RedundantMerge", redundant_merge}, {"SplitMerge", split_merge},
 };
 
 int compute(const char* name, const Call* call, Scratch& scratch) {

@@ -2,67 +2,34 @@
 //
 // Ranks, places, nearest staying token of each joining one, lists of those that join, outgoing rows.  The
 // count `pruned` decides no shape and is read on the device, where it is bounded to what can be reached.
-#include "cuda/nearest.h"
-#include "cuda/rank.h"
+#include "cuda/merging.h"
 
 namespace thresher {
 namespace {
 
-// All that the steps share.  Joining tokens are counted by rank, targets from the first behind the prefix.
-struct Join {
-  int tokens, protect, keep;
-  int most;            // that may join, if `pruned` is all
-  const int* count;    // how many join
-  const float* size;
-  const Found* best;   // [B, most], the most similar target of each joining token
-  int* origin;         // [B, K], the token of each outgoing row
-  int* joining;        // [B, most], tokens
-  int* head;           // [B, K], the first that joins a row, or -1
-  int* next;           // [B, most], the next one that joins the same row, or -1
-  int64_t* slot;       // [B, N] or null
+// All that the steps share.  Sources are counted by rank, as many as join if `pruned` is all; targets from the
+// first behind the prefix.
+struct Join : Groups {
+  int protect;
+  const int* count;  // how many join
+  int* joining;      // [B, sources], tokens
 
   __device__ int wanted() const { return *count; }
-  __device__ int source(int64_t item, int index) const { return joining[item * most + index]; }
+  __device__ bool joins(int64_t, int) const { return true; }
+  __device__ void leave(int64_t, int) const {}
+  __device__ int source(int64_t item, int index) const { return joining[item * sources + index]; }
   __device__ int target(int64_t item, int index) const {
     return origin[item * keep + protect + index];
   }
 };
 
 // Lists begin empty; how many will join is counted.
-__global__ void begin(Join of, int64_t rows, const int64_t* pruned, int* count) {
+__global__ void begin(Join of, int64_t tokens, const int64_t* pruned, int* count) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * BLOCK + threadIdx.x;
-  if (at < rows) of.head[at] = -1;
+  if (at < tokens) of.head[at] = -1;
   if (at > 0) return;
   const int64_t cut = *pruned;
-  *count = cut <= of.keep ? 0 : cut - of.keep > of.most ? of.most : static_cast<int>(cut - of.keep);
-}
-
-// One thread for each joining token: its neighbours in the list of its target.
-__global__ void link(Join of) {
-  __shared__ int joined[BLOCK];
-  const Mine mine(of.most);
-  const int joins = *of.count;
-  const int lane = static_cast<int>(threadIdx.x);
-  const Found* best = of.best + mine.item * of.most;
-  const bool here = mine.index < joins;
-  const int target = here ? index_of(best[mine.index]) : -1;
-  bool first = true;
-  int next = -1;
-  for (int start = 0; start < joins; start += BLOCK) {
-    __syncthreads();  // the last tile has been read
-    if (start + lane < joins) joined[lane] = index_of(best[start + lane]);
-    __syncthreads();
-    const int filled = min(BLOCK, joins - start);
-    for (int k = 0; k < filled; ++k) {
-      if (joined[k] == target && start + k < mine.index) first = false;
-      if (joined[k] == target && start + k > mine.index && next < 0) next = start + k;
-    }
-  }
-  if (!here) return;
-  const int row = of.protect + target;
-  of.next[mine.item * of.most + mine.index] = next;
-  if (first) of.head[mine.item * of.keep + row] = mine.index;
-  if (of.slot) of.slot[mine.item * of.tokens + of.source(mine.item, mine.index)] = row;
+  *count = cut > of.keep ? static_cast<int>(min(cut - of.keep, int64_t{of.sources})) : 0;
 }
 
 // One block for each outgoing row.
@@ -71,16 +38,17 @@ __global__ void write_rows(Join of, const T* x, int64_t width, T* y, float* out_
                            int64_t* kept) {
   const int64_t item = blockIdx.x / of.keep;
   const int row = static_cast<int>(blockIdx.x % of.keep);
-  const int from = of.origin[item * of.keep + row], first = of.head[item * of.keep + row];
-  const int* next = of.next + item * of.most;
+  const int from = of.origin[item * of.keep + row], first = of.head[item * of.tokens + from];
+  const int* next = of.next + item * of.sources;
   const float* size = of.size + item * of.tokens;
   const T* tokens = x + item * of.tokens * width;
   int count = 1;
   float total = size[from];
   for (int i = first; i >= 0; i = next[i]) {
-    const float part = size[of.source(item, i)];
-    count += part != 0;
-    total += number_of(of.best[item * of.most + i]) * part;
+    const int token = of.source(item, i);
+    count += size[token] != 0;
+    total += number_of(of.best[item * of.sources + i]) * size[token];
+    if (of.slot && threadIdx.x == 0) of.slot[item * of.tokens + token] = row;
   }
   if (first >= 0) total = fmaxf(total, fminf(size[from], 1.0f));
   if (threadIdx.x == 0) {
@@ -132,7 +100,7 @@ int compute(const Call& call, Scratch& scratch) {
   of.tokens = x.tokens;
   of.protect = static_cast<int>(call.protect);
   of.keep = static_cast<int>(call.keep);
-  of.most = of.keep > of.protect ? of.tokens - of.keep : 0;
+  of.sources = of.keep > of.protect ? of.merging() : 0;
   of.count = count;
   if (!has_shape(y, x.batch, of.keep, x.width) || !fits(out_size, FLOAT, x.batch, of.keep) ||
       !fits(kept, INT64, x.batch, of.keep) || !fits(slot, INT64, x.batch, of.tokens))
@@ -148,17 +116,17 @@ int compute(const Call& call, Scratch& scratch) {
   Launcher launch(call);
   const auto* tokens = static_cast<const T*>(given.data);
   const int64_t blocks = x.batch * parts(x.tokens, BLOCK);
-  launch(parts(x.batch * of.keep + 1, BLOCK), dim3(BLOCK), begin, of, x.batch * of.keep,
+  launch(parts(all + 1, BLOCK), dim3(BLOCK), begin, of, all,
          static_cast<const int64_t*>(pruned.data), count);
   launch(blocks, dim3(BLOCK), rank_by_counting<ByScore>,
          ByScore{static_cast<const float*>(score.data), of.size, x.tokens, of.protect}, x.tokens,
          rank);
   launch(blocks, dim3(BLOCK), place,
-         Placement{rank, x.tokens, of.keep, of.most, count, of.origin, of.joining, of.slot});
-  if (of.most) {
-    find_nearest(launch, tokens, x.batch, x.tokens, 1, x.width, of.size, of, of.most,
+         Placement{rank, x.tokens, of.keep, of.sources, count, of.origin, of.joining, of.slot});
+  if (of.sources) {
+    find_nearest(launch, tokens, x.batch, x.tokens, 1, x.width, of.size, of, of.sources,
                  of.keep - of.protect, units, best);
-    launch(x.batch * parts(of.most, BLOCK), dim3(BLOCK), link, of);
+    launch(x.batch * parts(of.sources, BLOCK), dim3(BLOCK), link<Join>, of);
   }
   launch(x.batch * of.keep, dim3(BLOCK), write_rows<T>, of, tokens, x.width,
          static_cast<T*>(y.data), static_cast<float*>(out_size.data),

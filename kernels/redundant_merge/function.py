@@ -25,7 +25,6 @@ OPERATOR = Operator(
     outputs=MERGED_OUTPUTS,
     shapes=MERGED_SHAPES,
     attributes={"protected": int},
-    cuda=False,
     body="""
     i0 = Constant <value = int64 {0}> ()
     i1 = Constant <value = int64 {1}> ()

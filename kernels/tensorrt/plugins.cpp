@@ -34,6 +34,8 @@ constexpr Row TABLE[] = {
     {"RestoreTokens", "x:T slot:int64 aside:T", "T aside0 aside1 aside2", ""},
     {"SelectDiverse", "x:T size:float keep:int64", "T x0 keep x2, int64 x0 keep, int64 x0 x1", "protected:int"},
     {"TokenEnergy", "metric:T size:float", "float metric0 metric2", "margin:float protected:int"},
+    {"RedundantMerge", "x:T size:float metric:T score:float keep:int64", "T x0 keep x2, float x0 keep, int64 x0 keep, int64 x0 x1", "protected:int"},
+    {"SplitMerge", "x:T size:float metric:T score:float keep:int64", "T x0 keep x2, float x0 keep, int64 x0 keep, int64 x0 x1", "protected:int"},
 };
 
 std::vector<std::string> split(const std::string& text, char at) {

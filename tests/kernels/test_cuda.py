@@ -23,6 +23,7 @@ from tests.kernels.back_ends import SWITCHED_ON
 from tests.kernels.cuda_back_end import run
 from tests.kernels.emulated import EMULATED, EMULATOR, call, kernels, results
 from tests.kernels.test_native import (
+    BY_SCORE,
     ENERGY,
     HOSTILE,
     KEEP,
@@ -31,6 +32,7 @@ from tests.kernels.test_native import (
     POSITIONS,
     PRUNE,
     REDUCING,
+    SCORED,
     X,
     attributes_of,
 )
@@ -84,6 +86,16 @@ def test_pruning_and_merging_over_many_tiles() -> None:
     equal((y, size, slot, kept), wide)
 
 
+@pytest.mark.parametrize("keep", [301, 290, 152])
+@pytest.mark.parametrize("name", BY_SCORE)
+def test_merging_by_score_over_many_tiles(name: str, keep: int) -> None:
+    given = arrays(7)
+    arguments = {n: given[n].numpy() for n in SCORED if n != "keep"} | {"keep": np.array(keep)}
+    y, size, kept, slot = run(name, arguments, EXTRA, protected=2)
+    operator = getattr(ops, OPERATORS[name].torch_name)
+    equal((y, size, slot, kept), operator(*(given[n] for n in SCORED if n != "keep"), keep, 2))
+
+
 def test_choosing_over_many_tiles() -> None:
     given = arrays(5)
     arguments = {n: given[n].numpy() for n in ("x", "size")} | {"keep": np.array(120)}
@@ -116,19 +128,34 @@ def test_attention_over_many_keys() -> None:
     assert_allclose(score, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_bfloat16_rounds_once() -> None:
+@pytest.mark.parametrize("name", ["BipartiteMerge", "SelectDiverse", *BY_SCORE])
+def test_bfloat16_rounds_once(name: str) -> None:
     """numpy has no such type, so the call is made by hand."""
-    x, index = torch.randn(2, 40, 24).bfloat16(), torch.randint(0, 40, (2, 9))
-    size, metric = torch.ones(2, 40), torch.randn(2, 1, 40, 8).bfloat16()
-    expected = ops.bipartite_merge(x, size, metric, 30, 1, True)
+    rng = torch.manual_seed(0)
+    given = {
+        "x": torch.randn(2, 40, 24, generator=rng).bfloat16(),
+        "size": torch.ones(2, 40),
+        "metric": torch.randn(2, 1, 40, 8, generator=rng).bfloat16(),
+        "score": torch.randn(2, 40, generator=rng),
+    }
+    inputs = [given[one] for one in OPERATORS[name].inputs if one != "keep"]
+    by_index = [True] if name == "BipartiteMerge" else []
+    expected = getattr(ops, OPERATORS[name].torch_name)(*inputs, 30, 1, *by_index)
     found = [torch.zeros_like(one) for one in expected]
-    ordered = [found[0], found[1], found[3], found[2]]  # slot comes last
-    _launch("BipartiteMerge", [x, size, metric], ordered, {"keep": 30, "protected": 1})
-    assert torch.equal(found[2], expected[2])
+    ordered = [*found[:-2], found[-1], found[-2]]  # slot comes last
+    _launch(name, inputs, ordered, {"keep": 30, "protected": 1})
+    assert torch.equal(found[-2], expected[-2])
     assert_allclose(found[0].float(), expected[0].float(), rtol=2**-8, atol=2**-8)
+
+
+def test_tokens_of_bfloat16_are_gathered_and_keys_of_it_felt() -> None:
+    x, index = torch.randn(2, 40, 24).bfloat16(), torch.randint(0, 40, (2, 9))
     y = torch.zeros(2, 9, 24).bfloat16()
     _launch("GatherTokens", [x, index], [y], {})
     assert torch.equal(y, ops.gather_tokens(x, index))
+    metric, size, score = x[:, None].contiguous(), torch.ones(2, 40), torch.zeros(2, 40)
+    _launch("TokenEnergy", [metric, size], [score], {"margin": 0.5, "protected": 1})
+    assert_allclose(score, ops.token_energy(metric, size, 0.5, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.int32, torch.float64])

@@ -42,7 +42,8 @@ def _emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 METHODS = {
     "tome": (["r=2"], ("BipartiteMerge",)),
     "max-min": (["keep=0.5"], ("SelectDiverse",)),
-    "pitome": (["r=2"], ("TokenEnergy",)),
+    "pitome": (["r=2"], ("TokenEnergy", "RedundantMerge")),
+    "atm": (["r=2", "by_size=0"], ("SplitMerge",)),
 }
 
 
