@@ -24,6 +24,7 @@ from tests.kernels.cuda_back_end import run
 from tests.kernels.emulated import EMULATED, EMULATOR, call, kernels, results
 from tests.kernels.test_native import (
     BY_SCORE,
+    DIVERSE,
     ENERGY,
     HOSTILE,
     KEEP,
@@ -218,6 +219,13 @@ def test_other_nonsense_is_an_error() -> None:
     half = call("BipartiteMerge", MERGE | {"x": X.astype(np.float64)}, outputs, protected=1)
     with pytest.raises(KernelError, match="a type that the operator does not take"):
         library.workspace(operator, half)
+
+
+def test_more_pairs_than_can_be_counted_are_an_error() -> None:
+    made = call("SelectDiverse", DIVERSE, results("SelectDiverse", DIVERSE), protected=1)
+    made.inputs[0].dims[1] = made.inputs[1].dims[1] = 2**31 - 1
+    with pytest.raises(KernelError, match="more tokens than a grid has blocks"):
+        kernels(EXTRA).workspace(OPERATORS["SelectDiverse"], made)
 
 
 def test_outputs_that_nobody_reads_may_be_missing() -> None:

@@ -115,7 +115,8 @@ def test_constant_weights_are_packed_once(name: str) -> None:
         found = list(pool.map(lambda fed: session.run(None, fed)[0], feeds))
     for fed, y in zip(feeds, found, strict=True):
         given = attributes(name, arguments)
-        assert_array_equal(y, *run("native", name, arguments | fed, **given))
+        (apart,) = run("native", name, arguments | fed, **given)
+        assert_array_equal(y, apart)
     wide = feeds[0] | {"x": np.zeros((2, 60, 41), np.float32)}
     with pytest.raises(Exception, match=r"x is \[B, N, D\] for w1 \[L, D, H\], not \[2, 60, 41\]"):
         session.run(None, wide)
