@@ -99,7 +99,7 @@ def held(name: str, arguments: dict[str, Array]) -> bytes:
     ranks = tuple(value.ndim for value in arguments.values())
     made = model(name, ranks, "float32", tuple(attributes(name, arguments).items()))
     weights = {n: v for n, v in arguments.items() if n not in chosen(arguments)}
-    return with_constants(made, weights).SerializeToString()
+    return bytes(with_constants(made, weights).SerializeToString())
 
 
 @pytest.mark.parametrize("name", NAMES)
