@@ -42,6 +42,7 @@ def optimize(
     settings: options.Settings = None,
     flops: options.Flops = None,
     speedup: options.Speedup = None,
+    budget: options.Budget = None,
     data: options.Data = None,
     learn_data: options.LearnData = None,
     limit: options.Limit = None,
@@ -79,7 +80,7 @@ def optimize(
         from thresher.runtime.backends import backend
 
         check_free(output, overwrite=overwrite)
-        chosen = load_recipe(recipe, options.overrides(settings, flops, speedup))
+        chosen = load_recipe(recipe, options.overrides(settings, flops, speedup, budget))
         chosen = chosen.rounding(backend(target).multiple)
         warn(chosen)
         dense = open_program(source, options.wishes(weights, resolution, length), tell)

@@ -113,8 +113,10 @@ def wishes(weights: str | None, resolution: str | None, length: int | None) -> S
     return SourceOptions(weights=weights, resolution=resolution_of(resolution), length=length)
 
 
-def overrides(settings: list[str] | None, flops: float | None, speedup: float | None) -> list[str]:
-    """``--set``, ``--flops`` and ``--speedup`` as the recipe reads them.
+def overrides(
+    settings: list[str] | None, flops: float | None, speedup: float | None, budget: float | None
+) -> list[str]:
+    """``--set``, ``--flops``, ``--speedup`` and ``--budget`` as the recipe reads them.
 
     Raises:
         UsageError: a budget is given twice.
@@ -123,7 +125,9 @@ def overrides(settings: list[str] | None, flops: float | None, speedup: float | 
         raise UsageError("--flops and --speedup are one budget in two forms: give one of them")
     if speedup is not None:
         flops = 1 / speedup
-    return [*(settings or []), *([] if flops is None else [f"flops={flops:.6g}"])]
+    shares = {"flops": flops, "budget": budget}
+    given = [f"{name}={share:.6g}" for name, share in shares.items() if share is not None]
+    return [*(settings or []), *given]
 
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help=f"The model: {SOURCES}.")]
@@ -173,6 +177,14 @@ Flops = Annotated[
 Speedup = Annotated[
     float | None,
     typer.Option(min=1.0, help="Ideal speed-up to share out: --speedup 2 is --flops 0.5."),
+]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Run this share of the work of adaptive networks on average (acm, experts).",
+    ),
 ]
 _DATA = typer.Option(
     "--data",

@@ -30,6 +30,7 @@ def plan(
     settings: options.Settings = None,
     flops: options.Flops = None,
     speedup: options.Speedup = None,
+    budget: options.Budget = None,
     data: options.Data = None,
     target: options.Target = "cpu",
     precision: options.Precision = "fp32",
@@ -53,7 +54,7 @@ def plan(
         from thresher.runtime.planning import outlook
 
         maker = backend(target)
-        chosen = load_recipe(recipe, options.overrides(settings, flops, speedup))
+        chosen = load_recipe(recipe, options.overrides(settings, flops, speedup, budget))
         chosen = chosen.rounding(maker.multiple)
         warn(chosen)
         program = open_program(source, options.wishes(weights, resolution, length), tell)

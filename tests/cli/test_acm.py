@@ -39,7 +39,7 @@ def test_one_command_converts_and_trains(cli: Cli, made: Made, tmp_path: Path) -
     assert cli(*recipe, tmp_path / "again").code == 0
     for name in ("acm.safetensors", "recipe.yaml"):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
-    less = (*recipe, tmp_path / "less", "--set", "budget=0.25")
+    less = (*recipe, tmp_path / "less", "--budget", "0.25")
     assert "budget=0.5, and for 0.25 they must be tilted on data" in cli(*less).err
     done = cli(*less, "--learn-data", made.data, "--json")
     assert done.code == 0, done.err
@@ -76,6 +76,8 @@ def test_linears_of_attention_too(cli: Cli, made: Made, tmp_path: Path) -> None:
     [
         (("--set", "budget=0", "--learn-data", "DATA"), 2, "acm.budget: input should be greater than 0"),
         (("--set", "budget=1.01", "--learn-data", "DATA"), 2, "less than or equal to 1"),
+        (("--budget", "0", "--learn-data", "DATA"), 2, "acm.budget: input should be greater than 0"),
+        (("--budget", "1.5", "--learn-data", "DATA"), 2, "1.5 is not in the range 0.0<=x<=1.0"),
         ((), 2, "pass 'acm' needs data and none was given: add --data DATA"),
         (("--set", "learners=7", "--learn-data", "DATA"), 3, "7 learners cannot share"),
         (("--set", "sites=[attention]", "--learn-data", "DATA"), 2, "input should be 'ffn', 'qkv' or 'out'"),
