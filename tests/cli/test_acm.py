@@ -77,7 +77,7 @@ def test_linears_of_attention_too(cli: Cli, made: Made, tmp_path: Path) -> None:
         (("--set", "budget=0", "--learn-data", "DATA"), 2, "acm.budget: input should be greater than 0"),
         (("--set", "budget=1.01", "--learn-data", "DATA"), 2, "less than or equal to 1"),
         (("--budget", "0", "--learn-data", "DATA"), 2, "acm.budget: input should be greater than 0"),
-        (("--budget", "1.5", "--learn-data", "DATA"), 2, "1.5 is not in the range 0.0<=x<=1.0"),
+        (("--budget", "1.5", "--learn-data", "DATA"), 2, "'--budget': Input should be less than or equal to 1"),
         ((), 2, "pass 'acm' needs data and none was given: add --data DATA"),
         (("--set", "learners=7", "--learn-data", "DATA"), 3, "7 learners cannot share"),
         (("--set", "sites=[attention]", "--learn-data", "DATA"), 2, "input should be 'ffn', 'qkv' or 'out'"),
