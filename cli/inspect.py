@@ -85,7 +85,7 @@ def inspect(
             told = {"tokens": tokens}
             if output is not None:
                 most = max(run.most for run in runs)
-                draw_words(output, tokens, most, program.info.source)
+                draw_words(output, tokens, most)
                 told["picture"] = str(output)
         elif data is not None:
             found = measure(program, data, limit, seed, tell)

@@ -106,7 +106,7 @@ def show_words(text: str, told: Sequence[dict[str, Any]]) -> None:
     show(table(text, ("token", "run", "learners, network by network"), data))
 
 
-def draw_words(path: Path, told: Sequence[dict[str, Any]], most: int, title: str) -> None:
+def draw_words(path: Path, told: Sequence[dict[str, Any]], most: int) -> None:
     """Tokens from left to right, networks from top to bottom, the lighter the more learners, as a PNG.
 
     Raises:
@@ -122,7 +122,7 @@ def draw_words(path: Path, told: Sequence[dict[str, Any]], most: int, title: str
     panel.imshow(counts, cmap="viridis", vmin=0, vmax=most, aspect="auto")
     panel.set_xticks(range(len(told)), [row["token"] for row in told], rotation=60, ha="right")
     panel.tick_params(axis="x", labelsize=7)
-    panel.set(ylabel="network", title=f"{title}: learners run, 0 (dark) to {most} (light)")
+    panel.set(ylabel="network", title=f"learners run, from 0 (dark) to {most} (light)")
     figure.set_facecolor("white")
     with atomic_file(path) as partial:
         partial.write_bytes(png(figure, transparent=False))

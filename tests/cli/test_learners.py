@@ -62,7 +62,7 @@ def test_the_words_of_a_text(tmp_path: Path) -> None:
     assert [row["token"] for row in told] == ["[CLS]", "very", "good", "film", "[SEP]"]
     assert [len(row["learners"]) for row in told] == [2] * 5
     assert all(row["share"] == pytest.approx(sum(row["learners"]) / 8) for row in told)
-    draw_words(tmp_path / "words.png", told, 4, "a film")
+    draw_words(tmp_path / "words.png", told, 4)
     assert (tmp_path / "words.png").read_bytes().startswith(b"\x89PNG")
     assert [row["share"] for row in rows(found)] == pytest.approx(
         list(np.mean([row["learners"] for row in told], axis=0) / 4)
