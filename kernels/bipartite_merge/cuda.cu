@@ -100,7 +100,7 @@ int merge(const Call& call, Scratch& scratch, bool by_index) {
          of.sources, rank);
   launch(x.batch * parts(of.tokens, BLOCK), dim3(BLOCK), place_tokens, of);
   launch(blocks, dim3(BLOCK), link<Merge>, of);
-  launch(x.batch * of.keep, dim3(BLOCK), write_means<T, Merge>, of,
+  launch(x.batch * of.keep, dim3(BLOCK), write_means<T, MeanBySize, Merge>, of,
          static_cast<const T*>(given.data), x.width, static_cast<T*>(y.data),
          static_cast<float*>(out_size.data), static_cast<int64_t*>(kept.data));
   return launch.status();

@@ -60,9 +60,24 @@ __global__ void link(Pairs of) {
   of.leave(mine.item, mine.index);
 }
 
-// Each row is a token or the mean, by size, of one and those that join it, which now live there.  One block for
-// each outgoing row.
-template <class T, class Pairs>
+// The mean of a token and those that join it, from `first` on, by size.
+struct MeanBySize {
+  template <class Pairs>
+  __device__ MeanBySize(const Pairs& of, int64_t item, int from, int first)
+      : size(of.size[item * of.tokens + from]) {
+    const float alone = size;
+    for (int s = first; s >= 0; s = of.next[item * of.sources + s])
+      size += of.size[item * of.tokens + of.source(item, s)];
+    own = size == 0 ? 1.0f : alone / size;
+  }
+  __device__ float share(float joined) const { return joined / size; }
+
+  float size, own;  // what leaves, and the share of the token that is joined
+};
+
+// Each row is a token or the mean of one and those that join it, which now live there; padding has no part in it.
+// One block for each outgoing row.
+template <class T, class Mean, class Pairs>
 __global__ void write_means(Pairs of, const T* x, int64_t width, T* y, float* out_size,
                             int64_t* kept) {
   const int64_t item = blockIdx.x / of.keep;
@@ -71,14 +86,11 @@ __global__ void write_means(Pairs of, const T* x, int64_t width, T* y, float* ou
   const int* next = of.next + item * of.sources;
   const float* size = of.size + item * of.tokens;
   const T* tokens = x + item * of.tokens * width;
-  float total = size[from];
-  for (int s = first; s >= 0; s = next[s]) {
-    const int token = of.source(item, s);
-    total += size[token];
-    if (of.slot && threadIdx.x == 0) of.slot[item * of.tokens + token] = row;
-  }
+  const Mean mean(of, item, from, first);
   if (threadIdx.x == 0) {
-    if (out_size) out_size[item * of.keep + row] = total;
+    for (int s = first; of.slot && s >= 0; s = next[s])
+      of.slot[item * of.tokens + of.source(item, s)] = row;
+    if (out_size) out_size[item * of.keep + row] = mean.size;
     if (kept) kept[item * of.keep + row] = from;
   }
   T* to = y + (item * of.keep + row) * width;
@@ -86,12 +98,11 @@ __global__ void write_means(Pairs of, const T* x, int64_t width, T* y, float* ou
     copy_row(to, tokens + from * width, width);
     return;
   }
-  const float share = total == 0 ? 1.0f : size[from] / total;
   for (int64_t c = threadIdx.x; c < width; c += blockDim.x) {
-    float sum = share * widen(tokens[from * width + c]);
+    float sum = mean.own * widen(tokens[from * width + c]);
     for (int s = first; s >= 0; s = next[s]) {
       const int token = of.source(item, s);
-      if (size[token] != 0) sum += size[token] / total * widen(tokens[token * width + c]);
+      if (size[token] != 0) sum += mean.share(size[token]) * widen(tokens[token * width + c]);
     }
     to[c] = narrow<T>(sum);
   }

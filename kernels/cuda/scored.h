@@ -118,7 +118,7 @@ int merge_by_score(const Call& call, Scratch& scratch) {
   launch(by_source, dim3(BLOCK), link<Scored>, of);
   launch(by_token, dim3(BLOCK), place,
          Placement{of.fate, of.tokens, of.keep, 0, nullptr, of.origin, nullptr, of.slot});
-  launch(x.batch * of.keep, dim3(BLOCK), write_means<T, Scored>, of,
+  launch(x.batch * of.keep, dim3(BLOCK), write_means<T, MeanBySize, Scored>, of,
          static_cast<const T*>(given.data), x.width, static_cast<T*>(y.data),
          static_cast<float*>(out_size.data), static_cast<int64_t*>(kept.data));
   return launch.status();

@@ -32,44 +32,24 @@ __global__ void begin(Join of, int64_t tokens, const int64_t* pruned, int* count
   *count = cut > of.keep ? static_cast<int>(min(cut - of.keep, int64_t{of.sources})) : 0;
 }
 
-// One block for each outgoing row.
-template <class T>
-__global__ void write_rows(Join of, const T* x, int64_t width, T* y, float* out_size,
-                           int64_t* kept) {
-  const int64_t item = blockIdx.x / of.keep;
-  const int row = static_cast<int>(blockIdx.x % of.keep);
-  const int from = of.origin[item * of.keep + row], first = of.head[item * of.tokens + from];
-  const int* next = of.next + item * of.sources;
-  const float* size = of.size + item * of.tokens;
-  const T* tokens = x + item * of.tokens * width;
-  int count = 1;
-  float total = size[from];
-  for (int i = first; i >= 0; i = next[i]) {
-    const int token = of.source(item, i);
-    count += size[token] != 0;
-    total += number_of(of.best[item * of.sources + i]) * size[token];
-    if (of.slot && threadIdx.x == 0) of.slot[item * of.tokens + token] = row;
-  }
-  if (first >= 0) total = fmaxf(total, fminf(size[from], 1.0f));
-  if (threadIdx.x == 0) {
-    if (out_size) out_size[item * of.keep + row] = total;
-    if (kept) kept[item * of.keep + row] = from;
-  }
-  T* to = y + (item * of.keep + row) * width;
-  if (first < 0) {
-    copy_row(to, tokens + from * width, width);
-    return;
-  }
-  const float weight = 1.0f / static_cast<float>(count);
-  for (int64_t c = threadIdx.x; c < width; c += blockDim.x) {
-    float sum = weight * widen(tokens[from * width + c]);
-    for (int i = first; i >= 0; i = next[i]) {
-      const int token = of.source(item, i);
-      if (size[token] != 0) sum += weight * widen(tokens[token * width + c]);
+// The plain mean; those that join add to the size as far as they are alike.
+struct PlainMean {
+  __device__ PlainMean(const Join& of, int64_t item, int from, int first) {
+    const float* sizes = of.size + item * of.tokens;
+    int count = 1;
+    size = sizes[from];
+    for (int s = first; s >= 0; s = of.next[item * of.sources + s]) {
+      const float joined = sizes[of.source(item, s)];
+      count += joined != 0;
+      size += number_of(of.best[item * of.sources + s]) * joined;
     }
-    to[c] = narrow<T>(sum);
+    if (first >= 0) size = fmaxf(size, fminf(sizes[from], 1.0f));
+    own = 1.0f / static_cast<float>(count);
   }
-}
+  __device__ float share(float) const { return own; }
+
+  float size, own;
+};
 
 template <class T>
 int compute(const Call& call, Scratch& scratch) {
@@ -128,7 +108,7 @@ int compute(const Call& call, Scratch& scratch) {
                  of.keep - of.protect, units, best);
     launch(x.batch * parts(of.sources, BLOCK), dim3(BLOCK), link<Join>, of);
   }
-  launch(x.batch * of.keep, dim3(BLOCK), write_rows<T>, of, tokens, x.width,
+  launch(x.batch * of.keep, dim3(BLOCK), write_means<T, PlainMean, Join>, of, tokens, x.width,
          static_cast<T*>(y.data), static_cast<float*>(out_size.data),
          static_cast<int64_t*>(kept.data));
   return launch.status();
