@@ -312,7 +312,10 @@ def test_engines_take_the_kernels_and_compute_the_same(
     [
         (("bodies", "native"), "native and not library_is_found"),
         (("sparse",), "native or hostile or every_size"),
-        (("gate", "learners"), "size or everybody or no_tokens or hostile or every_type"),
+        (
+            ("gate", "learners"),
+            "(size or everybody or no_tokens or hostile or every_type or packed) and not triton",
+        ),
     ],
 )
 def test_no_access_out_of_bounds_and_no_undefined_behaviour(
