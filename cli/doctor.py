@@ -150,11 +150,12 @@ def kernels() -> dict[str, Kernels]:
 
 
 def _state(kind: Kind, command: str) -> Kernels:
-    from thresher.kernels.native import KernelError, Library, wanted
+    from thresher.kernels.native import CPU, KernelError, Library, isa, wanted
 
     try:
-        if wanted(kind) is not None:
-            return Kernels(True, "built", "")
+        found = wanted(kind)
+        if found is not None:
+            return Kernels(True, f"built, run with {isa(found)}" if kind == CPU else "built", "")
         if Library(kind=kind).find() is not None:
             return Kernels(False, "switched off", "")
     except KernelError as error:

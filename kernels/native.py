@@ -8,6 +8,7 @@ checksum.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -23,6 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 CHECKSUM = "sha256"
 SWITCH = "THRESHER_KERNELS"  # "off" leaves the library out, anything else is no setting
+MOST = "THRESHER_ISA"  # what kernels may use at most: "sse2" or "avx2", anything else is no setting
 CACHE = "THRESHER_CACHE"
 
 
@@ -71,8 +73,7 @@ CPU = Kind(
     ),
     apart=True,
 )  # fmt: skip
-SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
-             "-DTHRESHER_SANITIZED")  # fmt: skip
+SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,13 @@ def wanted(kind: Kind = CPU) -> Path | None:
         KernelError: it is not the file that was built.
     """
     return None if os.environ.get(SWITCH) == "off" else Library(kind=kind).find()
+
+
+def isa(library: Path) -> str:
+    """Which instruction set the kernels of a library for CPUs run with here."""
+    told = ctypes.CDLL(str(library)).thresher_isa
+    told.restype = ctypes.c_char_p
+    return str(told().decode())
 
 
 def cache() -> Path:

@@ -4,8 +4,9 @@
 namespace thresher {
 namespace {
 
-constexpr int GATE_LANES = 8;                     // half of the usual: more sums stay in registers
-constexpr int GATE_ROWS = 4, GATE_CHOICES = 5;    // multiplied together; four learners or none
+constexpr int GATE_CHOICES = 5;                   // multiplied together: four learners or none
+template <class I>
+constexpr int GATE_ROWS = I::REGISTERS / 8;       // whose sums stay in registers
 constexpr int64_t GATE_GRAIN = int64_t{1} << 17;  // multiplications that are worth a thread
 
 // Weights of a linear with one output for each choice.
@@ -15,48 +16,50 @@ struct Choices {
 };
 
 // Whether choices `first`, ... have larger logits than those before, for ROWS tokens.
-template <int ROWS, int CHOICES, class T>
+template <class I, int ROWS, int CHOICES, class T>
 THRESHER_INLINE void compare(const T* x, const Choices& of, int64_t first, Wide<T>* most, int64_t* k) {
   using W = Wide<T>;
-  using Lanes = Vector<W, GATE_LANES>;
+  constexpr int64_t ONE = LANES<I, W>;
   const float* weights = of.weights + first * of.width;
-  Lanes sums[ROWS][CHOICES] = {};
+  Vector<I, W> sums[ROWS][CHOICES] = {};
   int64_t i = 0;
-  for (; i + GATE_LANES <= of.width; i += GATE_LANES) {
-    Lanes rows[ROWS];
-    for (int r = 0; r < ROWS; ++r) rows[r] = load_wide<GATE_LANES>(x + r * of.width + i);
+  for (; i + ONE <= of.width; i += ONE) {
+    Vector<I, W> rows[ROWS];
+    for (int r = 0; r < ROWS; ++r) rows[r] = load_wide<I>(x + r * of.width + i);
     for (int c = 0; c < CHOICES; ++c) {
-      const Lanes weight =
-          __builtin_convertvector(load<GATE_LANES>(weights + c * of.width + i), Lanes);
+      const Vector<I, W> weight = load_as<I, W>(weights + c * of.width + i);
       for (int r = 0; r < ROWS; ++r) sums[r][c] += rows[r] * weight;
     }
   }
   for (int r = 0; r < ROWS; ++r)
     for (int c = 0; c < CHOICES; ++c) {
-      W logit = lane_sum<W, GATE_LANES>(sums[r][c]) + W(of.bias[first + c]);
+      W logit = lane_sum(sums[r][c]) + W(of.bias[first + c]);
       for (int64_t rest = i; rest < of.width; ++rest)
         logit += widen(x[r * of.width + rest]) * W(weights[c * of.width + rest]);
       if (logit > most[r]) most[r] = logit, k[r] = first + c;
     }
 }
 
-template <int ROWS, class T>
+template <class I, int ROWS, class T>
 THRESHER_INLINE void choose_rows(const T* x, const Choices& of, int64_t* k) {
   Wide<T> most[ROWS];
   std::fill_n(most, ROWS, -std::numeric_limits<Wide<T>>::infinity());
   std::fill_n(k, ROWS, 0);
   int64_t first = 0;
   for (; first + GATE_CHOICES <= of.count; first += GATE_CHOICES)
-    compare<ROWS, GATE_CHOICES>(x, of, first, most, k);
-  for (; first < of.count; ++first) compare<ROWS, 1>(x, of, first, most, k);
+    compare<I, ROWS, GATE_CHOICES>(x, of, first, most, k);
+  for (; first < of.count; ++first) compare<I, ROWS, 1>(x, of, first, most, k);
 }
 
 template <class T>
-THRESHER_VECTORISED void choose(const T* x, int64_t rows, const Choices& of, int64_t* k) {
-  int64_t row = 0;
-  for (; row + GATE_ROWS <= rows; row += GATE_ROWS)
-    choose_rows<GATE_ROWS>(x + row * of.width, of, k + row);
-  for (; row < rows; ++row) choose_rows<1>(x + row * of.width, of, k + row);
+void choose(const T* x, int64_t rows, const Choices& of, int64_t* k) {
+  dispatch([&](auto isa) THRESHER_INLINED {
+    using I = decltype(isa);
+    int64_t row = 0;
+    for (; row + GATE_ROWS<I> <= rows; row += GATE_ROWS<I>)
+      choose_rows<I, GATE_ROWS<I>>(x + row * of.width, of, k + row);
+    for (; row < rows; ++row) choose_rows<I, 1>(x + row * of.width, of, k + row);
+  });
 }
 
 template <class T>

@@ -7,36 +7,28 @@ namespace thresher {
 namespace {
 
 // to = softmax(scale * keys @ query + bias)
-template <class T>
-THRESHER_VECTORISED void attend(Wide<T>* to, Wide<T>* query, Wide<T>* wide, const T* q, const T* keys,
-                                int64_t tokens, int64_t depth, float scale, const float* bias,
-                                int64_t bias_stride) {
+template <class I, class T>
+THRESHER_INLINE void attend(Wide<T>* to, Wide<T>* query, const T* q, const T* keys, int64_t tokens, int64_t depth,
+                            float scale, const float* bias, int64_t bias_stride) {
   using W = Wide<T>;
+  constexpr int64_t ONE = LANES<I, W>;
   begin_sum<T>(query, 1, q, depth);
   W most = -std::numeric_limits<W>::infinity();
   for (int64_t token = 0; token < tokens; ++token) {
-    begin_sum<T>(wide, 1, keys + token * depth, depth);
-    Vector<W> products = {};
+    const T* key = keys + token * depth;
+    Vector<I, W> products = {};
     int64_t i = 0;
-    for (; i + LANES <= depth; i += LANES) {
-      const Vector<W> a = load(query + i), b = load(wide + i);
-      products += a * b;
-    }
-    W sum = lane_sum<W>(products);
-    for (; i < depth; ++i) sum += query[i] * wide[i];
+    for (; i + ONE <= depth; i += ONE) products += load<I>(query + i) * load_wide<I>(key + i);
+    W sum = lane_sum(products);
+    for (; i < depth; ++i) sum += query[i] * widen(key[i]);
     to[token] = sum * scale + bias[token * bias_stride];
     most = to[token] > most ? to[token] : most;
   }
-  change_all(to, tokens, [most](const Vector<W>& x) __attribute__((always_inline)) {
-    return exponential(x - most);
-  });
-  Vector<W> parts = {};
+  change_all<I>(to, tokens, [most](const auto& x) THRESHER_INLINED { return exponential(x - most); });
+  Vector<I, W> parts = {};
   int64_t token = 0;
-  for (; token + LANES <= tokens; token += LANES) {
-    const Vector<W> part = load(to + token);
-    parts += part;
-  }
-  W total = lane_sum<W>(parts);
+  for (; token + ONE <= tokens; token += ONE) parts += load<I>(to + token);
+  W total = lane_sum(parts);
   for (; token < tokens; ++token) total += to[token];
   for (token = 0; token < tokens; ++token) to[token] /= total;
 }
@@ -80,16 +72,17 @@ struct ClassAttention {
 
     Arena arena;
     W* map = arena.take<W>(maps * tokens);
-    W* scratch = arena.take<W>(maps * 2 * depth);
+    W* queries = arena.take<W>(maps * depth);
     context.parallel(maps, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t at = begin; at < end; ++at) {
-        W* wide = scratch + at * 2 * depth;
-        const float* shift =
-            bias.data + at / heads * bias.stride[0] + at % heads * bias.stride[1];
-        attend<T>(map + at * tokens, wide, wide + depth,
-                  q.data + (at * q.shape[2] + row) * depth, k.data + at * tokens * depth, tokens,
-                  depth, scale, shift, bias.stride[3]);
-      }
+      dispatch([&](auto isa) THRESHER_INLINED {
+        for (int64_t at = begin; at < end; ++at) {
+          const float* shift =
+              bias.data + at / heads * bias.stride[0] + at % heads * bias.stride[1];
+          attend<decltype(isa), T>(map + at * tokens, queries + at * depth,
+                                   q.data + (at * q.shape[2] + row) * depth, k.data + at * tokens * depth,
+                                   tokens, depth, scale, shift, bias.stride[3]);
+        }
+      });
     });
     for (int64_t item = 0; item < batch; ++item)
       for (int64_t token = 0; token < tokens; ++token) {

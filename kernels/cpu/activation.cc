@@ -6,11 +6,12 @@ namespace thresher {
 namespace {
 
 template <Activation KIND, class W>
-THRESHER_VECTORISED void activate_as(const Rows<W>& of) {
-  for (int64_t row = 0; row < of.count; ++row)
-    change_all(of.data + row * of.stride, of.width, [](const Vector<W>& x) __attribute__((always_inline)) {
-      return activated<KIND, W>(x);
-    });
+void activate_as(const Rows<W>& of) {
+  dispatch([&](auto isa) THRESHER_INLINED {
+    for (int64_t row = 0; row < of.count; ++row)
+      change_all<decltype(isa)>(of.data + row * of.stride, of.width,
+                                [](const auto& x) THRESHER_INLINED { return activated<KIND>(x); });
+  });
 }
 
 template <class W>

@@ -8,6 +8,7 @@ constexpr int64_t PART_BYTES = 1 << 17;  // of rows that are worth a thread of t
 constexpr int64_t MOST_PARTS = 8;
 constexpr int64_t SIDE_BY_SIDE = 8;  // rows of one token that are read together
 constexpr int64_t AHEAD = 2048;  // bytes between what is read and what is fetched
+constexpr int64_t STEP = 16;     // columns between two fetches, at most a line of a cache: whole vectors
 
 // Rows that are read side by side.
 template <class S, int ROWS>
@@ -20,12 +21,13 @@ THRESHER_INLINE void fetch(uintptr_t address) {
   __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
 }
 
-// Calls body(i) for [0, width) in steps of LANES and fetches what comes AHEAD: at first of these
-// rows, at last of the `next`.  Returns the first element that fills no vector.
-template <class S, int ROWS, class Body>
+// Calls body(i) for [0, width) in steps of vectors and fetches what comes AHEAD: at first of these
+// rows, at last of the `next`.  Returns the first element that fills no step.
+template <class I, class S, int ROWS, class Body>
 THRESHER_INLINE int64_t along(const Rows<S, ROWS>& rows, const Rows<S, ROWS>& next, int64_t width,
                               const Body& body) {
-  const int64_t whole = width / LANES * LANES;
+  constexpr int64_t ONE = LANES<I, Wide<S>>;
+  const int64_t whole = width / STEP * STEP;
   const int64_t turn = std::max<int64_t>(0, whole - AHEAD / int64_t{sizeof(S)});
   int64_t i = 0;
   for (const bool own : {true, false}) {
@@ -33,16 +35,16 @@ THRESHER_INLINE int64_t along(const Rows<S, ROWS>& rows, const Rows<S, ROWS>& ne
     for (int r = 0; r < ROWS; ++r)
       ahead[r] = own ? reinterpret_cast<uintptr_t>(rows.at[r]) + AHEAD
                      : reinterpret_cast<uintptr_t>(next.at[r]) - turn * sizeof(S);
-    for (const int64_t end = own ? turn : whole; i < end; i += LANES) {
+    for (const int64_t end = own ? turn : whole; i < end; i += STEP) {
       for (int r = 0; r < ROWS; ++r) fetch(ahead[r] + static_cast<uintptr_t>(i) * sizeof(S));
-      body(i);
+      for (int64_t at = i; at < i + STEP; at += ONE) body(at);
     }
   }
   return whole;
 }
 
 // sum[token] += value[row][token] * row, for ROWS rows and TOKENS of `stacked` tokens.
-template <class S, int ROWS, int TOKENS>
+template <class I, class S, int ROWS, int TOKENS>
 THRESHER_INLINE void add_rows(Wide<S>* sum, int64_t stride, const Rows<S, ROWS>& rows,
                               const Rows<S, ROWS>& next, const Wide<S>* values, int64_t stacked,
                               int64_t width) {
@@ -51,11 +53,11 @@ THRESHER_INLINE void add_rows(Wide<S>* sum, int64_t stride, const Rows<S, ROWS>&
   for (int r = 0; r < ROWS; ++r)
     for (int token = 0; token < TOKENS; ++token)
       value[r * TOKENS + token] = values[r * stacked + token];
-  int64_t i = along(rows, next, width, [&](int64_t at) __attribute__((always_inline)) {
-    Vector<W> row[ROWS];
-    for (int r = 0; r < ROWS; ++r) row[r] = load_wide(rows.at[r] + at);
+  int64_t i = along<I>(rows, next, width, [&](int64_t at) THRESHER_INLINED {
+    Vector<I, W> row[ROWS];
+    for (int r = 0; r < ROWS; ++r) row[r] = load_wide<I>(rows.at[r] + at);
     for (int token = 0; token < TOKENS; ++token) {
-      Vector<W> total = load(sum + token * stride + at);
+      Vector<I, W> total = load<I>(sum + token * stride + at);
       for (int r = 0; r < ROWS; ++r) total += value[r * TOKENS + token] * row[r];
       store(sum + token * stride + at, total);
     }
@@ -67,10 +69,10 @@ THRESHER_INLINE void add_rows(Wide<S>* sum, int64_t stride, const Rows<S, ROWS>&
 }
 
 // The same for the active rows [begin, end), columns [0, width) from `matrix` on, all tokens.
-template <class S, int TOKENS>
-THRESHER_VECTORISED void add_active(Wide<S>* sum, int64_t stride, const Active<Wide<S>>& channels,
-                                    int64_t begin, int64_t end, const S* matrix, int64_t columns,
-                                    int64_t width) {
+template <class I, int TOKENS, class S>
+THRESHER_INLINE void add_active(Wide<S>* sum, int64_t stride, const Active<Wide<S>>& channels,
+                                int64_t begin, int64_t end, const S* matrix, int64_t columns,
+                                int64_t width) {
   constexpr int ROWS = TOKENS == 1 ? SIDE_BY_SIDE : 4;  // more streams keep the memory busier
   const int64_t stacked = side_by_side(channels.tokens);
   const auto row = [&](int64_t at) {
@@ -83,29 +85,35 @@ THRESHER_VECTORISED void add_active(Wide<S>* sum, int64_t stride, const Active<W
     Rows<S, ROWS> rows, next;
     for (int r = 0; r < ROWS; ++r) rows.at[r] = row(at + r), next.at[r] = row(at + ROWS + r);
     for (int64_t token = 0; token < stacked; token += TOKENS)
-      add_rows<S, ROWS, TOKENS>(sum + token * stride, stride, rows, next,
+      add_rows<I, S, ROWS, TOKENS>(sum + token * stride, stride, rows, next,
                                 channels.value + at * stacked + token, stacked, width);
   }
   for (; at < end; ++at)
     for (int64_t token = 0; token < stacked; token += TOKENS)
-      add_rows<S, 1, TOKENS>(sum + token * stride, stride, {{row(at)}}, {{row(at + 1)}},
+      add_rows<I, S, 1, TOKENS>(sum + token * stride, stride, {{row(at)}}, {{row(at + 1)}},
                              channels.value + at * stacked + token, stacked, width);
 }
 
 template <class S>
 void add_active(Wide<S>* sum, int64_t stride, const Active<Wide<S>>& channels, int64_t begin,
                 int64_t end, const S* matrix, int64_t columns, int64_t width) {
-  const auto add = channels.tokens == 1   ? add_active<S, 1>
-                   : channels.tokens == 2 ? add_active<S, 2>
-                                          : add_active<S, 4>;
-  add(sum, stride, channels, begin, end, matrix, columns, width);
+  const auto add = [&](auto tokens) {
+    dispatch([&](auto isa) THRESHER_INLINED {
+      add_active<decltype(isa), tokens()>(sum, stride, channels, begin, end, matrix, columns, width);
+    });
+  };
+  if (channels.tokens == 1) return add(std::integral_constant<int, 1>{});
+  if (channels.tokens == 2) return add(std::integral_constant<int, 2>{});
+  add(std::integral_constant<int, 4>{});
 }
 
 // sums[0] += sums[1] + ... , each of so many columns.
 template <class W>
-THRESHER_VECTORISED void add_parts(W* sums, int64_t parts, int64_t size) {
-  for (int64_t part = 1; part < parts; ++part)
-    for (int64_t i = 0; i < size; ++i) sums[i] += sums[part * size + i];
+void add_parts(W* sums, int64_t parts, int64_t size) {
+  dispatch([&](auto) THRESHER_INLINED {
+    for (int64_t part = 1; part < parts; ++part)
+      for (int64_t i = 0; i < size; ++i) sums[i] += sums[part * size + i];
+  });
 }
 
 // As many parts as are worth a thread, and a power of two, so that threads have equally much to do.
@@ -116,24 +124,24 @@ int64_t parts_of(int64_t bytes) {
 }
 
 // to[r] = row[r] . x
-template <class S, int ROWS>
+template <class I, class S, int ROWS>
 THRESHER_INLINE void dots(Wide<S>* to, const Rows<S, ROWS>& rows, const Rows<S, ROWS>& next,
                           const Wide<S>* x, int64_t width) {
   using W = Wide<S>;
-  Vector<W> sums[ROWS] = {};
-  int64_t i = along(rows, next, width, [&](int64_t at) __attribute__((always_inline)) {
-    const Vector<W> part = load(x + at);
-    for (int r = 0; r < ROWS; ++r) sums[r] += part * load_wide(rows.at[r] + at);
+  Vector<I, W> sums[ROWS] = {};
+  int64_t i = along<I>(rows, next, width, [&](int64_t at) THRESHER_INLINED {
+    const Vector<I, W> part = load<I>(x + at);
+    for (int r = 0; r < ROWS; ++r) sums[r] += part * load_wide<I>(rows.at[r] + at);
   });
   for (int r = 0; r < ROWS; ++r) {
-    to[r] = lane_sum<W>(sums[r]);
+    to[r] = lane_sum(sums[r]);
     for (int64_t rest = i; rest < width; ++rest) to[r] += x[rest] * widen(rows.at[r][rest]);
   }
 }
 
-template <class S>
-THRESHER_VECTORISED void times_active(const Active<Wide<S>>& channels, int64_t begin, int64_t end,
-                                      const S* matrix, const Wide<S>* x, int64_t width) {
+template <class I, class S>
+THRESHER_INLINE void times_active(const Active<Wide<S>>& channels, int64_t begin, int64_t end, const S* matrix,
+                                  const Wide<S>* x, int64_t width) {
   constexpr int ROWS = 8;
   const int64_t step = side_by_side(channels.tokens);
   const auto row = [&](int64_t at) {
@@ -145,7 +153,7 @@ THRESHER_VECTORISED void times_active(const Active<Wide<S>>& channels, int64_t b
     const int64_t count = std::min<int64_t>(ROWS, end - at);
     for (int64_t token = 0; token < channels.tokens; ++token) {
       Wide<S> product[ROWS];
-      dots<S, ROWS>(product, rows, next, x + token * width, width);
+      dots<I, S, ROWS>(product, rows, next, x + token * width, width);
       for (int64_t r = 0; r < count; ++r) {
         Wide<S>& value = channels.value[(at + r) * step + token];
         value = value != 0 ? value * product[r] : 0;  // a dropped neuron's product may overflow
@@ -163,7 +171,7 @@ Wide<S>* sum_of_rows(const Context& context, Arena& arena, const Active<Wide<S>>
   const int64_t most = PANEL / stacked, panels = (columns + most - 1) / most;
   // Of one width, as parts of a row's length would keep one thread longer than the others.
   const int64_t even = (columns + std::max<int64_t>(panels, 1) - 1) / std::max<int64_t>(panels, 1);
-  const int64_t panel = (even + LANES - 1) / LANES * LANES;
+  const int64_t panel = (even + STEP - 1) / STEP * STEP;
   const int64_t bytes = channels.count * columns * int64_t{sizeof(S)};
   const int64_t worth = parts_of(bytes);
   // Narrow matrices are split by rows too; sums do not depend on the number of threads.
@@ -191,7 +199,9 @@ void times_products(const Context& context, const Active<Wide<S>>& channels, con
   const int64_t row = std::max<int64_t>(1, width * int64_t{sizeof(S)});
   context.parallel(channels.count, channels.count / parts_of(channels.count * row),
                    [&](int64_t begin, int64_t end) {
-                     times_active(channels, begin, end, matrix, x, width);
+                     dispatch([&](auto isa) THRESHER_INLINED {
+                       times_active<decltype(isa)>(channels, begin, end, matrix, x, width);
+                     });
                    });
 }
 

@@ -10,22 +10,27 @@ constexpr int64_t PART = 1024;               // rows that one block of columns p
 constexpr int64_t WORTH = int64_t{1} << 22;  // multiplications that are worth a thread
 
 template <class T>
-THRESHER_VECTORISED void widen_row(Wide<T>* to, const T* from, int64_t width) {
-  begin_sum<T>(to, 1, from, width);
+void widen_row(Wide<T>* to, const T* from, int64_t width) {
+  dispatch([&](auto) THRESHER_INLINED { begin_sum<T>(to, 1, from, width); });
 }
 template <class T>
-THRESHER_VECTORISED void begin_rows(Wide<T>* to, int64_t stride, int64_t rows, const T* begin) {
-  for (int64_t row = 0; row < rows; ++row) begin_sum<T>(to + row * stride, 1, begin, BLOCK);
+void begin_rows(Wide<T>* to, int64_t stride, const int64_t* rows, int64_t count, const T* begin) {
+  dispatch([&](auto) THRESHER_INLINED {
+    for (int64_t i = 0; i < count; ++i) begin_sum<T>(to + rows[i] * stride, 1, begin, BLOCK);
+  });
 }
 template <class T>
-THRESHER_VECTORISED void end_rows(T* to, int64_t stride, const Wide<T>* sums, int64_t sums_stride, int64_t rows,
-                                  int64_t width) {
-  for (int64_t row = 0; row < rows; ++row) end_sum<T>(to + row * stride, sums + row * sums_stride, width);
+void end_rows(T* to, int64_t stride, const Wide<T>* sums, int64_t sums_stride, int64_t rows, int64_t width) {
+  dispatch([&](auto) THRESHER_INLINED {
+    for (int64_t row = 0; row < rows; ++row) end_sum<T>(to + row * stride, sums + row * sums_stride, width);
+  });
 }
 template <class W>
-THRESHER_VECTORISED void multiply_rows(const Rows<W>& of, const W* factors) {
-  for (int64_t row = 0; row < of.count; ++row)
-    for (int64_t i = 0; i < of.width; ++i) of.data[row * of.stride + i] *= factors[row * of.stride + i];
+void multiply_rows(const Rows<W>& of, const W* factors) {
+  dispatch([&](auto) THRESHER_INLINED {
+    for (int64_t row = 0; row < of.count; ++row)
+      for (int64_t i = 0; i < of.width; ++i) of.data[row * of.stride + i] *= factors[row * of.stride + i];
+  });
 }
 
 template <class T>
@@ -77,7 +82,8 @@ class Run {
 
   // The output bias and the sums of all learners of a token.
   void close(const W* hidden, T* y) {
-    const int64_t width = of_.w1.depth(), depth = of_.w2.depth(), stride = of_.w2.blocks() * BLOCK;
+    const int64_t width = of_.w1.depth(), depth = of_.w2.depth();
+    const int64_t stride = of_.w2.blocks() * BLOCK;
     W* sums = nullptr;
     if constexpr (std::is_same_v<T, W>) sums = stride == width ? y : nullptr;
     const bool apart = !sums;
@@ -86,18 +92,20 @@ class Run {
                                                int64_t block) {
       const int64_t from = of_.w1.blocks() * BLOCK;
       all.push_back({hidden + group.before * from, from, group.count, of_.w2.block(learner, block),
-                     depth, nullptr, sums + block * BLOCK, stride, choice_.tokens.data() + group.first});
+                     depth, learner == 0 ? of_.b2.block(0, block) : nullptr, sums + block * BLOCK, stride,
+                     choice_.tokens.data() + group.first});
     });
     context_.parallel(list.tasks(), grain(list, 1), [&](int64_t begin, int64_t end) {
-      each_task(begin, end, [&](int64_t first, int64_t count, int64_t block) {
-        begin_rows(sums + first * stride + block * BLOCK, stride, count, of_.b2.block(0, block));
+      each_task(begin, end, [&](int64_t part, int64_t block) {
+        const int64_t first = choice_.idle_before[part], count = choice_.idle_before[part + 1] - first;
+        begin_rows(sums + block * BLOCK, stride, choice_.idle.data() + first, count, of_.b2.block(0, block));
       });
       list.multiply(begin, end);
       if (!apart) return;
-      each_task(begin, end, [&](int64_t first, int64_t count, int64_t block) {
-        const int64_t from = block * BLOCK;
-        end_rows<T>(y + first * width + from, width, sums + first * stride + from, stride, count,
-                    std::min(BLOCK, width - from));
+      each_task(begin, end, [&](int64_t part, int64_t block) {
+        const int64_t first = choice_.parts[part], from = block * BLOCK;
+        end_rows<T>(y + first * width + from, width, sums + first * stride + from, stride,
+                    choice_.parts[part + 1] - first, std::min(BLOCK, width - from));
       });
     });
   }
@@ -110,7 +118,8 @@ class Run {
 
     int64_t tasks() const { return static_cast<int64_t>(ends.size()) - 1; }
     void multiply(int64_t begin, int64_t end) const {
-      thresher::multiply(all.data() + ends[begin], static_cast<int64_t>(ends[end] - ends[begin]));
+      const size_t first = ends[begin], last = ends[end];
+      thresher::multiply(all.data() + first, static_cast<int64_t>(last - first), last < all.size());
     }
   };
 
@@ -132,13 +141,10 @@ class Run {
 
   int64_t parts() const { return static_cast<int64_t>(choice_.parts.size()) - 1; }
 
-  // Calls body(first token, how many, block) for some tasks of `close`.
+  // Calls body(part, block) for some tasks of `close`.
   template <class Body>
   void each_task(int64_t begin, int64_t end, const Body& body) const {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t part = task / of_.w2.blocks(), first = choice_.parts[part];
-      body(first, choice_.parts[part + 1] - first, task % of_.w2.blocks());
-    }
+    for (int64_t task = begin; task < end; ++task) body(task / of_.w2.blocks(), task % of_.w2.blocks());
   }
 
   // How many of the tasks that share the products of all rows are worth a thread.
@@ -161,6 +167,15 @@ Choice::Choice(int64_t tokens, int64_t rows) {
   parts.push_back(tokens);
 }
 
+template <class Runs>
+void Choice::set_idle(const Runs& runs_first) {
+  for (size_t part = 0; part + 1 < parts.size(); ++part) {
+    for (int64_t token = parts[part]; token < parts[part + 1]; ++token)
+      if (!runs_first(token)) idle.push_back(token);
+    idle_before.push_back(static_cast<int64_t>(idle.size()));
+  }
+}
+
 Choice Choice::by_count(const int64_t* k, int64_t tokens, int64_t learners) {
   int64_t rows = 0;
   for (int64_t token = 0; token < tokens; ++token) rows += std::clamp<int64_t>(k[token], 0, learners);
@@ -177,6 +192,7 @@ Choice Choice::by_count(const int64_t* k, int64_t tokens, int64_t learners) {
     for (int64_t learner = 0; learner < learners; ++learner)
       choice.add(first, running[learner + 1]);
   }
+  choice.set_idle([&](int64_t token) { return learners > 0 && k[token] > 0; });
   return choice;
 }
 
@@ -190,6 +206,7 @@ Choice Choice::by_mask(const Bool* run, int64_t tokens, int64_t learners) {
         if (run[token * learners + learner].value) choice.tokens.push_back(token);
       choice.add(first, static_cast<int64_t>(choice.tokens.size()) - first);
     }
+  choice.set_idle([&](int64_t token) { return learners > 0 && run[token * learners].value; });
   return choice;
 }
 

@@ -30,9 +30,13 @@ struct Choice {
   std::vector<int64_t> parts;  // the first token of each, and the end of the last
   std::vector<int64_t> tokens;
   std::vector<Group> groups;  // [parts, learners]
+  std::vector<int64_t> idle;  // tokens that do not run the first learner, part after part
+  std::vector<int64_t> idle_before{0};  // of each part, and of all
 
  private:
   Choice(int64_t tokens, int64_t rows);
+  template <class Runs>
+  void set_idle(const Runs& runs_first);
   void add(int64_t first, int64_t count) { groups.push_back({first, count, rows()}); }
 };
 

@@ -1,5 +1,4 @@
 // Tokens that join others: what they are matched by, who joins whom, and the rows that become of it.
-// What is compiled for several instruction sets is each file's own: clones are not for linkers to merge.
 #pragma once
 
 #include "cpu/arena.h"
@@ -44,10 +43,11 @@ struct Scored {
 
 // The mean over the heads as a unit vector; the sum has the same direction.
 template <class T>
-THRESHER_VECTORISED static void unit_key(const Keys<T>& keys, int64_t item, int64_t token, Wide<T>* to) {
+void unit_key(const Keys<T>& keys, int64_t item, int64_t token, Wide<T>* to) {
   const int64_t stride = keys.tokens * keys.depth;
-  unit_sum(to, keys.data + item * keys.heads * stride + token * keys.depth, keys.heads, stride, keys.depth,
-           static_cast<Wide<T>>(EPSILON * static_cast<double>(keys.heads)));
+  const T* first = keys.data + item * keys.heads * stride + token * keys.depth;
+  const auto least = static_cast<Wide<T>>(EPSILON * static_cast<double>(keys.heads));
+  unit_sum(to, first, keys.heads, stride, keys.depth, least);
 }
 
 // Who joins whom, for one item of the batch; -1 is nobody.
@@ -75,15 +75,15 @@ struct Groups {
 
 // The mean by size of a token and those that join it; all of them are padding where `total` is 0.
 template <class T>
-THRESHER_VECTORISED static void merge_row(T* to, Wide<T>* sum, const Stream<T>& x, const float* size,
-                                   const Groups& groups, int64_t item, int64_t token,
-                                   Wide<T> total) {
+void merge_row(T* to, Wide<T>* sum, const Stream<T>& x, const float* size, const Groups& groups, int64_t item,
+               int64_t token, Wide<T> total) {
   const Wide<T> own = total == 0 ? Wide<T>(1) : size[token] / total;
-  begin_sum<T>(sum, own, x.row(item, token), x.width);
-  for (int64_t source = groups.first[token]; source >= 0; source = groups.next[source])
-    if (size[source] != 0)
-      add_to_sum<T>(sum, size[source] / total, x.row(item, source), x.width);
-  end_sum<T>(to, sum, x.width);
+  dispatch([&](auto) THRESHER_INLINED {
+    begin_sum<T>(sum, own, x.row(item, token), x.width);
+    for (int64_t source = groups.first[token]; source >= 0; source = groups.next[source])
+      if (size[source] != 0) add_to_sum<T>(sum, size[source] / total, x.row(item, source), x.width);
+    end_sum<T>(to, sum, x.width);
+  });
 }
 
 // Outputs of a merging operator; all but `y` are null where nobody reads them.

@@ -10,7 +10,7 @@ template <class S>
 struct Multiplication {
   const Wide<S>* x;
   int64_t x_stride, rows;
-  const S* matrix;  // a block: [depth, BLOCK]
+  const S* matrix;  // a block of Packed
   int64_t depth;
   const S* begin;  // [BLOCK], or null
   Wide<S>* y;      // BLOCK columns
@@ -19,8 +19,9 @@ struct Multiplication {
 };
 
 // All of them, one after another; each one's matrix is fetched during the one before, so that small
-// products do not wait for the memory.  What a row comes to does not depend on the other rows.
+// products do not wait for the memory; with `more`, so is that of another one behind them, which this thread is
+// likely to be given next.  What a row comes to does not depend on the other rows.
 template <class S>
-void multiply(const Multiplication<S>* products, int64_t count);
+void multiply(const Multiplication<S>* products, int64_t count, bool more);
 
 }  // namespace thresher

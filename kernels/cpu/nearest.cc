@@ -5,50 +5,48 @@
 namespace thresher {
 namespace {
 
-template <class W>
-using Mask = decltype(Vector<W>{} > Vector<W>{});
-template <class W>
-using Lane = std::remove_reference_t<decltype(Mask<W>{}[0])>;
+template <class I, class W>
+using Mask = decltype(Vector<I, W>{} > Vector<I, W>{});
 
 // The best so far of each row, by lane.
-template <class W>
+template <class I, class W>
 struct Best {
   const Targets<W>& targets;
-  Vector<W> value[PAIR_ROWS];
-  Mask<W> panel[PAIR_ROWS];
+  Vector<I, W> value[PAIR_ROWS];
+  Mask<I, W> first[PAIR_ROWS];  // the target in the first lane of the vector where it was
 
-  template <int ROWS, int PANELS>
-  THRESHER_INLINE void tile(int64_t first, int64_t at, const Tile<W, ROWS, PANELS>& product) {
-    for (int64_t p = 0; p < PANELS; ++p) {
-      const Vector<W> limit = load(targets.limit(at + p));
-      const Mask<W> here = Mask<W>{} + static_cast<Lane<W>>(at + p);
+  template <int ROWS, int COUNT>
+  THRESHER_INLINE void tile(int64_t first_row, int64_t at, const Tile<I, W, ROWS, COUNT>& product) {
+    for (int64_t v = 0; v < COUNT; ++v, at += LANES<I, W>) {
+      const Vector<I, W> limit = load<I>(targets.limit(at));
+      const Mask<I, W> here = Mask<I, W>{} + static_cast<LaneOf<Mask<I, W>>>(at);
       for (int64_t r = 0; r < ROWS; ++r) {
-        const int64_t row = first + r;
+        const int64_t row = first_row + r;
         // NaN stays what it is, and is never better.
-        const Vector<W> capped = limit < product[p][r] ? limit : product[p][r];
-        const Mask<W> better = capped > value[row];
+        const Vector<I, W> capped = limit < product[v][r] ? limit : product[v][r];
+        const Mask<I, W> better = capped > value[row];
         value[row] = better ? capped : value[row];
-        panel[row] = better ? here : panel[row];
+        first[row] = better ? here : first[row];
       }
     }
   }
 };
 
-template <class W>
+template <class I, class W>
 THRESHER_INLINE void block(const W* rows, int64_t count, const Targets<W>& targets, W* best,
                            int64_t* into) {
-  Best<W> found{targets, {}, {}};
+  Best<I, W> found{targets, {}, {}};
   for (int64_t row = 0; row < count; ++row) {
-    found.value[row] = Vector<W>{} - std::numeric_limits<W>::infinity();
-    found.panel[row] = Mask<W>{};
+    found.value[row] = Vector<I, W>{} - std::numeric_limits<W>::infinity();
+    found.first[row] = Mask<I, W>{};
   }
-  use_products(rows, count, targets, found);
+  use_products<I>(rows, count, targets, found);
   for (int64_t row = 0; row < count; ++row) {
     best[row] = found.value[row][0];
-    into[row] = found.panel[row][0] * LANES;
-    for (int lane = 1; lane < LANES; ++lane) {
+    into[row] = found.first[row][0];
+    for (int lane = 1; lane < LANES<I, W>; ++lane) {
       const W value = found.value[row][lane];
-      const int64_t target = found.panel[row][lane] * LANES + lane;
+      const int64_t target = found.first[row][lane] + lane;
       if (value > best[row] || (value == best[row] && target < into[row])) {
         best[row] = value;
         into[row] = target;
@@ -57,24 +55,19 @@ THRESHER_INLINE void block(const W* rows, int64_t count, const Targets<W>& targe
   }
 }
 
-template <class W>
-THRESHER_INLINE void all(const W* rows, int64_t count, const Targets<W>& targets, W* best,
-                         int64_t* into) {
-  for (int64_t at = 0; at < count; at += PAIR_ROWS) {
-    const int64_t size = count - at < PAIR_ROWS ? count - at : PAIR_ROWS;
-    block(rows + at * targets.depth, size, targets, best + at, into + at);
-  }
-}
-
 }  // namespace
 
-THRESHER_VECTORISED void nearest(const float* rows, int64_t count, const Targets<float>& targets,
-                                 float* best, int64_t* into) {
-  all(rows, count, targets, best, into);
+template <class W>
+void nearest(const W* rows, int64_t count, const Targets<W>& targets, W* best, int64_t* into) {
+  dispatch([&](auto isa) THRESHER_INLINED {
+    for (int64_t at = 0; at < count; at += PAIR_ROWS) {
+      const int64_t size = count - at < PAIR_ROWS ? count - at : PAIR_ROWS;
+      block<decltype(isa)>(rows + at * targets.depth, size, targets, best + at, into + at);
+    }
+  });
 }
-THRESHER_VECTORISED void nearest(const double* rows, int64_t count, const Targets<double>& targets,
-                                 double* best, int64_t* into) {
-  all(rows, count, targets, best, into);
-}
+
+template void nearest<float>(const float*, int64_t, const Targets<float>&, float*, int64_t*);
+template void nearest<double>(const double*, int64_t, const Targets<double>&, double*, int64_t*);
 
 }  // namespace thresher

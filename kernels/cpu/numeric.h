@@ -4,25 +4,11 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #include "cpu/element.h"
-
-// Compiles a function for several instruction sets and picks one when the library is loaded.  On
-// aarch64 NEON is always there.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(THRESHER_SANITIZED)
-#define THRESHER_VECTORISED \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define THRESHER_VECTORISED
-#endif
-// Compiles a function for what many_registers() in tile.h asks for, and nothing else.
-#if defined(__x86_64__)
-#define THRESHER_MANY_REGISTERS __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,bmi2")))
-#else
-#define THRESHER_MANY_REGISTERS
-#endif
-#define THRESHER_INLINE inline __attribute__((always_inline))
+#include "cpu/isa.h"
 
 namespace thresher {
 
@@ -97,33 +83,49 @@ THRESHER_INLINE Half narrow<Half>(float x) {
   return {static_cast<uint16_t>(result | sign)};
 }
 
-constexpr int LANES = 16;
 // GCC's and Clang's vectors: arithmetic by lane, comparisons give masks, `mask ? a : b` chooses.
 template <class W, int COUNT>
 struct VectorOf {
-  typedef W type __attribute__((vector_size(COUNT * sizeof(W)), aligned(alignof(W)), may_alias));
+  typedef W type __attribute__((vector_size(COUNT * sizeof(W))));
 };
-template <class W, int COUNT = LANES>
-using Vector = typename VectorOf<W, COUNT>::type;
+template <class I, class W>
+inline constexpr int LANES = I::BYTES / int{sizeof(W)};
+// As long as the registers are: the compiler keeps a longer one in memory.
+template <class I, class W>
+using Vector = typename VectorOf<W, LANES<I, W>>::type;
+template <class V>
+using LaneOf = std::remove_reference_t<decltype(std::declval<V&>()[0])>;
+template <class V>
+inline constexpr int LANES_OF = int{sizeof(V) / sizeof(LaneOf<V>)};
 
-template <int COUNT = LANES, class W>
-THRESHER_INLINE Vector<W, COUNT> load(const W* from) {
-  return *reinterpret_cast<const Vector<W, COUNT>*>(from);
+// Numbers in memory need not be aligned to vectors.
+template <class V>
+THRESHER_INLINE V load_vector(const LaneOf<V>* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
 }
-template <class W>
-THRESHER_INLINE void store(W* to, const Vector<W>& v) {
-  *reinterpret_cast<Vector<W>*>(to) = v;
+template <class I, class W>
+THRESHER_INLINE Vector<I, W> load(const W* from) {
+  return load_vector<Vector<I, W>>(from);
 }
-// So many elements of any type, widened.
-template <int COUNT = LANES, class T>
-THRESHER_INLINE Vector<Wide<T>, COUNT> load_wide(const T* from) {
-  if constexpr (sizeof(T) == sizeof(Wide<T>)) {
-    return load<COUNT>(from);
+template <class V>
+THRESHER_INLINE void store(LaneOf<V>* to, const V& v) {
+  std::memcpy(to, &v, sizeof v);
+}
+// As many elements of any type as a vector of W has.
+template <class I, class W, class T>
+THRESHER_INLINE Vector<I, W> load_as(const T* from) {
+  constexpr int COUNT = LANES<I, W>;
+  if constexpr (sizeof(T) == sizeof(W)) {
+    return load<I>(from);
+  } else if constexpr (sizeof(T) == sizeof(float)) {
+    return __builtin_convertvector(load_vector<typename VectorOf<T, COUNT>::type>(from), Vector<I, W>);
   } else {
-    using Bits = Vector<uint32_t, COUNT>;
-    using Floats = Vector<float, COUNT>;
-    const Bits bits =
-        __builtin_convertvector(load<COUNT>(reinterpret_cast<const uint16_t*>(from)), Bits);
+    using Bits = Vector<I, uint32_t>;
+    using Floats = Vector<I, float>;
+    using Given = typename VectorOf<uint16_t, COUNT>::type;
+    const Bits bits = __builtin_convertvector(load_vector<Given>(reinterpret_cast<const uint16_t*>(from)), Bits);
     if constexpr (ELEMENT<T> == Element::BFLOAT16) return bits_as<Floats>(bits << 16);
     const Bits magnitude = bits & 0x7fffu;  // as in widen(Half)
     const Floats scaled = bits_as<Floats>(magnitude << 13) * 0x1p112f;
@@ -131,10 +133,14 @@ THRESHER_INLINE Vector<Wide<T>, COUNT> load_wide(const T* from) {
     return bits_as<Floats>(bits_as<Bits>(scaled) | special | (bits & 0x8000u) << 16);
   }
 }
-template <class W, int COUNT = LANES>
-THRESHER_INLINE W lane_sum(const Vector<W, COUNT>& v) {
-  W sum = 0;
-  for (int lane = 0; lane < COUNT; ++lane) sum += v[lane];
+template <class I, class T>
+THRESHER_INLINE Vector<I, Wide<T>> load_wide(const T* from) {
+  return load_as<I, Wide<T>>(from);
+}
+template <class V>
+THRESHER_INLINE LaneOf<V> lane_sum(const V& v) {
+  LaneOf<V> sum = 0;
+  for (int lane = 0; lane < LANES_OF<V>; ++lane) sum += v[lane];
   return sum;
 }
 

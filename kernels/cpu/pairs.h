@@ -6,38 +6,35 @@
 
 namespace thresher {
 
-constexpr int64_t PAIR_ROWS = 96;  // rows that stay in the cache while the panels pass
+constexpr int64_t PAIR_ROWS = 96;  // rows that stay in the cache while the targets pass
 
-// The products of ROWS rows with PANELS panels from `at` on, by panel and row, a target in each lane.
-template <class W, int ROWS, int PANELS>
-using Tile = Vector<W>[PANELS][ROWS];
-
-// The rows from `row` on, ROWS at a time and then fewer.
-template <int ROWS, int PANELS, class W, class Use>
-THRESHER_INLINE void use_panels(const W* rows, int64_t row, int64_t count, const Targets<W>& targets,
-                                int64_t at, Use& use) {
+// The rows from `row` on, ROWS at a time and then fewer, with COUNT vectors of targets from `at` on.
+template <class I, int ROWS, int COUNT, class W, class Use>
+THRESHER_INLINE void use_vectors(const W* rows, int64_t row, int64_t count, const Targets<W>& targets,
+                                 int64_t at, Use& use) {
   const int64_t depth = targets.depth;
-  const W* panel = targets.panel(at);
+  const W* columns[COUNT];
+  for (int64_t v = 0; v < COUNT; ++v) columns[v] = targets.column(at + v * LANES<I, W>);
   for (; row + ROWS <= count; row += ROWS) {
-    Tile<W, ROWS, PANELS> sum = {};
-    add_products<ROWS, PANELS>(sum, rows + row * depth, depth, depth,
-                               [&](int64_t channel, int64_t p) __attribute__((always_inline)) {
-                                 return load(panel + (p * depth + channel) * LANES);
-                               });
-    use.template tile<ROWS, PANELS>(row, at, sum);
+    Tile<I, W, ROWS, COUNT> sum = {};
+    add_products<I, ROWS, COUNT>(
+        sum, rows + row * depth, depth, depth,
+        [&](int64_t channel, int64_t v) THRESHER_INLINED { return load<I>(columns[v] + channel * PANEL); });
+    use.template tile<ROWS, COUNT>(row, at, sum);
   }
-  if constexpr (ROWS > 1) use_panels<ROWS / 2, PANELS>(rows, row, count, targets, at, use);
+  if constexpr (ROWS > 1) use_vectors<I, ROWS / 2, COUNT>(rows, row, count, targets, at, use);
 }
 
-// Calls use.tile<ROWS, PANELS>(row, at, products) for all of at most PAIR_ROWS consecutive rows, the panels
-// of each row in order.
-template <class W, class Use>
+// Calls use.tile<ROWS, COUNT>(row, target, products) for all of at most PAIR_ROWS consecutive rows, the targets of
+// each row in order, and those behind the last one that fill a panel.
+template <class I, class W, class Use>
 THRESHER_INLINE void use_products(const W* rows, int64_t count, const Targets<W>& targets, Use& use) {
-  int64_t panel = 0;
-  if (many_registers() && sizeof(W) == sizeof(float))
-    for (; panel + 2 <= targets.panels; panel += 2)
-      use_panels<12, 2>(rows, 0, count, targets, panel, use);
-  for (; panel < targets.panels; ++panel) use_panels<6, 1>(rows, 0, count, targets, panel, use);
+  constexpr int64_t ONE = LANES<I, W>, SEVERAL = VECTORS * ONE;
+  const int64_t end = targets.padded();
+  int64_t at = 0;
+  for (; at + SEVERAL <= end; at += SEVERAL)
+    use_vectors<I, MOST_ROWS<I>, VECTORS>(rows, 0, count, targets, at, use);
+  for (; at < end; at += ONE) use_vectors<I, MOST_ROWS<I>, 1>(rows, 0, count, targets, at, use);
 }
 
 }  // namespace thresher

@@ -5,26 +5,34 @@
 
 namespace thresher {
 
-// Whether sums of twelve rows by two vectors fit: each value of a row is then read once for both.
-inline bool many_registers() {
-#if defined(__x86_64__)
-  static const bool found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+// Three quarters of the registers are sums; each value of a row is read once for VECTORS of them.
+constexpr int VECTORS = 2;
+template <class I>
+inline constexpr int MOST_ROWS = I::REGISTERS * 3 / 4 / VECTORS;
+
+template <class I, class W>
+inline constexpr int64_t TILE_COLUMNS = VECTORS * LANES<I, W>;
+// On this processor.
+template <class W>
+int64_t tile_columns() {
+  int64_t found = 0;
+  dispatch([&](auto isa) THRESHER_INLINED { found = TILE_COLUMNS<decltype(isa), W>; });
   return found;
-#else
-  return false;
-#endif
 }
 
-// sum[p][r] += rows[r][i] * column(i, p) for i in [0, depth); rows lie `stride` apart.
-template <int ROWS, int PANELS, class W, class Column>
-THRESHER_INLINE void add_products(Vector<W> (&sum)[PANELS][ROWS], const W* rows, int64_t stride,
-                                  int64_t depth, const Column& column) {
+// By vector of columns and row.
+template <class I, class W, int ROWS, int COUNT>
+using Tile = Vector<I, W>[COUNT][ROWS];
+
+// sum[v][r] += rows[r][i] * column(i, v) for i in [0, depth); rows lie `stride` apart.
+template <class I, int ROWS, int COUNT, class W, class Column>
+THRESHER_INLINE void add_products(Tile<I, W, ROWS, COUNT>& sum, const W* rows, int64_t stride, int64_t depth,
+                                  const Column& column) {
   for (int64_t i = 0; i < depth; ++i) {
-    Vector<W> at[PANELS];
-    for (int64_t p = 0; p < PANELS; ++p) at[p] = column(i, p);
+    Vector<I, W> at[COUNT];
+    for (int64_t v = 0; v < COUNT; ++v) at[v] = column(i, v);
     for (int64_t r = 0; r < ROWS; ++r)
-      for (int64_t p = 0; p < PANELS; ++p) sum[p][r] += rows[r * stride + i] * at[p];
+      for (int64_t v = 0; v < COUNT; ++v) sum[v][r] += rows[r * stride + i] * at[v];
   }
 }
 

@@ -7,12 +7,14 @@ namespace {
 
 // sum_i score_i x_i over the dropped tokens.
 template <class T>
-THRESHER_VECTORISED void fuse_row(T* to, Wide<T>* sum, const Stream<T>& x, const float* score,
-                                  const Ranked* dropped, int64_t count, int64_t item) {
+void fuse_row(T* to, Wide<T>* sum, const Stream<T>& x, const float* score, const Ranked* dropped, int64_t count,
+              int64_t item) {
   std::fill(sum, sum + x.width, Wide<T>(0));
-  for (int64_t i = 0; i < count; ++i)
-    add_to_sum<T>(sum, score[dropped[i].index], x.row(item, dropped[i].index), x.width);
-  end_sum<T>(to, sum, x.width);
+  dispatch([&](auto) THRESHER_INLINED {
+    for (int64_t i = 0; i < count; ++i)
+      add_to_sum<T>(sum, score[dropped[i].index], x.row(item, dropped[i].index), x.width);
+    end_sum<T>(to, sum, x.width);
+  });
 }
 
 template <bool FUSES>

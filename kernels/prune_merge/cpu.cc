@@ -9,25 +9,20 @@ namespace {
 constexpr int64_t UNIT_GRAIN = 16;   // rows that are worth a thread
 constexpr int64_t MATCH_GRAIN = 12;
 
-// A row of tokens as a unit vector.
-template <class T>
-THRESHER_VECTORISED void unit_row(Wide<T>* to, const T* from, int64_t width) {
-  unit_sum(to, from, 1, 0, width, static_cast<Wide<T>>(EPSILON));
-}
-
 // The plain mean of a staying token and the real ones that join it.
 template <class T>
-THRESHER_VECTORISED void mean_row(T* to, Wide<T>* sum, const Stream<T>& x, const float* size,
-                                  int64_t item, int64_t from, const Ranked* joining, int64_t first,
-                                  const int64_t* next) {
+void mean_row(T* to, Wide<T>* sum, const Stream<T>& x, const float* size, int64_t item, int64_t from,
+              const Ranked* joining, int64_t first, const int64_t* next) {
   int64_t count = 1;
   for (int64_t i = first; i >= 0; i = next[i]) count += size[joining[i].index] != 0;
   const Wide<T> weight = Wide<T>(1) / static_cast<Wide<T>>(count);
-  begin_sum<T>(sum, weight, x.row(item, from), x.width);
-  for (int64_t i = first; i >= 0; i = next[i])
-    if (size[joining[i].index] != 0)
-      add_to_sum<T>(sum, weight, x.row(item, joining[i].index), x.width);
-  end_sum<T>(to, sum, x.width);
+  dispatch([&](auto) THRESHER_INLINED {
+    begin_sum<T>(sum, weight, x.row(item, from), x.width);
+    for (int64_t i = first; i >= 0; i = next[i])
+      if (size[joining[i].index] != 0)
+        add_to_sum<T>(sum, weight, x.row(item, joining[i].index), x.width);
+    end_sum<T>(to, sum, x.width);
+  });
 }
 
 template <class T>
@@ -133,7 +128,7 @@ struct PruneMerge {
       for (int64_t at = begin; at < end; ++at) {
         const int64_t item = at / both, i = at % both;
         const int64_t token = ranked[item * behind + i].index;
-        unit_row<T>(units + at * x.width, x.row(item, token), x.width);
+        unit_row(units + at * x.width, x.row(item, token), x.width);
         if (i < stay)
           targets[item].set(i, units + at * x.width, sizes[item * x.tokens + token] == 0);
       }

@@ -11,74 +11,66 @@ namespace {
 constexpr double CHOSEN = 2 * PADDING;  // beyond padding: never picked again
 constexpr int64_t GRAIN = 16;           // tokens whose similarities are worth a thread
 
-int64_t padded(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
-
-template <class T>
-THRESHER_VECTORISED void unit_row(const T* from, int64_t width, Wide<T>* to) {
-  unit_sum(to, from, 1, 0, width, static_cast<Wide<T>>(EPSILON));
-}
-
 // Products with all targets, `stride` apart.
-template <class W>
+template <class I, class W>
 struct Products {
   W* const to;
   const int64_t stride;
 
-  template <int ROWS, int PANELS>
-  THRESHER_INLINE void tile(int64_t row, int64_t at, const Tile<W, ROWS, PANELS>& product) {
-    for (int64_t p = 0; p < PANELS; ++p)
-      for (int64_t r = 0; r < ROWS; ++r) store(to + (row + r) * stride + (at + p) * LANES, product[p][r]);
+  template <int ROWS, int COUNT>
+  THRESHER_INLINE void tile(int64_t row, int64_t at, const Tile<I, W, ROWS, COUNT>& product) {
+    for (int64_t v = 0; v < COUNT; ++v)
+      for (int64_t r = 0; r < ROWS; ++r) store(to + (row + r) * stride + at + v * LANES<I, W>, product[v][r]);
   }
 };
 
 template <class W>
-THRESHER_INLINE void all_products(const W* rows, int64_t count, const Targets<W>& targets, W* to) {
-  const int64_t stride = targets.panels * LANES;
-  for (int64_t at = 0; at < count; at += PAIR_ROWS) {
-    Products<W> found{to + at * stride, stride};
-    use_products(rows + at * targets.depth, std::min(PAIR_ROWS, count - at), targets, found);
-  }
-}
-THRESHER_VECTORISED void products(const float* rows, int64_t count, const Targets<float>& targets, float* to) {
-  all_products(rows, count, targets, to);
-}
-THRESHER_VECTORISED void products(const double* rows, int64_t count, const Targets<double>& targets,
-                                  double* to) {
-  all_products(rows, count, targets, to);
+void products(const W* rows, int64_t count, const Targets<W>& targets, W* to) {
+  const int64_t stride = targets.padded();
+  dispatch([&](auto isa) THRESHER_INLINED {
+    for (int64_t at = 0; at < count; at += PAIR_ROWS) {
+      Products<decltype(isa), W> found{to + at * stride, stride};
+      use_products<decltype(isa)>(rows + at * targets.depth, std::min(PAIR_ROWS, count - at), targets, found);
+    }
+  });
 }
 
 // From the cosines of token `self` with all, of a padded number: what the others are no nearer to once it is
 // picked.  `least` is PADDING for padding, below every cosine for other tokens.  Returns how near its own nearest is.
 template <class W>
-THRESHER_VECTORISED W close_row(W* cosine, const W* least, int64_t count, int64_t self) {
-  const Vector<W> far = Vector<W>{} - static_cast<W>(PADDING);
-  Vector<W> nearest = far;
+W close_row(W* cosine, const W* least, int64_t count, int64_t self) {
+  W most = static_cast<W>(-PADDING);
   cosine[self] = static_cast<W>(-PADDING);
-  for (int64_t i = 0; i < count; i += LANES) {
-    const Vector<W> bound = load(least + i), found = load(cosine + i);
-    const Vector<W> known = found == found ? found : far;  // NaN has no order
-    const Vector<W> near = known > bound ? known : bound;
-    const Vector<W> real = bound > 0 ? far : near;
-    nearest = real > nearest ? real : nearest;
-    store(cosine + i, near);
-  }
+  dispatch([&](auto isa) THRESHER_INLINED {
+    using I = decltype(isa);
+    const Vector<I, W> far = Vector<I, W>{} - static_cast<W>(PADDING);
+    Vector<I, W> nearest = far;
+    for (int64_t i = 0; i < count; i += LANES<I, W>) {
+      const Vector<I, W> bound = load<I>(least + i), found = load<I>(cosine + i);
+      const Vector<I, W> known = found == found ? found : far;  // NaN has no order
+      const Vector<I, W> near = known > bound ? known : bound;
+      const Vector<I, W> real = bound > 0 ? far : near;
+      nearest = real > nearest ? real : nearest;
+      store(cosine + i, near);
+    }
+    for (int lane = 0; lane < LANES<I, W>; ++lane) most = std::max(most, nearest[lane]);
+  });
   cosine[self] = static_cast<W>(CHOSEN);
-  W most = nearest[0];
-  for (int lane = 1; lane < LANES; ++lane) most = std::max(most, nearest[lane]);
   return least[self] > 0 ? static_cast<W>(PADDING) : most;
 }
 
 // `rank` is how near the nearest is to start with, and is overwritten.
 template <class W>
-THRESHER_VECTORISED void choose(const W* closeness, int64_t stride, int64_t count, int64_t wanted,
-                                W* rank, int64_t* picks) {
+void choose(const W* closeness, int64_t stride, int64_t count, int64_t wanted, W* rank, int64_t* picks) {
   for (int64_t round = 0; round < wanted; ++round) {
     const int64_t pick = std::min_element(rank, rank + count) - rank;
     const W* seen = closeness + pick * stride;
     if (round == 0)
       std::copy(seen, seen + count, rank);
     else
-      for (int64_t i = 0; i < count; ++i) rank[i] = std::max(rank[i], seen[i]);
+      dispatch([&](auto) THRESHER_INLINED {
+        for (int64_t i = 0; i < count; ++i) rank[i] = rank[i] < seen[i] ? seen[i] : rank[i];
+      });
     picks[round] = pick;
   }
   std::sort(picks, picks + wanted);
@@ -104,7 +96,7 @@ struct SelectDiverse {
     int64_t* kept = context.output<int64_t>(1, {x.batch, keep});
     int64_t* slot = context.output<int64_t>(2, {x.batch, x.tokens});
     Arena arena;
-    const int64_t pool = x.tokens - protect, wanted = keep - protect, stride = padded(pool);
+    const int64_t pool = x.tokens - protect, wanted = keep - protect, stride = padded_to_panels(pool);
     W* units = arena.take<W>(x.batch * pool * x.width);
     W* closeness = arena.take<W>(x.batch * pool * stride);
     W* least = arena.take<W>(x.batch * stride);
@@ -121,7 +113,7 @@ struct SelectDiverse {
     context.parallel(x.batch * pool, row_grain<T>(x.width), [&](int64_t begin, int64_t end) {
       for (int64_t at = begin; at < end; ++at) {
         W* unit = units + at * x.width;
-        unit_row<T>(x.row(at / pool, protect + at % pool), x.width, unit);
+        unit_row(unit, x.row(at / pool, protect + at % pool), x.width);
         targets[at / pool].set(at % pool, unit, false);
       }
     });

@@ -9,49 +9,41 @@ namespace {
 constexpr int64_t ENERGY_GRAIN = 24;  // rows that are worth a thread
 
 // f of a tile's cosines, summed up by row and lane.
-template <class W>
+template <class I, class W>
 struct Feelings {
   const Targets<W>& targets;
   const W margin;
-  Vector<W> sum[PAIR_ROWS];
+  Vector<I, W> sum[PAIR_ROWS];
 
-  template <int ROWS, int PANELS>
-  THRESHER_INLINE void tile(int64_t row, int64_t at, const Tile<W, ROWS, PANELS>& cosine) {
-    for (int64_t p = 0; p < PANELS; ++p) {
-      const Vector<W> limit = load(targets.limit(at + p));
+  template <int ROWS, int COUNT>
+  THRESHER_INLINE void tile(int64_t row, int64_t at, const Tile<I, W, ROWS, COUNT>& cosine) {
+    for (int64_t v = 0; v < COUNT; ++v) {
+      const Vector<I, W> limit = load<I>(targets.limit(at + v * LANES<I, W>));
       for (int64_t r = 0; r < ROWS; ++r) {
-        const Vector<W> felt = feel(cosine[p][r]);
-        sum[row + r] += limit > 0 ? felt : Vector<W>{};  // the lanes behind the last target are empty
+        const Vector<I, W> felt = feel(cosine[v][r]);
+        sum[row + r] += limit > 0 ? felt : Vector<I, W>{};  // the lanes behind the last target are empty
       }
     }
   }
 
-  THRESHER_INLINE Vector<W> feel(const Vector<W>& cosine) const {
-    const Vector<W> shifted = cosine - margin;
-    const Vector<W> power = exponential(shifted > 0 ? Vector<W>{} : shifted);
+  THRESHER_INLINE Vector<I, W> feel(const Vector<I, W>& cosine) const {
+    const Vector<I, W> shifted = cosine - margin;
+    const Vector<I, W> power = exponential(shifted > 0 ? Vector<I, W>{} : shifted);
     return cosine >= margin ? cosine : power - 1;
   }
 };
 
 template <class W>
-THRESHER_INLINE void all_energies(const W* rows, int64_t count, const Targets<W>& targets, W margin,
-                                  float* energy) {
-  for (int64_t at = 0; at < count; at += PAIR_ROWS) {
-    const int64_t size = std::min(PAIR_ROWS, count - at);
-    Feelings<W> felt{targets, margin, {}};
-    use_products(rows + at * targets.depth, size, targets, felt);
-    for (int64_t row = 0; row < size; ++row)
-      energy[at + row] =
-          static_cast<float>(lane_sum<W>(felt.sum[row]) / static_cast<W>(targets.count));
-  }
-}
-THRESHER_VECTORISED void energies(const float* rows, int64_t count, const Targets<float>& targets,
-                                  float margin, float* energy) {
-  all_energies(rows, count, targets, margin, energy);
-}
-THRESHER_VECTORISED void energies(const double* rows, int64_t count, const Targets<double>& targets,
-                                  double margin, float* energy) {
-  all_energies(rows, count, targets, margin, energy);
+void energies(const W* rows, int64_t count, const Targets<W>& targets, W margin, float* energy) {
+  dispatch([&](auto isa) THRESHER_INLINED {
+    for (int64_t at = 0; at < count; at += PAIR_ROWS) {
+      const int64_t size = std::min(PAIR_ROWS, count - at);
+      Feelings<decltype(isa), W> felt{targets, margin, {}};
+      use_products<decltype(isa)>(rows + at * targets.depth, size, targets, felt);
+      for (int64_t row = 0; row < size; ++row)
+        energy[at + row] = static_cast<float>(lane_sum(felt.sum[row]) / static_cast<W>(targets.count));
+    }
+  });
 }
 
 template <class T>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -306,18 +307,34 @@ def test_engines_take_the_kernels_and_compute_the_same(
     assert operators
 
 
+# Tests of numbers in each file; not those about the ordinary library and programs of their own.
+OF_NUMBERS = [
+    (("bodies", "native"), "native and not library_is_found"),
+    (("sparse",), "native or hostile or every_size"),
+    (
+        ("gate", "learners"),
+        "(size or everybody or no_tokens or hostile or every_type or packed) and not triton",
+    ),
+]
+
+
+def run_again(names: Sequence[str], chosen: str, **environment: str) -> None:
+    """Tests of these files in a process of their own."""
+    tests = [f"tests/kernels/test_{name}.py" for name in names]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "not slow", *tests, "-k", chosen],
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert " passed" in done.stdout
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("names", "chosen"),  # not those about the ordinary library and programs of their own
-    [
-        (("bodies", "native"), "native and not library_is_found"),
-        (("sparse",), "native or hostile or every_size"),
-        (
-            ("gate", "learners"),
-            "(size or everybody or no_tokens or hostile or every_type or packed) and not triton",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("names", "chosen"), OF_NUMBERS)
 def test_no_access_out_of_bounds_and_no_undefined_behaviour(
     names: tuple[str, ...], chosen: str
 ) -> None:
@@ -333,19 +350,35 @@ def test_no_access_out_of_bounds_and_no_undefined_behaviour(
         pytest.skip(f"{compiler} has no AddressSanitizer")
     sanitized = Library(libraries.SANITIZED)
     sanitized.find() or sanitized.build(compiler)
-    tests = [f"tests/kernels/test_{name}.py" for name in names]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "not slow", *tests, "-k", chosen],
-        env={
-            **os.environ,
-            "LD_PRELOAD": " ".join(preload),
-            "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0",
-            "THRESHER_TEST_SANITIZED": "1",
-        },
-        cwd=Path(__file__).parents[2],
+    run_again(
+        names,
+        chosen,
+        LD_PRELOAD=" ".join(preload),
+        ASAN_OPTIONS="detect_leaks=0:detect_odr_violation=0",
+        THRESHER_TEST_SANITIZED="1",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="NEON is part of every aarch64")
+@pytest.mark.parametrize("isa", ["sse2", "avx2"])
+@pytest.mark.parametrize(("names", "chosen"), OF_NUMBERS)
+def test_instruction_sets_that_are_not_the_best_here(
+    names: tuple[str, ...], chosen: str, isa: str
+) -> None:
+    """The same tests with what processors have that lack the best one."""
+    run_again(names, chosen, THRESHER_ISA=isa)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="NEON is part of every aarch64")
+def test_an_instruction_set_can_be_the_most_that_is_used() -> None:
+    ask = "import sys; from pathlib import Path; from thresher.kernels.native import isa; print(isa(Path(sys.argv[1])))"
+    told = subprocess.run(
+        [sys.executable, "-c", ask, str(library())],
+        env={**os.environ, "THRESHER_ISA": "sse2"},
         capture_output=True,
         text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert " passed" in done.stdout
+        check=True,
+    )
+    assert told.stdout.strip() == "sse2"
+    assert libraries.isa(library()) in ("sse2", "avx2", "avx512")
