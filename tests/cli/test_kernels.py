@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.conftest import Cli
 from tests.kernels.back_ends import copied, openvino_library
-from thresher.kernels.native import Library
+from thresher.kernels.native import Library, isa
 from thresher.kernels.openvino_library import extension
 
 
@@ -36,8 +36,9 @@ def test_what_is_built_is_found_and_tried(cli: Cli, built: Path) -> None:
         "digest": built.parent.name,
         "built": False,
     }
+    state = f"built, run with {isa(built)}"
     assert cli("doctor", "--json").json["kernels"]["cpu"] == {
-        "ok": True, "state": "built", "remedy": "",
+        "ok": True, "state": state, "remedy": "",
     }  # fmt: skip
 
 
