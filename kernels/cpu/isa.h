@@ -9,17 +9,17 @@
 
 namespace thresher {
 
-// Vector registers: bytes of each, and how many.  Code that is written for any of them is told by a template
-// parameter I.
+// Bytes of a vector register, and how many of them products fill with sums.  Code that is written for any of
+// them is told by a template parameter I.
 template <int WIDTH, int COUNT>
 struct Isa {
-  static constexpr int BYTES = WIDTH, REGISTERS = COUNT;
+  static constexpr int BYTES = WIDTH, SUMS = COUNT;
 };
 
 #if defined(__x86_64__)
-using Sse2 = Isa<16, 16>;
-using Avx2 = Isa<32, 16>;
-using Avx512 = Isa<64, 32>;
+using Sse2 = Isa<16, 12>;  // of 16 registers
+using Avx2 = Isa<32, 12>;
+using Avx512 = Isa<64, 24>;  // of 32
 
 enum class Level { SSE2, AVX2, AVX512 };
 
@@ -58,7 +58,7 @@ void dispatch(const Body& body) {
   }
 }
 #else
-using Neon = Isa<16, 32>;  // part of every aarch64
+using Neon = Isa<16, 20>;  // of 32: numbers of rows wait in registers too; part of every aarch64
 
 template <class Body>
 void dispatch(const Body& body) {

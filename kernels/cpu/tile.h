@@ -5,10 +5,9 @@
 
 namespace thresher {
 
-// Three quarters of the registers are sums; each value of a row is read once for VECTORS of them.
-constexpr int VECTORS = 2;
+constexpr int VECTORS = 2;  // for which each value of a row is read once
 template <class I>
-inline constexpr int MOST_ROWS = I::REGISTERS * 3 / 4 / VECTORS;
+inline constexpr int MOST_ROWS = I::SUMS / VECTORS;
 
 template <class I, class W>
 inline constexpr int64_t TILE_COLUMNS = VECTORS * LANES<I, W>;
