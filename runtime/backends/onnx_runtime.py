@@ -110,6 +110,8 @@ def session_options(threads: int, kernels: Path | None = None) -> onnxruntime.Se
     options.log_severity_level = 3
     # Idle workers must not spin while another candidate of an interleaved measurement runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Without VNNI, sums of two 8-bit products overflow 16 bits unless weights become unsigned.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if kernels is not None:
         try:
             options.register_custom_ops_library(str(kernels))

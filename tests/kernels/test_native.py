@@ -370,6 +370,15 @@ def test_instruction_sets_that_are_not_the_best_here(
     run_again(names, chosen, THRESHER_ISA=isa)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("clang++"), reason="clang++ is not installed")
+def test_clang_compiles_the_same_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(libraries.CACHE, str(tmp_path))
+    made = Library(("-Werror",)).build("clang++")
+    try_kernels(made)
+    assert libraries.isa(made) == libraries.isa(library())
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="NEON is part of every aarch64")
 def test_an_instruction_set_can_be_the_most_that_is_used() -> None:
     ask = "import sys; from pathlib import Path; from thresher.kernels.native import isa; print(isa(Path(sys.argv[1])))"

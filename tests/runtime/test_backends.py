@@ -6,7 +6,9 @@ import builtins
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnx.parser
 import pytest
 
@@ -128,6 +130,30 @@ def test_a_model_that_the_runtime_refuses(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_text("not a model")
     with pytest.raises(RefusedError, match=r"refuses .*m.onnx: .*Protobuf"):
         open_session(tmp_path / "m.onnx", session_options(1))
+
+
+def test_products_of_eight_bits_do_not_saturate(tmp_path: Path) -> None:
+    """Without VNNI two products of the largest numbers are more than the processor's sum of them holds."""
+    text = """<ir_version: 10, opset_import: ["":20]> g (float[1, 32, 64] x) => (float[1, 32, 64] y)
+        <float step = {1.0}, int8 zero = {0}> {
+          q = QuantizeLinear(x, step, zero)
+          rounded = DequantizeLinear(q, step, zero)
+          weights = DequantizeLinear<axis = 1>(w, steps, zeros)
+          y = MatMul(rounded, weights)
+        }"""
+    made = onnx.parser.parse_model(text)
+    made.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array, name)
+        for name, array in {
+            "steps": np.ones(64, np.float32),
+            "zeros": np.zeros(64, np.int8),
+            "w": np.full((64, 64), 127, np.int8),
+        }.items()
+    )
+    onnx.save(made, tmp_path / "m.onnx")
+    session = open_session(tmp_path / "m.onnx", session_options(1))
+    (y,) = session.run(None, {"x": np.full((1, 32, 64), 127, np.float32)})
+    np.testing.assert_array_equal(y, 64 * 127 * 127)
 
 
 def test_openvino_agrees_with_the_cpu(tmp_path: Path) -> None:
