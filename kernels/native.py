@@ -24,7 +24,6 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 CHECKSUM = "sha256"
 SWITCH = "THRESHER_KERNELS"  # "off" leaves the library out, anything else is no setting
-MOST = "THRESHER_ISA"  # what kernels may use at most: "sse2" or "avx2", anything else is no setting
 CACHE = "THRESHER_CACHE"
 
 
@@ -184,7 +183,10 @@ def wanted(kind: Kind = CPU) -> Path | None:
 
 
 def isa(library: Path) -> str:
-    """Which instruction set the kernels of a library for CPUs run with here."""
+    """Which instruction set the kernels of a library for CPUs run with here.
+
+    Kernels use no better one than ``$THRESHER_ISA``, ``sse2`` or ``avx2``; anything else is no setting.
+    """
     told = ctypes.CDLL(str(library)).thresher_isa
     told.restype = ctypes.c_char_p
     return str(told().decode())

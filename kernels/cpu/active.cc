@@ -8,7 +8,7 @@ constexpr int64_t PART_BYTES = 1 << 17;  // of rows that are worth a thread of t
 constexpr int64_t MOST_PARTS = 8;
 constexpr int64_t SIDE_BY_SIDE = 8;  // rows of one token that are read together
 constexpr int64_t AHEAD = 2048;  // bytes between what is read and what is fetched
-constexpr int64_t STEP = 16;     // columns between two fetches, at most a line of a cache: whole vectors
+constexpr int64_t STEP = 16;     // columns between two fetches: a line of a cache in float32, and whole vectors
 
 // Rows that are read side by side.
 template <class S, int ROWS>
