@@ -142,14 +142,12 @@ def test_products_of_eight_bits_do_not_saturate(tmp_path: Path) -> None:
           y = MatMul(rounded, weights)
         }"""
     made = onnx.parser.parse_model(text)
-    made.graph.initializer.extend(
-        onnx.numpy_helper.from_array(array, name)
-        for name, array in {
-            "steps": np.ones(64, np.float32),
-            "zeros": np.zeros(64, np.int8),
-            "w": np.full((64, 64), 127, np.int8),
-        }.items()
-    )
+    held: dict[str, np.ndarray] = {
+        "steps": np.ones(64, np.float32),
+        "zeros": np.zeros(64, np.int8),
+        "w": np.full((64, 64), 127, np.int8),
+    }
+    made.graph.initializer.extend(onnx.numpy_helper.from_array(v, name) for name, v in held.items())
     onnx.save(made, tmp_path / "m.onnx")
     session = open_session(tmp_path / "m.onnx", session_options(1))
     (y,) = session.run(None, {"x": np.full((1, 32, 64), 127, np.float32)})
