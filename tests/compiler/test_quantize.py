@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tests.runtime.toys import transformer
 from thresher.compiler.errors import RefusedError
 from thresher.compiler.lowering.quantize import prepare, quantize, quantized_weight
+from thresher.runtime.backends.onnx_runtime import session_options
 
 Doubles = NDArray[np.float64]
 RNG = np.random.default_rng(0)
@@ -41,7 +42,7 @@ def mlp(text: str = MLP) -> ir.Model:
 
 
 def run(model: ir.Model, **feeds: NDArray[Any]) -> NDArray[Any]:
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString())
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), session_options(1))
     (found,) = session.run(None, feeds)
     return np.asarray(found)
 
