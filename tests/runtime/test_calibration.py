@@ -128,6 +128,9 @@ def test_engines_really_compute_in_integers_and_agree(
 ) -> None:
     if target == "openvino":
         pytest.importorskip("openvino", reason="openvino is not installed")
+        cpu = Path("/proc/cpuinfo")
+        if cpu.exists() and "flags" in cpu.read_text() and "vnni" not in cpu.read_text():
+            pytest.skip("without VNNI OpenVINO's int8 sums saturate")
     program = request.getfixturevalue(kind)
     with export(
         program, tmp_path / "e", target=target, precision="int8", data=TOYS, threads=1
