@@ -186,8 +186,14 @@ def isa(library: Path) -> str:
     """Which instruction set the kernels of a library for CPUs run with here.
 
     Kernels use no better one than ``$THRESHER_ISA``, ``sse2`` or ``avx2``; anything else is no setting.
+
+    Raises:
+        KernelError: it cannot be loaded, as where a cache is shared with a machine of another kind.
     """
-    told = ctypes.CDLL(str(library)).thresher_isa
+    try:
+        told = ctypes.CDLL(str(library)).thresher_isa
+    except (OSError, AttributeError) as error:
+        raise KernelError(f"{library} cannot be loaded here: {error}") from error
     told.restype = ctypes.c_char_p
     return str(told().decode())
 

@@ -4,7 +4,7 @@
 namespace thresher {
 namespace {
 
-constexpr int GATE_CHOICES = 5;                   // multiplied together: four learners or none
+constexpr int GATE_CHOICES = 5;  // multiplied together: four learners or none
 template <class I>
 constexpr int GATE_ROWS = I::SUMS / GATE_CHOICES;  // whose sums stay in registers
 constexpr int64_t GATE_GRAIN = int64_t{1} << 17;  // multiplications that are worth a thread

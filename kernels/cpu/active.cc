@@ -86,12 +86,12 @@ THRESHER_INLINE void add_active(Wide<S>* sum, int64_t stride, const Active<Wide<
     for (int r = 0; r < ROWS; ++r) rows.at[r] = row(at + r), next.at[r] = row(at + ROWS + r);
     for (int64_t token = 0; token < stacked; token += TOKENS)
       add_rows<I, S, ROWS, TOKENS>(sum + token * stride, stride, rows, next,
-                                channels.value + at * stacked + token, stacked, width);
+                                   channels.value + at * stacked + token, stacked, width);
   }
   for (; at < end; ++at)
     for (int64_t token = 0; token < stacked; token += TOKENS)
       add_rows<I, S, 1, TOKENS>(sum + token * stride, stride, {{row(at)}}, {{row(at + 1)}},
-                             channels.value + at * stacked + token, stacked, width);
+                                channels.value + at * stacked + token, stacked, width);
 }
 
 template <class S>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.cli.conftest import Cli
 from tests.kernels.back_ends import copied, openvino_library
-from thresher.kernels.native import Library, isa
+from thresher.kernels.native import CHECKSUM, Library, isa
 from thresher.kernels.openvino_library import extension
 
 
@@ -49,6 +50,16 @@ def test_a_damaged_library_is_told_with_the_remedy(
     assert "run thresher kernels build --force" in failed(4, "kernels", "build")
     found = cli("doctor", "--json").json["kernels"]["cpu"]
     assert not found["ok"]
+    assert found["remedy"] == "thresher kernels build --force"
+
+
+def test_a_library_of_another_machine_is_told(cli: Cli, built: Path) -> None:
+    built.write_bytes(b"of another machine")
+    checksum = hashlib.sha256(built.read_bytes()).hexdigest()
+    built.with_name(CHECKSUM).write_text(checksum)
+    found = cli("doctor", "--json").json["kernels"]["cpu"]
+    assert not found["ok"]
+    assert f"{built} cannot be loaded here" in found["state"]
     assert found["remedy"] == "thresher kernels build --force"
 
 
