@@ -39,7 +39,10 @@ OPERATOR = Operator(
     length_safe = Max (length, tiny)
     unit = Div (pool32, length_safe)
     unit_t = Transpose <perm = [0, 2, 1]> (unit)
-    cosine = MatMul (unit, unit_t)
+    # A product may round (i, j) and (j, i) apart, and two tokens then do not tie that are each other's nearest.
+    product = MatMul (unit, unit_t)
+    product_t = Transpose <perm = [0, 2, 1]> (product)
+    cosine = Max (product, product_t)
     mv = Sub (nv, pv)
     m = Squeeze (mv)
     places = Range (i0, m, i1)

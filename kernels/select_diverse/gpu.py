@@ -34,17 +34,18 @@ def select_diverse(
     demand("select_diverse", "size", size, (batch, tokens))
     pool = tokens - protected
     unit = unit_vectors(x[:, None], protected)
-    height, tiles = height_of(pool), blocks(pool, COLUMNS)
+    height = height_of(pool)
+    across, down = blocks(pool, COLUMNS), blocks(pool, height)
     closeness = unit.new_empty(batch, pool, pool)
-    tops = unit.new_empty(batch, tiles, pool)
-    _closeness[(batch, blocks(pool, height), tiles)](
+    tops = unit.new_empty(batch, across + down, pool)
+    _closeness[(batch, down, across)](
         unit, size, closeness, tops, *size.stride(), protected, pool, width,
         PADDING, CHOSEN, height, COLUMNS, depth_of(width),
     )  # fmt: skip
     slot = x.new_empty(batch, tokens, dtype=torch.int64)
     kept, lanes = slot.new_empty(batch, keep), power(tokens, 16, MOST)
     _choose[(batch,)](
-        closeness, tops, size, slot, kept, *size.stride(), protected, pool, tiles, keep,
+        closeness, tops, size, slot, kept, *size.stride(), protected, pool, across + down, keep,
         PADDING, CHOSEN, lanes, num_warps=power(lanes // OF_WARP, 1, 16),
     )  # fmt: skip
     y = x.new_empty(batch, keep, width)
@@ -58,7 +59,11 @@ def _closeness(
     PADDING: tl.constexpr, CHOSEN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """A tile of what the others are no nearer to once a row is picked, and each row's nearest other in it."""
+    """A tile of what the others are no nearer to once a row is picked, and each token's nearest other in it.
+
+    A product may round (i, j) and (j, i) apart, and tokens that are each other's nearest have to tie:
+    a token's nearest is looked for along its row and along its column.
+    """
     item, tile = tl.program_id(0).to(tl.int64), tl.program_id(2)
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = (tile * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
@@ -67,12 +72,15 @@ def _closeness(
         unit + item * pool * width, row, inside, column, there, width, ROWS, COLUMNS, DEPTH
     )
     alike = tl.where(alike == alike, alike, -PADDING)  # NaN is far from everything
-    held = tl.load(
-        size + item * size_item + (protected + column) * size_token, mask=there, other=0.0
-    )
-    real, itself = (held != 0)[None, :], row[:, None] == column[None, :]
+    held = size + item * size_item + protected * size_token
+    real = (tl.load(held + column * size_token, mask=there, other=0.0) != 0)[None, :]
+    real_row = (tl.load(held + row * size_token, mask=inside, other=0.0) != 0)[:, None]
+    itself, across = row[:, None] == column[None, :], tl.num_programs(2)
+    top = tops + item * (across + tl.num_programs(1)) * pool
     nearest = tl.max(tl.where(real & ~itself, alike, -PADDING), 1)
-    tl.store(tops + (item * tl.num_programs(2) + tile) * pool + row, nearest, mask=inside)
+    tl.store(top + tile * pool + row, nearest, mask=inside)
+    nearest = tl.max(tl.where(real_row & ~itself, alike, -PADDING), 0)
+    tl.store(top + (across + tl.program_id(1)) * pool + column, nearest, mask=there)
     tl.store(
         closeness + (item * pool + row)[:, None] * pool + column[None, :],
         tl.where(itself, CHOSEN, tl.where(real, alike, PADDING)),

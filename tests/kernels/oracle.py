@@ -210,9 +210,6 @@ def select_diverse(x: Array, size: Array, keep: int, protected: int) -> Selected
             best = max(gaps, key=lambda n: (gaps[n], -n))
             if math.isfinite(gaps[best]):
                 margin = min(margin, gap(list(gaps.values()), gaps[best]))
-                # Two tokens that are each other's nearest tie, up to how a back end rounds (i, j) and (j, i).
-                tied = list(gaps.values()).count(gaps[best]) > 1
-                margin = 0.0 if tied and gaps[best] not in (0, 1, 2) else margin
             picked.append(best)
         padding = [n for n in range(protected, tokens) if size[b, n] == 0]
         picked += padding[: keep - protected - len(picked)]
