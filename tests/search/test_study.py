@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from threading import Barrier
 
@@ -20,7 +21,7 @@ from thresher.passes.tokens.search.gsearch import GSearch
 from thresher.passes.tokens.search.outcome import Counts, Outcome
 from thresher.passes.tokens.search.psigmoid import PSigmoid
 from thresher.passes.tokens.search.strategy import Budget, Strategy
-from thresher.passes.tokens.search.study import LOST, WORKER, Study
+from thresher.passes.tokens.search.study import COUNTS, LOST, OUTCOME, WORKER, Study
 
 SPACE = toy(60, 4)
 FLOORS = (40, 33, 20, 20)
@@ -210,6 +211,22 @@ def test_a_trial_whose_process_died_before_it_signed_is_given_up(
     found: list[int] = []
     study.run(sigmoid(), objective, 2, lambda n, *_: found.append(n))
     assert found == [1, 2]
+
+
+def test_a_trial_under_way_is_not_finished_by_its_value(tmp_path: Path) -> None:
+    """What a reader sees whose look falls between another's commit and its own second statement."""
+    study = Study(an_url(tmp_path), "s", IDENTITY)
+    trial = study._study.ask()
+    trial.set_user_attr(COUNTS, list(FLOORS))
+    trial.set_user_attr(OUTCOME, asdict(objective(FLOORS)))
+    with sqlite3.connect(tmp_path / "study.db") as storage:
+        storage.execute(
+            "INSERT INTO trial_values VALUES (NULL, ?, 0, 1.0, 'FINITE')", (trial._trial_id,)
+        )
+    (seen,) = study._trials()
+    assert seen.values == [1.0]
+    assert study.durations() == []
+    assert study.known() == {}
 
 
 def test_a_trial_under_way_elsewhere_counts(tmp_path: Path) -> None:

@@ -240,7 +240,8 @@ def _storage(optuna: Any, url: str) -> Any:
 
 
 def _finished(trial: Any) -> bool:
-    return trial.values is not None and OUTCOME in trial.user_attrs
+    # Not by its values: SQLite reads them behind the trial, so one under way may have some already.
+    return trial.state.name == "COMPLETE" and OUTCOME in trial.user_attrs
 
 
 def _counts(trial: Any) -> Counts:
