@@ -67,10 +67,11 @@ CPU = Kind(
     variable="CXX",
     needs="g++ 11 or newer",
     flags=(
-        "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden",
+        "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden",
         "-Wall", "-Wextra", "-Wno-psabi",  # vectors never cross the border of the library
     ),
     apart=True,
+    links=("-shared",),
 )  # fmt: skip
 SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 

@@ -74,8 +74,8 @@ def extension() -> Kind:
         apart=True,
         # Nodes of ours may outlive the Core that loaded the library.
         links=(
-            f"-L{libraries}", *(f"-l:{name}" for name in linked), f"-Wl,-rpath,{libraries}",
-            "-Wl,-z,nodelete",
+            *CPU.links, f"-L{libraries}", *(f"-l:{name}" for name in linked),
+            f"-Wl,-rpath,{libraries}", "-Wl,-z,nodelete",
         ),
         written=(("operators.h", _HEADER.format(release=release, rows="\n".join(map(_row, TAKEN.values())))),),
     )  # fmt: skip
