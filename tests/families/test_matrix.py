@@ -192,7 +192,13 @@ def _counts(result: PassResult, dense: Program, inputs: dict[str, torch.Tensor])
     return counts
 
 
-@pytest.mark.parametrize("name", [e.name for e in REFUSED])
+SELDOM = ("timm:mobilevit_s", "timm:cait_xxs24_224")  # they take seconds to trace
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(e.name, marks=pytest.mark.slow if e.name in SELDOM else ()) for e in REFUSED],
+)
 @pytest.mark.parametrize("method", ["tome", "topk-norm"])
 def test_refused_with_node_and_reason(name: str, method: str) -> None:
     dense, result = reduce(name, method, **({"r": 1} if method == "tome" else {"keep": 0.75}))

@@ -157,6 +157,7 @@ def test_lists_of_many_targets() -> None:
     assert_close(token.cpu(), target.gather(1, number))
 
 
+@pytest.mark.slow
 def test_energies_are_split_among_programs() -> None:
     """More tokens than one program feels; that an item's neighbours change nothing is exact."""
     _, size, metric = stream(1100, 1, 20, batch=2)

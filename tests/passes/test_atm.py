@@ -219,6 +219,7 @@ def test_an_items_answer_does_not_depend_on_its_neighbours() -> None:
         torch.testing.assert_close(alone, together[index : index + 1])
 
 
+@pytest.mark.slow
 def test_lengths_that_differ_are_counted_in_shares() -> None:
     toy = traced(model("mean", torch.float32), dynamic=True)
     context = Context(data=data(items().astype(np.float32)), batch=5)

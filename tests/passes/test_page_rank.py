@@ -69,6 +69,7 @@ def test_a_head_out_of_the_window_counts_only_where_all_are() -> None:
     torch.testing.assert_close(nowhere, importance(both, alive, 3, EVERY_HEAD, None))
 
 
+@pytest.mark.slow
 def test_what_the_votes_cost_is_told() -> None:
     program = load_source("tests.cli.toy:vit")
     reduced = []

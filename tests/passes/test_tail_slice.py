@@ -179,7 +179,9 @@ def run(subject: Program, **options: Any) -> PassResult:
     return TailSlice(TailSliceOptions(**options))(subject, Context())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "tokenizer" else ()) for n in MODELS]
+)
 @settings(max_examples=4, deadline=None)
 @given(keep=st.integers(1, LATENTS - 1), batch=st.integers(1, 4))
 def test_equals_the_model_with_sliced_tensors(name: str, keep: int, batch: int) -> None:
@@ -195,7 +197,7 @@ def test_equals_the_model_with_sliced_tensors(name: str, keep: int, batch: int) 
         assert float((got[key] - want).abs().max()) < CLOSE, key
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "resampler"])
+@pytest.mark.parametrize("name", [pytest.param("tokenizer", marks=pytest.mark.slow), "resampler"])
 def test_onnxruntime_agrees(name: str) -> None:
     import onnxruntime
 

@@ -118,6 +118,7 @@ def test_a_runner_checks_its_inputs_and_has_threads_of_its_own(dense: Program) -
         runner.run({"y": torch.zeros(1).numpy()})
 
 
+@pytest.mark.slow
 def test_programs_are_profiled_as_engines(dense: Program, reduced: Program) -> None:
     plan = Plan(rounds=6, sample=0.0005)
     found = profile([dense, reduced], threads=1, plan=plan, memory=False, blocks=True)

@@ -112,7 +112,9 @@ def test_every_reduction_can_be_undone_and_extended(passes: str) -> None:
         assert (where[:, 0] == 0).all()  # the class token
 
 
-@pytest.mark.parametrize("passes", ["evit: {keep: 0.7}", "tome: {r: 1}"])
+@pytest.mark.parametrize(
+    "passes", [pytest.param("evit: {keep: 0.7}", marks=pytest.mark.slow), "tome: {r: 1}"]
+)
 def test_back_ends_agree(passes: str) -> None:
     program = reduced(dense(3, 9, torch.float32), passes)
     found = place(program)
