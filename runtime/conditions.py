@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thresher.runtime.backends import cpu, openvino
+from thresher.runtime.host import processors
 from thresher.runtime.manifest import installed
 
 MODEST = 8  # more threads than this rarely help one transformer on a CPU
@@ -79,7 +80,7 @@ def physical_cores() -> int:
     """Cores without counting hyper-threads; the logical count where it cannot be read."""
     pairs: set[tuple[str, str]] = set()
     package = ""
-    for key, value in _cpuinfo():
+    for key, value in processors():
         if key == "physical id":
             package = value
         elif key == "core id":
@@ -89,7 +90,7 @@ def physical_cores() -> int:
 
 def cpu_model() -> str:
     """Marketing name of the CPU."""
-    for key, value in _cpuinfo():
+    for key, value in processors():
         if key in ("model name", "Model"):
             return value
     return platform.processor() or platform.machine()
@@ -110,11 +111,6 @@ def _quota() -> int | None:
         return None
     allowed, period = text.split()[:2]
     return -(-int(allowed) // int(period))
-
-
-def _cpuinfo() -> list[tuple[str, str]]:
-    pairs = (line.partition(":") for line in (_read("/proc/cpuinfo") or "").splitlines())
-    return [(key.strip(), value.strip()) for key, _, value in pairs]
 
 
 def _read(path: str) -> str | None:

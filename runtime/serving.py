@@ -234,6 +234,11 @@ def start(manifest: Manifest, folder: Path) -> dict[str, Any]:
         notes.append(
             "Triton cannot ask OpenVINO for float32: on processors with bfloat16 it computes in that"
         )
+    if manifest.target == "cpu" and manifest.precision == "int8":
+        notes.append(
+            "Triton passes no session.x64quantprecision to ONNX Runtime: on x86 processors without VNNI sums"
+            " of int8 overflow"
+        )
     return {"command": command, "notes": [note for note in notes if note]}
 
 

@@ -6,6 +6,8 @@ opened, which then reads ``model.onnx`` itself.
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +18,14 @@ from thresher.kernels.native import SWITCH, KernelError, wanted
 from thresher.kernels.operator import DOMAIN
 from thresher.runtime.backends.base import Array, Backend, Feeds, Tell, silent
 from thresher.runtime.backends.trial import trial
-from thresher.runtime.host import free_memory
+from thresher.runtime.host import free_memory, lacks_vnni
 from thresher.runtime.manifest import MODEL, Manifest
 
 if TYPE_CHECKING:
     import onnx
     import openvino as ov
 
+log = logging.getLogger("thresher")
 DEVICE = "CPU"
 IR = "openvino.xml"
 WEIGHTS = "openvino.bin"
@@ -150,6 +153,8 @@ class OpenVinoSession:
             compiled = core.compile_model(read, DEVICE, settings)
         except RuntimeError as error:
             raise RefusedError(f"OpenVINO refuses {model}: {_reason(error)}") from error
+        if manifest.precision == "int8" and lacks_vnni():
+            _warn_of_overflow()
         self.details = {
             "provider": f"OpenVINO {DEVICE}",
             "threads": str(threads),
@@ -226,6 +231,14 @@ def _fixed_shapes(manifest: Manifest) -> dict[str, list[int]]:
         spec.name: [axis if isinstance(axis, int) else sizes.get(axis, -1) for axis in spec.shape]
         for spec in manifest.inputs
     }
+
+
+@cache  # an export opens its engine twice
+def _warn_of_overflow() -> None:
+    log.warning(
+        "this processor has no VNNI: OpenVINO's int8 sums may overflow on it, and are no faster than"
+        " float32; engines of target 'cpu' avoid that"
+    )
 
 
 def _hint(core: Any, precision: str) -> str:

@@ -21,10 +21,11 @@ from thresher.compiler.pipeline import optimize
 from thresher.compiler.program import Program
 from thresher.compiler.recipe import load_recipe
 from thresher.runtime import Engine, ProgramRunner, export, verify
+from thresher.runtime.backends import openvino
 from thresher.runtime.backends.onnx_runtime import session_options
 from thresher.runtime.calibration import BINS, CalibrationData, Magnitudes, calibrate
-from thresher.runtime.conditions import _cpuinfo
 from thresher.runtime.deviation import Deviations, Tolerance, tolerance
+from thresher.runtime.host import lacks_vnni
 from thresher.runtime.manifest import MODEL, TensorInfo
 
 SPECS = (TensorInfo(name="x", dtype="float32", shape=("batch", 8, 16)),)
@@ -129,8 +130,7 @@ def test_engines_really_compute_in_integers_and_agree(
 ) -> None:
     if target == "openvino":
         pytest.importorskip("openvino", reason="openvino is not installed")
-        flags = dict(_cpuinfo()).get("flags", "vnni")  # of x86
-        if "vnni" not in flags:
+        if lacks_vnni():
             pytest.skip("without VNNI OpenVINO's int8 sums saturate")
     program = request.getfixturevalue(kind)
     with export(
@@ -168,6 +168,23 @@ def test_engines_really_compute_in_integers_and_agree(
     error = found.same_function.outputs[0]
     assert error.sqnr_db is not None
     assert 15 < error.sqnr_db < 60, "rounded, and not more than that"
+
+
+@pytest.mark.parametrize("lacks", [True, False])
+def test_sums_that_overflow_are_told_where_an_engine_is_opened(
+    reduced: Program,
+    lacks: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    monkeypatch.setattr(openvino, "lacks_vnni", lambda: lacks)
+    openvino._warn_of_overflow.cache_clear()
+    export(
+        reduced, tmp_path / "e", target="openvino", precision="int8", data=TOYS, threads=1
+    ).close()
+    assert caplog.text.count("no VNNI") == lacks
 
 
 def test_tensorrt_rtx_builds_a_graph_of_pairs(reduced: Program, tmp_path: Path) -> None:

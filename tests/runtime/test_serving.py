@@ -110,6 +110,16 @@ def test_requests_stay_as_they_come_where_they_cannot_be_put_together(
     assert reason in start(made, Path("m"))["notes"][0]
 
 
+def test_what_a_server_cannot_be_told_is_said() -> None:
+    def notes(**changes: str) -> str:
+        return " ".join(start(manifest(**changes), Path("m"))["notes"])
+
+    assert "VNNI" in notes(precision="int8")
+    assert "VNNI" not in notes(precision="fp32")
+    assert "VNNI" not in notes(target="openvino", precision="int8")
+    assert "cannot ask OpenVINO for float32" in notes(target="openvino", precision="fp32")
+
+
 def test_a_number_for_each_sample_is_sent_as_one_value() -> None:
     score = TensorInfo(name="score", dtype="bool", shape=("batch",))
     read = config(manifest(outputs=(Y, score)))
