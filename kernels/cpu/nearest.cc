@@ -32,6 +32,32 @@ struct Best {
   }
 };
 
+// The best so far of each target.
+template <class I, class W>
+struct BestRow {
+  const W* limit;
+  int64_t first;
+  W* best;
+  Number<W>* into;
+
+  template <int ROWS, int COUNT>
+  THRESHER_INLINE void tile(int64_t row, int64_t at, const Tile<I, W, ROWS, COUNT>& product) {
+    for (int64_t v = 0; v < COUNT; ++v, at += LANES<I, W>) {
+      Vector<I, W> value = load<I>(best + at);
+      Vector<I, Number<W>> number = load<I>(into + at);
+      for (int64_t r = 0; r < ROWS; ++r) {
+        const Vector<I, W> most = Vector<I, W>{} + limit[row + r];
+        const Vector<I, W> capped = most < product[v][r] ? most : product[v][r];  // NaN is never better
+        const Mask<I, W> better = capped > value;
+        value = better ? capped : value;
+        number = better ? Vector<I, Number<W>>{} + static_cast<Number<W>>(first + row + r) : number;
+      }
+      store(best + at, value);
+      store(into + at, number);
+    }
+  }
+};
+
 template <class I, class W>
 THRESHER_INLINE void block(const W* rows, int64_t count, const Targets<W>& targets, W* best,
                            int64_t* into) {
@@ -67,7 +93,20 @@ void nearest(const W* rows, int64_t count, const Targets<W>& targets, W* best, i
   });
 }
 
+template <class W>
+void nearest_rows(const W* rows, const W* limit, int64_t first, int64_t count, const Targets<W>& targets, W* best,
+                  Number<W>* into) {
+  dispatch([&](auto isa) THRESHER_INLINED {
+    BestRow<decltype(isa), W> found{limit, first, best, into};
+    use_products<decltype(isa)>(rows, count, targets, found);
+  });
+}
+
 template void nearest<float>(const float*, int64_t, const Targets<float>&, float*, int64_t*);
 template void nearest<double>(const double*, int64_t, const Targets<double>&, double*, int64_t*);
+template void nearest_rows<float>(const float*, const float*, int64_t, int64_t, const Targets<float>&, float*,
+                                  int32_t*);
+template void nearest_rows<double>(const double*, const double*, int64_t, int64_t, const Targets<double>&, double*,
+                                   int64_t*);
 
 }  // namespace thresher

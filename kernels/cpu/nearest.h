@@ -1,4 +1,5 @@
-// For each of many rows the most similar of many other rows, without the matrix of similarities.
+// For each of many rows the most similar of many other rows, without the matrix of similarities.  The rows that are
+// packed as targets are either those to be found or, where they are few, those that look for another.
 #pragma once
 
 #include <cmath>
@@ -12,10 +13,11 @@ namespace thresher {
 constexpr double EPSILON = 1e-12;  // a zero row gets similarity 0 to everything
 constexpr double PADDING = 1e4;    // beyond every cosine
 
+constexpr int64_t PAIR_ROWS = 96;  // rows that stay in the cache while the targets pass
 constexpr int64_t PANEL = 16;  // a multiple of every vector's lanes
 inline int64_t padded_to_panels(int64_t rows) { return (rows + PANEL - 1) / PANEL * PANEL; }
 
-// Rows to be found: PANEL side by side, so that vectors hold a channel of several of them.
+// Rows in panels: PANEL side by side, so that vectors hold a channel of several of them.
 template <class W>
 class Targets {
  public:
@@ -90,7 +92,18 @@ void unit_row(Wide<T>* to, const T* from, int64_t width) {
 template <class W>
 void nearest(const W* rows, int64_t count, const Targets<W>& targets, W* best, int64_t* into);
 
-// The same for `count` rows of each item of a batch, of which `first(item)` is the first, in parts of
+// Numbers of rows beside values of W in vectors.
+template <class W>
+using Number = std::conditional_t<sizeof(W) == sizeof(int32_t), int32_t, int64_t>;
+
+// The other way round: for each target the largest product with one of at most PAIR_ROWS consecutive rows, and which
+// row that is, counted from `first`; of equal ones the first.  `limit` is the most that each row may count for:
+// -PADDING for padding, else infinity.  `best` and `into` fill the targets' panels; what is better already stays.
+template <class W>
+void nearest_rows(const W* rows, const W* limit, int64_t first, int64_t count, const Targets<W>& targets, W* best,
+                  Number<W>* into);
+
+// As `nearest` for `count` rows of each item of a batch, of which `first(item)` is the first, in parts of
 // at least `grain` rows; `best` and `into` are [batch, count].
 template <class W, class First>
 void nearest_by_item(const Context& context, int64_t count, int64_t grain, const First& first,

@@ -6,8 +6,6 @@
 
 namespace thresher {
 
-constexpr int64_t PAIR_ROWS = 96;  // rows that stay in the cache while the targets pass
-
 // The rows from `row` on, ROWS at a time and then fewer, with COUNT vectors of targets from `at` on.
 template <class I, int ROWS, int COUNT, class W, class Use>
 THRESHER_INLINE void use_vectors(const W* rows, int64_t row, int64_t count, const Targets<W>& targets,

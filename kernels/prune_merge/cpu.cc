@@ -7,7 +7,6 @@ namespace thresher {
 namespace {
 
 constexpr int64_t UNIT_GRAIN = 16;   // rows that are worth a thread
-constexpr int64_t MATCH_GRAIN = 12;
 
 // The plain mean of a staying token and the real ones that join it.
 template <class T>
@@ -117,25 +116,52 @@ struct PruneMerge {
     });
   }
 
-  // The most similar of the staying tokens for each joining one, by the cosine of x itself.
+  // The most similar of the staying tokens for each joining one, by the cosine of x itself.  Those that join are few
+  // and stand in panels; those that stay pass by them as they lie.
   void match(const Context& context, Arena& arena, const Stream<T>& x, const float* sizes,
              const Ranked* ranked, int64_t stay, int64_t join, W* best, int64_t* into) const {
-    const int64_t both = stay + join, behind = x.tokens - protect;
-    W* units = arena.take<W>(x.batch * both * x.width);
+    const int64_t behind = x.tokens - protect, parts = std::max<int64_t>(1, 2 * stay / PAIR_ROWS);
+    const auto token = [&](int64_t item, int64_t i) { return ranked[item * behind + i].index; };
+    const auto unit = [&](W* to, int64_t item, int64_t i) { unit_row(to, x.row(item, token(item, i)), x.width); };
+    W* joining = arena.take<W>(x.batch * join * x.width);
     std::vector<Targets<W>> targets;
-    for (int64_t item = 0; item < x.batch; ++item) targets.emplace_back(arena, stay, x.width);
-    context.parallel(x.batch * both, UNIT_GRAIN, [&](int64_t begin, int64_t end) {
+    for (int64_t item = 0; item < x.batch; ++item) targets.emplace_back(arena, join, x.width);
+    context.parallel(x.batch * join, UNIT_GRAIN, [&](int64_t begin, int64_t end) {
       for (int64_t at = begin; at < end; ++at) {
-        const int64_t item = at / both, i = at % both;
-        const int64_t token = ranked[item * behind + i].index;
-        unit_row(units + at * x.width, x.row(item, token), x.width);
-        if (i < stay)
-          targets[item].set(i, units + at * x.width, sizes[item * x.tokens + token] == 0);
+        unit(joining + at * x.width, at / join, stay + at % join);
+        targets[at / join].set(at % join, joining + at * x.width, false);
       }
     });
     for (Targets<W>& one : targets) one.close();
-    const auto first = [&](int64_t item) { return units + (item * both + stay) * x.width; };
-    nearest_by_item(context, join, MATCH_GRAIN, first, targets, best, into);
+
+    const int64_t places = padded_to_panels(join), all = x.batch * parts * places;
+    W* value = arena.take<W>(all);  // [B, parts, places]
+    Number<W>* number = arena.take<Number<W>>(all);
+    std::fill_n(value, all, -std::numeric_limits<W>::infinity());
+    std::fill_n(number, all, 0);
+    W* staying = arena.take<W>(x.batch * stay * x.width);
+    W* limit = arena.take<W>(x.batch * stay);
+    context.parallel(x.batch * parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t at = begin; at < end; ++at) {
+        const int64_t item = at / parts, part = at % parts, from = stay * part / parts, to = stay * (part + 1) / parts;
+        for (int64_t i = from; i < to; ++i) {
+          unit(staying + (item * stay + i) * x.width, item, i);
+          const bool padding = sizes[item * x.tokens + token(item, i)] == 0;
+          limit[item * stay + i] = padding ? W(-PADDING) : std::numeric_limits<W>::infinity();
+        }
+        const int64_t row = item * stay + from;
+        nearest_rows(staying + row * x.width, limit + row, from, to - from, targets[item], value + at * places,
+                     number + at * places);
+      }
+    });
+    for (int64_t at = 0; at < x.batch * join; ++at) {
+      const int64_t first = at / join * parts * places + at % join;
+      int64_t most = first;
+      for (int64_t part = 1; part < parts; ++part)
+        if (value[first + part * places] > value[most]) most = first + part * places;
+      best[at] = value[most];
+      into[at] = number[most];
+    }
   }
 
   const int64_t protect;
