@@ -58,9 +58,8 @@ def _similarities(x: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
     wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     unit = wide / wide.square().sum(-1, keepdim=True).sqrt().clamp(min=EPSILON)
     cosine = unit @ unit.transpose(1, 2)
-    cosine = torch.maximum(
-        cosine, cosine.transpose(1, 2)
-    )  # a product may round (i, j) and (j, i) apart
+    # A product may round (i, j) and (j, i) apart, and tokens that are each other's nearest have to tie.
+    cosine = torch.maximum(cosine, cosine.transpose(1, 2))
     cosine = torch.where(cosine.isnan(), -PADDING, cosine)  # NaN is far from everything
     itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
     others = torch.where(itself | padding[:, None], -PADDING, cosine)
